@@ -1,0 +1,1 @@
+"""The paper: one feed-forward network, reused in width and in depth."""

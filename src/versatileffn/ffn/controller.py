@@ -1,0 +1,165 @@
+"""The controller decides: it turns hidden states into a ReusePlan and owns the only new parameters.
+
+Legend: M tokens, D d_model, K top_k, L max_loops, N num_experts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.experts import ExpertSlices
+from versatileffn.ffn.gains import with_first_gain
+from versatileffn.ffn.plan import ReusePlan, expected_loops
+
+
+class Router(nn.Linear):
+    """W_g of Eq. 7, D -> N, without bias. A class of its own so that its logits can be recorded."""
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__(d_model, num_experts, bias=False)
+
+
+class ReuseController(nn.Module):
+    """Router and loop predictor. Source: Eq. 7, 10, 12, 13.
+
+    Both are linear, without bias, and read H (or norm(H): `normed_controller`). Softmaxes run in
+    at least float32.
+
+    Args:
+        d_model: D.
+        d_hidden: F, for the bounds of the virtual experts.
+        config: the variant's settings.
+
+    Attributes:
+        router: D -> N; None with fusion `depth`.
+        loop_head: D -> L; None with fusion `width`.
+        loop_gains: γ₂ … γ_L, [L − 1]; None unless gains are learned.
+        width_gain: s, a scalar; None unless gains are learned.
+        tau: temperature τ of Eq. 10, moved by the training schedule.
+    """
+
+    def __init__(self, d_model: int, d_hidden: int, config: FFNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tau = config.tau
+        self.slices: ExpertSlices | None = None
+        self.router: Router | None = None
+        self.loop_head: nn.Linear | None = None
+        if config.uses_width:
+            d_expert = config.expert_size(d_hidden)
+            self.slices = ExpertSlices(config.num_experts, d_expert, d_hidden)
+            self.router = Router(d_model, config.num_experts)
+        if config.uses_depth:
+            self.loop_head = nn.Linear(d_model, config.max_loops, bias=False)
+
+        learned = config.reuse_gains == "learned"
+        learns_loops = learned and config.uses_depth and config.max_loops > 1
+        learns_width = learned and config.uses_width
+        self.loop_gains = nn.Parameter(torch.zeros(config.max_loops - 1)) if learns_loops else None
+        self.width_gain = nn.Parameter(torch.zeros(())) if learns_width else None
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """Draw the linear maps from N(0, std²) and return every gain to 0."""
+        for linear in (self.router, self.loop_head):
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=std)
+        for gain in (self.loop_gains, self.width_gain):
+            if gain is not None:
+                nn.init.zeros_(gain)
+
+    def forward(self, hidden: Tensor, gumbel_noise: Tensor | None = None) -> ReusePlan:
+        """Decide for each token.
+
+        Args:
+            hidden: what the controller reads, H after attention, [..., D].
+            gumbel_noise: noise added to the loop logits, [..., L]. None draws it in training mode
+                and adds none in evaluation mode (Algorithm 2).
+
+        Returns:
+            the plan, with the leading shape of `hidden`.
+        """
+        plan = self._decide_depth(hidden, gumbel_noise)
+        if self.router is None:
+            return plan
+        router_logits = at_least_float32(self.router(hidden))
+        plan.router_logits = router_logits
+        plan.gates, plan.experts = select_experts(router_logits, self.config.top_k)
+        plan.slices = self.slices
+        plan.width_gain = self.width_gain
+        if self.config.fusion == "width" or self.config.reuse_gains == "learned":
+            plan.shared = 1.0
+        return plan
+
+    def _decide_depth(self, hidden: Tensor, gumbel_noise: Tensor | None) -> ReusePlan:
+        """Loop counts, their probabilities and λ."""
+        if self.loop_head is None:
+            ones = hidden.new_ones(hidden.shape[:-1], dtype=_at_least_float32(hidden.dtype))
+            return ReusePlan(ones.long(), loop_probs=ones.unsqueeze(-1), lam=ones)
+        logits = at_least_float32(self.loop_head(hidden))
+        if gumbel_noise is None and self.training:
+            gumbel_noise = sample_gumbel(logits)
+        probs = loop_probabilities(logits, self.tau, gumbel_noise)
+        loop_count = probs.argmax(-1) + 1
+        hard = self.config.loop_mix == "hard"
+        if hard:
+            probs = straight_through(probs, loop_count)
+        return ReusePlan(
+            loop_count=loop_count,
+            loop_probs=probs,
+            lam=self._width_share(probs),
+            hard=hard,
+            loop_gains=None if self.loop_gains is None else with_first_gain(self.loop_gains),
+            loop_logits=logits,
+        )
+
+    def _width_share(self, loop_probs: Tensor) -> Tensor:
+        """λ, the weight of the width pathway. Source: Eq. 13; ½ for plain averaging."""
+        max_loops = loop_probs.shape[-1]
+        if self.config.fusion == "difficulty":
+            return (max_loops - expected_loops(loop_probs)) / max_loops
+        constant = 0.5 if self.config.fusion == "average" else 0.0
+        return loop_probs.new_full(loop_probs.shape[:-1], constant)
+
+
+def loop_probabilities(logits_ML: Tensor, tau: float, gumbel_noise_ML: Tensor | None) -> Tensor:
+    """p = softmax((W_loop·H + gumbel)/τ), [M, L]. Source: Eq. 10, before the straight-through."""
+    noisy_ML = logits_ML if gumbel_noise_ML is None else logits_ML + gumbel_noise_ML
+    return torch.softmax(noisy_ML / tau, dim=-1)
+
+
+def straight_through(probs_ML: Tensor, loop_count_M: Tensor) -> Tensor:
+    """One-hot in value, soft in gradient, [M, L]. Source: Eq. 10.
+
+    The soft part is subtracted from itself first, so that the result is exactly 0 or 1.
+    """
+    one_hot_ML = F.one_hot(loop_count_M - 1, probs_ML.shape[-1]).to(probs_ML.dtype)
+    return one_hot_ML + (probs_ML - probs_ML.detach())
+
+
+def select_experts(router_logits_MN: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Gates and indices of the K best experts, each [M, K]. Source: Eq. 7.
+
+    The softmax runs over the selected logits, so the gates sum to one. Over a single logit it
+    would be constant and the router would never learn: K = 1 takes the probability over all N.
+    """
+    selected_MK, experts_MK = router_logits_MN.topk(top_k, dim=-1)
+    if top_k == 1:
+        return router_logits_MN.softmax(-1).gather(-1, experts_MK), experts_MK
+    return selected_MK.softmax(-1), experts_MK
+
+
+def sample_gumbel(like: Tensor) -> Tensor:
+    """Standard Gumbel noise of the shape, dtype and device of `like`: −log(Exp(1))."""
+    smallest = torch.finfo(like.dtype).tiny
+    return -torch.empty_like(like).exponential_().clamp_min_(smallest).log()
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Widen half-precision logits, whose softmax would lose ties; leave float64 alone."""
+    return values.to(_at_least_float32(values.dtype))
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,114 @@
+"""The dense feed-forward network that everything here reuses.
+
+Legend: D d_model, F d_hidden; leading dimensions are free.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from versatileffn.errors import ConfigError
+from versatileffn.ffn.plan import ReusePlan
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+class FFNOutput(NamedTuple):
+    """What every variant returns.
+
+    Args:
+        hidden: new hidden states, residual included, [..., D].
+        balance_loss: load-balancing loss of this layer, a scalar; None without a router.
+        plan: what was decided for each token; None for variants that decide nothing.
+    """
+
+    hidden: Tensor
+    balance_loss: Tensor | None = None
+    plan: ReusePlan | None = None
+
+
+class MLP(nn.Module):
+    """W_proj, φ and W_out, in the layout of Transformers' Llama.
+
+    Args:
+        d_model: D.
+        d_hidden: F.
+        activation: a name from `ACTIVATIONS`.
+        gated: φ is act(gate)·up (SwiGLU with `silu`); otherwise act(up).
+        bias: give the linear maps biases.
+
+    Raises:
+        ConfigError: the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        activation: str = "silu",
+        gated: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation={activation!r} is unknown: choose one of {list(ACTIVATIONS)}"
+            )
+        self.gate_proj = nn.Linear(d_model, d_hidden, bias=bias) if gated else None
+        self.up_proj = nn.Linear(d_model, d_hidden, bias=bias)
+        self.down_proj = nn.Linear(d_hidden, d_model, bias=bias)
+        self.act_fn = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W_out φ(W_proj x), [..., D] -> [..., D]."""
+        return self.down_proj(hidden_activations(self, x))
+
+
+def hidden_activations(mlp: nn.Module, x: Tensor) -> Tensor:
+    """a = φ(W_proj x), [..., D] -> [..., F], for this MLP or one of Transformers'.
+
+    The linears are called, never read, so adapters and quantized weights take part.
+    """
+    if getattr(mlp, "gate_proj", None) is None:
+        return mlp.act_fn(mlp.up_proj(x))
+    return mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+
+
+class DenseFFN(nn.Module):
+    """F(H) = H + W_out φ(W_proj norm(H)). Source: Eq. 2.
+
+    Args:
+        d_model: D.
+        d_hidden: F.
+        activation, gated, bias: see `MLP`.
+        norm_eps: epsilon of the RMSNorm.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        *,
+        activation: str = "silu",
+        gated: bool = True,
+        bias: bool = False,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        for name, value in (("d_model", d_model), ("d_hidden", d_hidden)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        self.norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.mlp = MLP(d_model, d_hidden, activation, gated, bias)
+
+    def forward(self, hidden: Tensor) -> FFNOutput:
+        """[..., D] -> [..., D]."""
+        return FFNOutput(hidden + self.mlp(self.norm(hidden)))

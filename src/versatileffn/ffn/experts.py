@@ -1,0 +1,80 @@
+"""Virtual experts: slices of the hidden dimension of one feed-forward network.
+
+Legend: M tokens, F d_hidden, f d_expert, N num_experts, K top_k.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from versatileffn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ExpertSlices:
+    """Which hidden neurons belong to which virtual expert.
+
+    Source: Eq. 4–5. Expert k owns the f neurons from ⌊k·S⌋, with S = (F − f)/(N − 1) and one
+    expert starting at 0. As N·f ≤ F they never overlap; with N·f = F they tile the hidden layer.
+
+    Args:
+        num_experts: N.
+        d_expert: f, neurons of one expert.
+        d_hidden: F, neurons of the FFN.
+
+    Raises:
+        ConfigError: N·f > F.
+    """
+
+    num_experts: int
+    d_expert: int
+    d_hidden: int
+
+    def __post_init__(self) -> None:
+        if self.num_experts * self.d_expert > self.d_hidden:
+            raise ConfigError(
+                f"num_experts·d_expert = {self.num_experts * self.d_expert} exceeds "
+                f"d_hidden={self.d_hidden}: lower num_experts or d_expert"
+            )
+
+    @property
+    def starts(self) -> list[int]:
+        """First neuron of each expert, in exact integer arithmetic."""
+        span = self.d_hidden - self.d_expert
+        return [k * span // max(self.num_experts - 1, 1) for k in range(self.num_experts)]
+
+    @property
+    def tiles(self) -> bool:
+        """Whether the experts cover every neuron."""
+        return self.num_experts * self.d_expert == self.d_hidden
+
+    @property
+    def unused_neurons(self) -> int:
+        """Hidden neurons that belong to no expert."""
+        return self.d_hidden - self.num_experts * self.d_expert
+
+    def owner_of_neuron(self, device: torch.device | None = None) -> Tensor:
+        """The expert of each neuron, [F] int64; N where a neuron belongs to none."""
+        owner_F = torch.full((self.d_hidden,), self.num_experts, device=device)
+        starts_N = torch.tensor(self.starts, device=device)
+        neurons_Nf = starts_N[:, None] + torch.arange(self.d_expert, device=device)
+        experts_N = torch.arange(self.num_experts, device=device)
+        return owner_F.index_put((neurons_Nf,), experts_N[:, None].expand_as(neurons_Nf))
+
+    def scale_neurons(self, weights_MN: Tensor, activations_MF: Tensor) -> Tensor:
+        """Multiply each expert's activations by its weight: Σ_k w_k 1[I(k)] ⊙ a, [M, F].
+
+        Source: Eq. 6–7 in one product; neurons without an expert become zero.
+        """
+        if self.tiles:
+            blocks_MNf = activations_MF.unflatten(-1, (self.num_experts, self.d_expert))
+            return (blocks_MNf * weights_MN.unsqueeze(-1)).flatten(-2)
+        padded_MN1 = torch.nn.functional.pad(weights_MN, (0, 1))
+        return activations_MF * padded_MN1[..., self.owner_of_neuron(activations_MF.device)]
+
+
+def spread_gates(gates_MK: Tensor, experts_MK: Tensor, num_experts: int) -> Tensor:
+    """The K gates of each token laid out over all N experts, [M, N]; zero where not selected."""
+    zeros_MN = gates_MK.new_zeros(*gates_MK.shape[:-1], num_experts)
+    return zeros_MN.scatter(-1, experts_MK, gates_MK)

@@ -1,0 +1,93 @@
+"""ReusePlan: what was decided for each token, before anything is computed.
+
+Legend: M tokens (or any leading shape), K top_k, L max_loops, N num_experts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from versatileffn.ffn.experts import ExpertSlices
+
+PER_TOKEN = (
+    "loop_count",
+    "loop_probs",
+    "lam",
+    "gates",
+    "experts",
+    "router_logits",
+    "loop_logits",
+)
+
+
+@dataclass
+class ReusePlan:
+    """How each token uses the feed-forward network.
+
+    An executor needs nothing else to turn H into Y; telemetry and run-time budgets read and edit
+    the plan, never the layer.
+
+    Args:
+        loop_count: ℓ̂, loops of each token, 1-based int64, [M].
+        loop_probs: p of Eq. 10, weights of H⁽¹⁾…H⁽ᴸ⁾, [M, L]. One-hot unless `soft`. Executors
+            rely on Σ p = 1.
+        lam: λ of Eq. 13, weight of the width pathway, [M].
+        hard: p is one-hot, so a token may stop after ℓ̂ loops.
+        gates: g of Eq. 7, [M, K]; None without a width pathway.
+        experts: selected experts, int64, [M, K]; None without a width pathway.
+        slices: the neurons of each expert; None without a width pathway.
+        shared: σ, how much of the full FFN joins the width pathway.
+        width_gain: s, gain of the routed experts, a scalar; None means 1.
+        loop_gains: γ, gain of each loop, [L]; None means 1.
+        router_logits: W_g·H, [M, N].
+        loop_logits: W_loop·H, [M, L].
+    """
+
+    loop_count: Tensor
+    loop_probs: Tensor
+    lam: Tensor
+    hard: bool = True
+    gates: Tensor | None = None
+    experts: Tensor | None = None
+    slices: ExpertSlices | None = None
+    shared: float = 0.0
+    width_gain: Tensor | None = None
+    loop_gains: Tensor | None = None
+    router_logits: Tensor | None = None
+    loop_logits: Tensor | None = None
+
+    @property
+    def max_loops(self) -> int:
+        """L."""
+        return self.loop_probs.shape[-1]
+
+    @property
+    def expected_loops(self) -> Tensor:
+        """E[L] = Σ ℓ·p_ℓ, the difficulty of each token, [M]. Source: Eq. 12."""
+        return expected_loops(self.loop_probs)
+
+    def flatten(self) -> "ReusePlan":
+        """The same plan with all leading dimensions folded into one."""
+        lead = self.loop_count.dim()
+        return self if lead == 1 else self._map_tokens(lambda value: value.flatten(0, lead - 1))
+
+    def take(self, tokens: Tensor) -> "ReusePlan":
+        """The plan of some tokens, in the order given.
+
+        Args:
+            tokens: indices into a flat plan, int64, [M'].
+        """
+        return self._map_tokens(lambda value: value[tokens])
+
+    def _map_tokens(self, change: Callable[[Tensor], Tensor]) -> "ReusePlan":
+        """Apply `change` to each field that has one entry per token."""
+        values = {name: getattr(self, name) for name in PER_TOKEN}
+        return replace(self, **{k: change(v) for k, v in values.items() if v is not None})
+
+
+def expected_loops(loop_probs_ML: Tensor) -> Tensor:
+    """E[L] = Σ ℓ·p_ℓ, [M]. Source: Eq. 12."""
+    loops_L = torch.arange(1, loop_probs_ML.shape[-1] + 1, device=loop_probs_ML.device)
+    return (loop_probs_ML * loops_L.to(loop_probs_ML.dtype)).sum(-1)
