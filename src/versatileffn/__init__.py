@@ -1,7 +1,17 @@
-"""Adaptive wide-and-deep reuse of feed-forward networks (VersatileFFN, arXiv 2512.14531)."""
+"""Adaptive wide-and-deep reuse of feed-forward networks (VersatileFFN, arXiv 2512.14531).
+
+Importing this package registers its models with Transformers' Auto classes.
+"""
 
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.versatile import VersatileFFN
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
-__all__ = ["FFNConfig", "ReusePlan", "VersatileFFN"]
+__all__ = [
+    "FFNConfig",
+    "ReusePlan",
+    "VersatileFFN",
+    "VersatileLlamaConfig",
+    "VersatileLlamaForCausalLM",
+]

@@ -1,0 +1,145 @@
+"""The causal language model's loss and outputs, the same for every family and variant."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from versatileffn.ffn.controller import ReuseController
+from versatileffn.ffn.gains import LoopGains
+from versatileffn.ffn.losses import balance_loss
+from versatileffn.ffn.moe import SparseExperts
+from versatileffn.ffn.plan import ReusePlan
+
+
+@dataclass
+class ReuseCausalLMOutput(MoeCausalLMOutputWithPast):
+    """Transformers' MoE output, with the plans.
+
+    Args:
+        loss: nats per token; in training mode with `router_aux_loss_coef · aux_loss` added.
+        aux_loss: the balance loss, averaged over layers; None without a router.
+        router_logits: one [B, T, N] for each layer, when asked for.
+        reuse_plans: one plan for each layer, with `output_reuse_plans=True` (versatile only).
+    """
+
+    reuse_plans: tuple[ReusePlan, ...] | None = None
+
+
+class ReuseInitMixin(PreTrainedModel):
+    """Initialization of what a variant adds, whether from scratch or missing in a checkpoint."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, SparseExperts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+        elif isinstance(module, LoopGains | ReuseController):
+            for name, gain in module.named_parameters(recurse=False):
+                assert name in ("loop_gains", "width_gain")
+                init.zeros_(gain)
+
+
+class ReuseCausalLMMixin:
+    """Forward pass of a causal language model with `model` and `lm_head`."""
+
+    config: Any
+    model: nn.Module
+    lm_head: nn.Module
+    training: bool
+    loss_function: Any
+
+    def set_tau(self, tau: float) -> None:
+        """Set the temperature τ of Eq. 10 in every layer, and in the config so that it is saved."""
+        self.config.tau = tau
+        for module in self.model.modules():
+            if isinstance(module, ReuseController):
+                module.tau = tau
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> ReuseCausalLMOutput:
+        """Next-token logits and loss.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, T], 0 for padding; the balance loss leaves padding out.
+            labels: [B, T], −100 where no loss is wanted; shifted here, as everywhere in
+                Transformers.
+            output_router_logits: record router logits and compute `aux_loss`. By default when
+                the config says so, and whenever a loss is computed in training mode.
+            logits_to_keep: last positions, or indices, to compute logits for; 0 means all.
+            num_items_in_batch: predicted tokens of the whole batch when this call sees one
+                micro-batch of it, as Trainer passes it. The balance loss is then weighted by this
+                micro-batch's share, so accumulation averages it instead of adding it up.
+            kwargs: passed on to the family's base model, `output_reuse_plans` among them.
+        """
+        if output_router_logits is None:
+            wanted_for_loss = self.training and labels is not None
+            output_router_logits = self.config.output_router_logits or wanted_for_loss
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_router_logits=output_router_logits,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        aux_loss = self._aux_loss(outputs.get("router_logits"), attention_mask)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                **kwargs,
+            )
+            if self.training and aux_loss is not None:
+                share = share_of_batch(labels, num_items_in_batch)
+                loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
+        return ReuseCausalLMOutput(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.get("router_logits") or None,
+            reuse_plans=outputs.get("reuse_plans") or None,
+        )
+
+    def _aux_loss(
+        self, router_logits: tuple[Tensor, ...] | None, attention_mask: Tensor | None
+    ) -> Tensor | None:
+        """The balance loss, averaged over layers."""
+        if not router_logits:
+            return None
+        fits = attention_mask is not None and attention_mask.shape == router_logits[0].shape[:-1]
+        mask = attention_mask if fits else None
+        top_k = self.config.num_experts_per_tok
+        losses = [balance_loss(logits.float(), top_k, mask) for logits in router_logits]
+        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
+
+
+def share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+    """The part of the batch's predicted tokens that this micro-batch holds; 1 if it is all."""
+    if num_items_in_batch is None:
+        return 1.0
+    return (labels[..., 1:] != -100).sum() / num_items_in_batch
