@@ -1,4 +1,4 @@
-"""The blend of hidden activations that both executors multiply by W_out once.
+"""The blend of hidden activations with which one down-projection serves both pathways.
 
 Legend: M tokens, F d_hidden, N num_experts.
 """
@@ -9,23 +9,25 @@ from versatileffn.ffn.experts import spread_gates
 from versatileffn.ffn.plan import ReusePlan
 
 
-def width_activations(plan: ReusePlan, first_MF: Tensor) -> Tensor:
-    """(σ + s·m) ⊙ a₁, the width pathway's hidden activations, [M, F].
+def blend_first_loop(plan: ReusePlan, first_MF: Tensor, depth_M1: Tensor) -> Tensor:
+    """[depth + λ·(σ + s·m)] ⊙ a₁, what loop 1 contributes to the output, [M, F].
 
     Source: Eq. 6–8. The virtual experts see the input of loop 1, so their hidden activations are
-    slices of a₁ and the whole pathway is this one elementwise product.
+    slices of a₁, and the whole width pathway is a weight on them. Weights are added up before
+    they meet the activations: where they sum to one, a₁ passes through unchanged.
 
     Args:
-        plan: a flat plan with a width pathway.
+        plan: a flat plan.
         first_MF: a₁, hidden activations of loop 1.
+        depth_M1: the depth pathway's weight of loop 1.
     """
-    assert plan.gates is not None
-    assert plan.experts is not None
-    assert plan.slices is not None
-    gates_MN = spread_gates(plan.gates, plan.experts, plan.slices.num_experts)
+    if plan.gates is None or plan.experts is None or plan.slices is None:
+        return first_MF * depth_M1.to(first_MF.dtype)
+    routed_MN = spread_gates(plan.gates, plan.experts, plan.slices.num_experts)
     if plan.width_gain is not None:
-        gates_MN = gates_MN * plan.width_gain
-    if plan.slices.tiles:
-        return plan.slices.scale_neurons((gates_MN + plan.shared).to(first_MF.dtype), first_MF)
-    routed_MF = plan.slices.scale_neurons(gates_MN.to(first_MF.dtype), first_MF)
-    return routed_MF + plan.shared * first_MF if plan.shared else routed_MF
+        routed_MN = routed_MN * plan.width_gain
+    rest_M1 = depth_M1 + plan.lam[:, None] * plan.shared
+    weights_MN = rest_M1 + plan.lam[:, None] * routed_MN
+    return plan.slices.scale_neurons(
+        weights_MN.to(first_MF.dtype), rest_M1.to(first_MF.dtype), first_MF
+    )

@@ -12,7 +12,7 @@ Legend: M tokens, D d_model, F d_hidden, L max_loops.
 
 from torch import Tensor, nn
 
-from versatileffn.execution.blend import width_activations
+from versatileffn.execution.blend import blend_first_loop
 from versatileffn.ffn.dense import hidden_activations
 from versatileffn.ffn.plan import ReusePlan
 
@@ -29,30 +29,23 @@ def run_masked(hidden_MD: Tensor, norm: nn.Module, mlp: nn.Module, plan: ReusePl
     Returns:
         Y, [M, D].
     """
-    depth_share_ML = depth_weights(plan)
-    state_MD, blend_MF = hidden_MD, None
-    for loop in range(plan.max_loops):
+    depth_ML = depth_weights(plan)
+    a_MF = hidden_activations(mlp, norm(hidden_MD))
+    blend_MF = blend_first_loop(plan, a_MF, depth_ML[:, :1])
+    state_MD = hidden_MD
+    for loop in range(1, plan.max_loops):
+        update_MD = mlp.down_proj(a_MF)
+        if plan.loop_gains is not None:
+            update_MD = plan.loop_gains[loop - 1].to(update_MD.dtype) * update_MD
+        state_MD = state_MD + update_MD
         a_MF = hidden_activations(mlp, norm(state_MD))
-        share_M1 = depth_share_ML[:, loop, None].to(a_MF.dtype)
-        if blend_MF is None:
-            blend_MF = share_M1 * a_MF
-            if plan.gates is not None:
-                blend_MF = blend_MF + plan.lam[:, None].to(a_MF.dtype) * width_activations(
-                    plan, a_MF
-                )
-        else:
-            blend_MF = blend_MF + share_M1 * a_MF
-        if loop + 1 < plan.max_loops:
-            update_MD = mlp.down_proj(a_MF)
-            if plan.loop_gains is not None:
-                update_MD = plan.loop_gains[loop].to(update_MD.dtype) * update_MD
-            state_MD = state_MD + update_MD
+        blend_MF = blend_MF + depth_ML[:, loop, None].to(a_MF.dtype) * a_MF
     output_MD = hidden_MD + mlp.down_proj(blend_MF)
     bias_D = mlp.down_proj.bias
     if bias_D is None:
         return output_MD
     # W_out's bias was added once; the plan wants it once per loop and once for the width pathway.
-    times_M = depth_share_ML.sum(-1) + plan.lam
+    times_M = depth_ML.sum(-1) + plan.lam
     return output_MD + (times_M[:, None].to(bias_D.dtype) - 1) * bias_D
 
 

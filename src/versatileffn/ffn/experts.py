@@ -62,16 +62,21 @@ class ExpertSlices:
         experts_N = torch.arange(self.num_experts, device=device)
         return owner_F.index_put((neurons_Nf,), experts_N[:, None].expand_as(neurons_Nf))
 
-    def scale_neurons(self, weights_MN: Tensor, activations_MF: Tensor) -> Tensor:
-        """Multiply each expert's activations by its weight: Σ_k w_k 1[I(k)] ⊙ a, [M, F].
+    def scale_neurons(self, weights_MN: Tensor, rest_M1: Tensor, activations_MF: Tensor) -> Tensor:
+        """Multiply the hidden activations of each expert by its weight, [M, F].
 
-        Source: Eq. 6–7 in one product; neurons without an expert become zero.
+        Source: Eq. 6–7 in one product.
+
+        Args:
+            weights_MN: a weight for each token and expert.
+            rest_M1: the weight of neurons that belong to no expert.
+            activations_MF: hidden activations of the whole FFN.
         """
         if self.tiles:
             blocks_MNf = activations_MF.unflatten(-1, (self.num_experts, self.d_expert))
             return (blocks_MNf * weights_MN.unsqueeze(-1)).flatten(-2)
-        padded_MN1 = torch.nn.functional.pad(weights_MN, (0, 1))
-        return activations_MF * padded_MN1[..., self.owner_of_neuron(activations_MF.device)]
+        owners = self.owner_of_neuron(activations_MF.device)
+        return activations_MF * torch.cat([weights_MN, rest_M1], dim=-1)[:, owners]
 
 
 def spread_gates(gates_MK: Tensor, experts_MK: Tensor, num_experts: int) -> Tensor:

@@ -1,0 +1,252 @@
+"""Turn a dense checkpoint into a reuse model, with a receipt that says exactly what changed."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+)
+from transformers import logging as hf_logging
+
+from versatileffn.errors import CheckpointError
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.files import write_json
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+
+PROBE_TEXT = (
+    "A feed-forward network is a function of one vector. Slices of it are smaller functions, and "
+    "applying it again makes a deeper one; how much of either a word needs, the word should say."
+)
+PROBE_TOKENS = 64
+"""Length of the probe where the checkpoint carries no tokenizer: evenly spaced token ids."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What upcycling did.
+
+    Args:
+        source: path or hub id of the dense checkpoint.
+        variant: what it became.
+        ffn: the reuse, as the fields of `FFNConfig`.
+        parameters_before, parameters_after: counts, tied weights once.
+        new_tensors: shapes of the tensors that the dense checkpoint doesn't have.
+        norm_layout: where the norms stand, and which formula follows from it.
+        unused_neurons: hidden neurons per layer that belong to no virtual expert.
+        dtype: in which both models were compared.
+        probe_tokens: length of the probe text in tokens.
+        logit_difference: max |reuse − dense| over the probe's logits.
+        logit_scale: max |dense| over the same logits.
+    """
+
+    source: str
+    variant: str
+    ffn: dict[str, Any]
+    parameters_before: int
+    parameters_after: int
+    new_tensors: dict[str, list[int]]
+    norm_layout: str
+    unused_neurons: int
+    dtype: str
+    probe_tokens: int
+    logit_difference: float
+    logit_scale: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The receipt as plain data."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the receipt as JSON."""
+        write_json(Path(path), self.to_dict())
+
+    def __str__(self) -> str:
+        """The receipt as lines for a terminal."""
+        added = self.parameters_after - self.parameters_before
+        growth = 100 * added / self.parameters_before
+        shapes = sorted({f"{_leaf(n)} {tuple(s)}" for n, s in self.new_tensors.items()})
+        lines = {
+            "source": f"{self.source}  ->  {self.variant}",
+            "parameters": f"{self.parameters_before:,} -> {self.parameters_after:,} "
+            f"(+{added:,}, {growth:.3f} %)",
+            "new tensors": f"{len(self.new_tensors)}: {', '.join(shapes) or 'none'}",
+            "norm layout": self.norm_layout,
+            "logit difference": f"{self.logit_difference:.3g} at most, of logits up to "
+            f"{self.logit_scale:.3g} ({self.probe_tokens} tokens, {self.dtype})",
+        }
+        if self.unused_neurons:
+            lines["unused neurons"] = f"{self.unused_neurons} per layer belong to no expert"
+        return "\n".join(f"{name:>16}  {value}" for name, value in lines.items())
+
+
+def upcycle(
+    source: str | Path, config: FFNConfig | None = None, *, seed: int = 0
+) -> tuple[VersatileLlamaForCausalLM, Receipt]:
+    """Turn a dense checkpoint into a model whose FFN is reused.
+
+    With `reuse_gains="learned"` the new model computes the dense model's function exactly; with
+    `fixed` it has the paper's form. Real experts (`moe`) start with W_out = 0 when gains are
+    learned.
+
+    Args:
+        source: a folder or a hub id of a dense Llama checkpoint.
+        config: the variant; None is the paper's.
+        seed: of the new tensors' initialization.
+
+    Returns:
+        the model, in the checkpoint's dtype and in evaluation mode, and the receipt.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read, isn't dense, is of another family, or lacks
+            weights.
+        ConfigError: the reuse doesn't fit the checkpoint's FFN.
+    """
+    config = config or FFNConfig()
+    dense_config = read_dense_config(source)
+    new_config = VersatileLlamaConfig.from_ffn(dense_config, config)
+
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        dense = _load(AutoModelForCausalLM, source, dense_config, allowed_missing=())
+        probe_ids = probe(source, dense_config.vocab_size)
+        expected, parameters_before = _logits(dense, probe_ids), dense.num_parameters()
+        dense_names = set(dense.state_dict())
+        del dense
+        model = _load(
+            VersatileLlamaForCausalLM, source, new_config, (".controller.", ".experts.", ".gains.")
+        )
+    if config.variant == "moe" and config.reuse_gains == "learned":
+        for layer in model.model.layers:
+            torch.nn.init.zeros_(layer.experts.down_proj)
+
+    receipt = Receipt(
+        source=str(source),
+        variant=config.variant,
+        ffn=dataclasses.asdict(config),
+        parameters_before=parameters_before,
+        parameters_after=model.num_parameters(),
+        new_tensors={
+            name: list(tensor.shape)
+            for name, tensor in model.state_dict().items()
+            if name not in dense_names
+        },
+        norm_layout="pre-norm: width is a blend of loop 1's activations, no matrix product"
+        if config.uses_width
+        else "pre-norm",
+        unused_neurons=config.warn_unused_neurons(new_config.intermediate_size),
+        dtype=str(model.dtype).removeprefix("torch."),
+        probe_tokens=probe_ids.shape[-1],
+        logit_difference=(_logits(model, probe_ids) - expected).abs().max().item(),
+        logit_scale=expected.abs().max().item(),
+    )
+    return model, receipt
+
+
+def read_dense_config(source: str | Path) -> LlamaConfig:
+    """The config of a dense checkpoint of a supported family.
+
+    Raises:
+        CheckpointError: it can't be read, isn't dense, or is of another family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
+            "config.json and weights, or a hub id"
+        ) from None
+    if isinstance(config, VersatileLlamaConfig):
+        if config.ffn_variant == "dense":
+            return config
+        raise CheckpointError(
+            f"{source} is already a {config.ffn_variant} model: upcycle its dense base instead"
+        )
+    if not isinstance(config, LlamaConfig):
+        raise CheckpointError(
+            f"{source} is of the family {config.model_type!r}, which isn't supported: "
+            "give a checkpoint of the family 'llama'"
+        )
+    return config
+
+
+def probe(source: str | Path, vocab_size: int) -> Tensor:
+    """Token ids of the probe text, [1, T]; evenly spaced ids where there is no tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        ids = tokenizer(PROBE_TEXT, return_tensors="pt").input_ids
+        if ids.numel() and ids.max() < vocab_size:
+            return ids
+    except Exception as error:
+        # A checkpoint needs no tokenizer to be upcycled, and loaders fail in many ways.
+        logging.getLogger(__name__).debug("no tokenizer in %s: %s", source, error)
+    return torch.linspace(0, vocab_size - 1, PROBE_TOKENS).long()[None]
+
+
+def _load(
+    model_class: type, source: str | Path, config: LlamaConfig, allowed_missing: tuple[str, ...]
+) -> Any:
+    """Load a checkpoint whose every weight must fit, except those the variant adds."""
+    try:
+        model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
+            source, config=config, dtype="auto", output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the weights of {source} can't be read ({first_line(error)}): "
+            "the checkpoint may be incomplete; download or copy it again"
+        ) from None
+    missing = [k for k in info["missing_keys"] if not any(part in k for part in allowed_missing)]
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} weights, {sorted(missing)[0]} among them: if they are "
+            "tied, set tie_word_embeddings in its config.json; otherwise it is incomplete"
+        )
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        raise CheckpointError(
+            f"{source} has {len(unexpected)} weights its config doesn't know, {unexpected[0]} "
+            "among them: its config.json and weights don't belong together"
+        )
+    return model.eval()
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    longest = getattr(model.config, "max_position_embeddings", ids.shape[-1])
+    return model(ids[:, :longest]).logits.float()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Missing keys are expected here and checked by us, so the library needn't warn of them."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _leaf(name: str) -> str:
+    """A tensor's name inside its layer."""
+    return ".".join(part for part in name.split(".")[3:] if part != "weight")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for one-line reports."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
