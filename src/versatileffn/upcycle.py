@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -201,7 +202,7 @@ def _load(
         model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
             source, config=config, dtype="auto", output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the weights of {source} can't be read ({first_line(error)}): "
             "the checkpoint may be incomplete; download or copy it again"

@@ -16,6 +16,9 @@ from versatileffn.ffn.losses import balance_loss
 from versatileffn.ffn.moe import SparseExperts
 from versatileffn.ffn.plan import ReusePlan
 
+ALIGNMENT = 16
+"""Bytes; what the widest vector loads of common CPU kernels expect at least."""
+
 
 @dataclass
 class ReuseCausalLMOutput(MoeCausalLMOutputWithPast):
@@ -32,7 +35,21 @@ class ReuseCausalLMOutput(MoeCausalLMOutputWithPast):
 
 
 class ReuseInitMixin(PreTrainedModel):
-    """Initialization of what a variant adds, whether from scratch or missing in a checkpoint."""
+    """Initialization of what a variant adds, and loading that changes no bit of the results."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own, with weights at aligned addresses.
+
+        Learned gains are a few bytes long, so in a memory-mapped file the tensors behind them
+        start anywhere, and matrix products on such addresses round differently.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+                parameter.data = parameter.data.clone()
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,38 @@
+"""`versatileffn`: one verb for each job."""
+
+import sys
+
+import typer
+
+from versatileffn.cli.reproduce import reproduce_command
+from versatileffn.cli.tokenize import tokenize_command
+from versatileffn.cli.train import train_command
+from versatileffn.cli.upcycle import upcycle_command
+from versatileffn.errors import VersatileFFNError
+
+app = typer.Typer(
+    help="Adaptive wide-and-deep reuse of feed-forward networks in language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("upcycle")(upcycle_command)
+app.command("tokenize")(tokenize_command)
+app.command("train")(train_command)
+app.command("reproduce")(reproduce_command)
+
+
+def main() -> None:
+    """Run the command line; what the user caused ends in one line and exit code 1."""
+    try:
+        app()
+    except VersatileFFNError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

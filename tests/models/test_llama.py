@@ -1,0 +1,188 @@
+"""The Llama models behave as Transformers' users expect, in every variant."""
+
+import copy
+
+import pytest
+import torch
+import versatileffn as vf
+from support.models import SHAPE, VARIANTS, make_ids, make_model
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from versatileffn.errors import ConfigError
+
+every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+@every_variant
+def test_saving_and_loading_changes_nothing(settings, tmp_path):
+    model, ids = make_model(**settings), make_ids(2, 9)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is vf.VersatileLlamaForCausalLM
+    assert loaded.config.ffn() == model.config.ffn()
+    for (name, before), after in zip(
+        model.state_dict().items(), loaded.state_dict().values(), strict=True
+    ):
+        assert torch.equal(before, after), name
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, loaded(ids).logits)
+
+
+def test_the_temperature_is_saved(tmp_path):
+    model = make_model()
+    model.set_tau(0.37)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert [layer.controller.tau for layer in loaded.model.layers] == [0.37, 0.37]
+
+
+@every_variant
+def test_every_cache_generates_the_same_tokens(settings):
+    model, ids = make_model(**settings), make_ids(2, 7)
+    arguments = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    plain = model.generate(ids, use_cache=False, **arguments)
+    assert torch.equal(plain, model.generate(ids, use_cache=True, **arguments))
+    static = model.generate(ids, cache_implementation="static", **arguments)
+    assert torch.equal(plain, static)
+
+
+@every_variant
+def test_left_padding_and_batching_change_nothing(settings):
+    model = make_model(**settings)
+    short, long = make_ids(1, 5, seed=3), make_ids(1, 9, seed=4)
+    arguments = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    batch = torch.cat([torch.cat([torch.zeros(1, 4, dtype=torch.long), short], 1), long])
+    mask = torch.ones_like(batch)
+    mask[0, :4] = 0
+    together = model.generate(batch, attention_mask=mask, **arguments)
+    assert torch.equal(together[0, 9:], model.generate(short, **arguments)[0, 5:])
+    assert torch.equal(together[1, 9:], model.generate(long, **arguments)[0, 9:])
+
+
+@every_variant
+def test_gradient_checkpointing_changes_no_gradient(settings):
+    ids = make_ids(2, 11)
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(**settings).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(5)
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert expected is not None, name
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
+
+
+def test_the_dense_variant_is_transformers_llama():
+    dense = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    model = make_model(ffn_variant="dense")
+    model.load_state_dict(dense.state_dict())
+    ids = make_ids(2, 9)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, dense(ids).logits)
+
+
+def test_one_loop_without_width_is_transformers_llama():
+    dense = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    model = make_model(max_loops=1)
+    missing, unexpected = model.load_state_dict(dense.state_dict(), strict=False)
+    assert not unexpected
+    assert all(".controller." in name for name in missing)
+    ids = make_ids(2, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, dense(ids).logits)
+
+
+@pytest.mark.parametrize("variant", ["moe", "versatile"])
+def test_the_balance_loss_is_in_the_training_loss_alone(variant):
+    model, ids = make_model(ffn_variant=variant, router_aux_loss_coef=0.5), make_ids(2, 9)
+    out = model(input_ids=ids, labels=ids)
+    cross_entropy = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, cross_entropy)
+    assert out.aux_loss is None
+    model.train()
+    out = model(input_ids=ids, labels=ids)
+    cross_entropy = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert len(out.router_logits) == 2
+    torch.testing.assert_close(out.loss, cross_entropy + 0.5 * out.aux_loss)
+
+
+@pytest.mark.parametrize("variant", ["moe", "versatile"])
+def test_accumulation_averages_the_balance_loss(variant):
+    """Micro-batches of uneven length: their losses add up to a token-weighted mean, not a sum."""
+    model = make_model(ffn_variant=variant, router_aux_loss_coef=10.0, max_loops=1).train()
+    batches = [make_ids(1, 9, seed=s) for s in range(3)] + [make_ids(1, 5, seed=9)]
+    items = sum(b.shape[1] - 1 for b in batches)
+    losses = [model(input_ids=b, labels=b, num_items_in_batch=items).loss for b in batches]
+    whole = [model(input_ids=b, labels=b).loss * (b.shape[1] - 1) / items for b in batches]
+    torch.testing.assert_close(sum(losses), sum(whole))
+
+
+def test_padding_does_not_count_in_the_balance_loss():
+    model, ids = make_model(router_aux_loss_coef=1.0), make_ids(1, 8)
+    padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
+    mask = (padded != 0).long()
+    alone = model(ids, output_router_logits=True).aux_loss
+    torch.testing.assert_close(model(padded, attention_mask=mask, output_router_logits=True).aux_loss, alone)
+    assert not torch.isclose(model(padded, output_router_logits=True).aux_loss, alone)
+
+
+def test_plans_can_be_recorded():
+    model, ids = make_model(), make_ids(2, 9)
+    with torch.no_grad():
+        plans = model(ids, output_reuse_plans=True).reuse_plans
+    assert [plan.loop_count.shape for plan in plans] == [(2, 9), (2, 9)]
+    assert model(ids).reuse_plans is None
+
+
+def test_tensor_parallelism_does_not_split_the_ffn():
+    """Splitting F over ranks gives silently wrong logits for anything that masks neurons."""
+    plan = make_model().tp_plan
+    assert any("q_proj" in name for name in plan)
+    assert not any(".mlp." in name for name in plan)
+
+
+def test_no_gradients_flow_where_none_should(tmp_path):
+    """Every parameter of every variant is trained: none is left without a gradient."""
+    ids = make_ids(2, 9)
+    for settings in VARIANTS.values():
+        model = make_model(**settings).train()
+        model(input_ids=ids, labels=ids).loss.backward()
+        idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not idle, settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ffn_variant": "wide"}, "variant='wide' is unknown"),
+        ({"num_experts_per_tok": 9}, "top_k=9 exceeds num_experts=8"),
+        ({"max_loops": 0}, "max_loops=0 must be"),
+        ({"d_expert": 9}, "exceeds d_hidden=64"),
+        ({"ffn_variant": "moe", "hidden_act": "mish"}, "hidden_act='mish'"),
+    ],
+    ids=str,
+)
+def test_bad_settings_name_cause_and_remedy(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        vf.VersatileLlamaConfig(**(SHAPE | settings))
+
+
+def test_unused_neurons_are_reported():
+    with pytest.warns(UserWarning, match="4 of 64 hidden neurons belong to no expert"):
+        make_model(num_experts=3, d_expert=20)
+
+
+def test_config_survives_json(tmp_path):
+    config = vf.VersatileLlamaConfig(**SHAPE, num_experts=4, num_experts_per_tok=1, tau=1.25)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.ffn() == config.ffn()
+    assert loaded.num_experts_per_tok == 1
+
+
+def test_bfloat16_generates():
+    model = copy.deepcopy(make_model()).to(torch.bfloat16)
+    out = model.generate(make_ids(2, 5), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert out.shape == (2, 9)

@@ -1,0 +1,161 @@
+"""Upcycling: the receipt is true, and every bad checkpoint is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import versatileffn as vf
+from support.models import SHAPE, make_ids
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
+from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.upcycle import upcycle
+
+STORIES = Path(__file__).parents[1].parent / "shared" / "models" / "stories15m"
+
+
+@pytest.fixture
+def dense_folder(tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "dense"
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder)
+    return folder
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+@pytest.mark.parametrize("variant", ["dense", "k-loop", "moe", "versatile"])
+@pytest.mark.parametrize("execution", ["masked", "packed"])
+def test_learned_gains_give_the_dense_function(dense_folder, variant, execution):
+    config = vf.FFNConfig(variant=variant, reuse_gains="learned", execution=execution)
+    model, receipt = upcycle(dense_folder, config)
+    dense = AutoModelForCausalLM.from_pretrained(dense_folder)
+    ids = make_ids(3, 20)
+    torch.testing.assert_close(logits(model, ids), logits(dense, ids), rtol=0, atol=1e-5)
+    assert receipt.logit_difference <= 1e-5
+
+
+@pytest.mark.parametrize("variant", ["k-loop", "moe", "versatile"])
+def test_fixed_gains_change_the_function_and_the_receipt_says_so(dense_folder, variant):
+    model, receipt = upcycle(dense_folder, vf.FFNConfig(variant=variant))
+    dense = AutoModelForCausalLM.from_pretrained(dense_folder)
+    ids = make_ids(3, 20)
+    assert (logits(model, ids) - logits(dense, ids)).abs().max() > 1e-3
+    assert receipt.logit_difference > 1e-3
+
+
+def test_learned_gains_in_training_mode_start_at_the_dense_loss(dense_folder):
+    """Whatever noise is drawn, all L loops and every λ give F(H)."""
+    model, _ = upcycle(dense_folder, vf.FFNConfig(reuse_gains="learned"))
+    dense, ids = AutoModelForCausalLM.from_pretrained(dense_folder), make_ids(3, 20)
+    with torch.no_grad():
+        actual = model.train()(ids).logits
+    torch.testing.assert_close(actual, logits(dense, ids), rtol=0, atol=1e-5)
+
+
+def test_the_receipt_counts_what_was_added(dense_folder, tmp_path):
+    model, receipt = upcycle(dense_folder, vf.FFNConfig())
+    dense = AutoModelForCausalLM.from_pretrained(dense_folder)
+    assert receipt.parameters_before == dense.num_parameters()
+    assert receipt.parameters_after == model.num_parameters()
+    added = {n: list(p.shape) for n, p in model.named_parameters() if ".controller." in n}
+    assert receipt.new_tensors == added
+    assert receipt.parameters_after - receipt.parameters_before == 2 * 32 * (8 + 4)
+    receipt.save(tmp_path / "receipt.json")
+    assert json.loads((tmp_path / "receipt.json").read_text()) == receipt.to_dict()
+    assert f"(+{2 * 32 * 12:,}" in str(receipt)
+
+
+def test_dense_weights_are_taken_over_and_the_seed_decides_the_rest(dense_folder):
+    first, _ = upcycle(dense_folder, vf.FFNConfig(), seed=1)
+    again, _ = upcycle(dense_folder, vf.FFNConfig(), seed=1)
+    other, _ = upcycle(dense_folder, vf.FFNConfig(), seed=2)
+    dense = AutoModelForCausalLM.from_pretrained(dense_folder).state_dict()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        if name in dense:
+            assert torch.equal(tensor, dense[name])
+        else:
+            assert not torch.equal(tensor, other.state_dict()[name])
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    model, receipt = upcycle(tmp_path, vf.FFNConfig(reuse_gains="learned"))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert receipt.logit_difference <= 1e-5
+
+
+def test_a_model_of_ours_can_be_a_dense_source(dense_folder, tmp_path):
+    model, _ = upcycle(dense_folder, vf.FFNConfig(variant="dense"))
+    model.save_pretrained(tmp_path / "ours")
+    _, receipt = upcycle(tmp_path / "ours", vf.FFNConfig(reuse_gains="learned"))
+    assert receipt.logit_difference <= 1e-5
+
+
+def test_an_upcycled_model_is_no_source(dense_folder, tmp_path):
+    model, _ = upcycle(dense_folder, vf.FFNConfig())
+    model.save_pretrained(tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="already a versatile model"):
+        upcycle(tmp_path / "ours")
+
+
+def test_unknown_family(tmp_path):
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="family 'gpt2', which isn't supported"):
+        upcycle(tmp_path)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="is no readable checkpoint"):
+        upcycle(tmp_path / "nowhere")
+
+
+def test_missing_weights(dense_folder):
+    weights = dense_folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj"):
+        upcycle(dense_folder)
+
+
+def test_weights_tied_in_the_file_but_not_in_the_config(dense_folder):
+    weights = dense_folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    del tensors["lm_head.weight"]
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight.*tie_word_embeddings"):
+        upcycle(dense_folder)
+
+
+def test_a_truncated_file_of_weights(dense_folder):
+    weights = dense_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="can't be read"):
+        upcycle(dense_folder)
+
+
+def test_weights_of_another_shape(dense_folder):
+    config = json.loads((dense_folder / "config.json").read_text())
+    (dense_folder / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
+    with pytest.raises(CheckpointError, match="can't be read|don't belong"):
+        upcycle(dense_folder)
+
+
+def test_experts_that_do_not_fit(dense_folder):
+    with pytest.raises(ConfigError, match=r"8·9 = 72 exceeds d_hidden=64"):
+        upcycle(dense_folder, vf.FFNConfig(d_expert=9))
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason="the stories15m checkpoint isn't beside this clone")
+def test_a_real_checkpoint_keeps_its_logits():
+    ids = torch.randint(0, 32000, (2, 100), generator=torch.Generator().manual_seed(0))
+    dense = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32)
+    model, receipt = upcycle(STORIES, vf.FFNConfig(reuse_gains="learned"))
+    assert receipt.logit_difference <= 1e-5
+    torch.testing.assert_close(logits(model, ids), logits(dense, ids), rtol=0, atol=1e-5)
