@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
+
 import versatileffn as vf
 from support.models import SHAPE, make_ids
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.upcycle import upcycle
 
@@ -143,7 +144,7 @@ def test_a_truncated_file_of_weights(dense_folder):
 def test_weights_of_another_shape(dense_folder):
     config = json.loads((dense_folder / "config.json").read_text())
     (dense_folder / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
-    with pytest.raises(CheckpointError, match="can't be read|don't belong"):
+    with pytest.raises(CheckpointError, match=r"can't be read|don't belong"):
         upcycle(dense_folder)
 
 
@@ -152,7 +153,9 @@ def test_experts_that_do_not_fit(dense_folder):
         upcycle(dense_folder, vf.FFNConfig(d_expert=9))
 
 
-@pytest.mark.skipif(not STORIES.exists(), reason="the stories15m checkpoint isn't beside this clone")
+@pytest.mark.skipif(
+    not STORIES.exists(), reason="the stories15m checkpoint isn't beside this clone"
+)
 def test_a_real_checkpoint_keeps_its_logits():
     ids = torch.randint(0, 32000, (2, 100), generator=torch.Generator().manual_seed(0))
     dense = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32)

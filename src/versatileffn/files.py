@@ -1,4 +1,4 @@
-"""Outputs are written beside their place and renamed into it, so a half-written one never counts."""
+"""Outputs are written beside their place and renamed into it: half-written ones never count."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     Raises:
         ConfigError: `path` exists, isn't an empty folder, and `overwrite` is off.
     """
-    occupied = path.is_dir() and any(path.iterdir()) or path.is_file()
+    occupied = (path.is_dir() and any(path.iterdir())) or path.is_file()
     if occupied and not overwrite:
         raise ConfigError(f"{path} already exists: choose another output, or pass --overwrite")
 

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
 import versatileffn as vf
 from support.models import SHAPE, VARIANTS, make_ids, make_model
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from versatileffn.errors import ConfigError
 
 every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
@@ -98,12 +99,16 @@ def test_one_loop_without_width_is_transformers_llama():
 def test_the_balance_loss_is_in_the_training_loss_alone(variant):
     model, ids = make_model(ffn_variant=variant, router_aux_loss_coef=0.5), make_ids(2, 9)
     out = model(input_ids=ids, labels=ids)
-    cross_entropy = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    cross_entropy = torch.nn.functional.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    )
     torch.testing.assert_close(out.loss, cross_entropy)
     assert out.aux_loss is None
     model.train()
     out = model(input_ids=ids, labels=ids)
-    cross_entropy = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    cross_entropy = torch.nn.functional.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    )
     assert len(out.router_logits) == 2
     torch.testing.assert_close(out.loss, cross_entropy + 0.5 * out.aux_loss)
 
@@ -124,7 +129,9 @@ def test_padding_does_not_count_in_the_balance_loss():
     padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
     mask = (padded != 0).long()
     alone = model(ids, output_router_logits=True).aux_loss
-    torch.testing.assert_close(model(padded, attention_mask=mask, output_router_logits=True).aux_loss, alone)
+    torch.testing.assert_close(
+        model(padded, attention_mask=mask, output_router_logits=True).aux_loss, alone
+    )
     assert not torch.isclose(model(padded, output_router_logits=True).aux_loss, alone)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from support.layers import as_naive, gumbel, make_hidden, make_layer
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
@@ -59,12 +60,12 @@ def training_errors(layer, hidden, executor) -> list[float]:
     actual = executor(hidden, layer.norm, layer.mlp, plan)
     expected = naive.train(as_naive(layer), hidden, noise)
     errors = [relative_error(actual, expected)]
-    pairs = zip(
-        gradients(layer, hidden, actual), gradients(layer, hidden, expected), strict=True
-    )
+    pairs = zip(gradients(layer, hidden, actual), gradients(layer, hidden, expected), strict=True)
     for ours, truth in pairs:
         zero = torch.zeros(1, dtype=hidden.dtype)
-        errors.append(relative_error(zero if ours is None else ours, zero if truth is None else truth))
+        errors.append(
+            relative_error(zero if ours is None else ours, zero if truth is None else truth)
+        )
     return errors
 
 

@@ -1,6 +1,7 @@
 """Small layers, and the same weights as `naive.py` reads them."""
 
 import torch
+
 from versatileffn.ffn import naive
 from versatileffn.ffn.versatile import VersatileFFN
 

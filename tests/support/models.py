@@ -1,6 +1,7 @@
 """Tiny models of every variant."""
 
 import torch
+
 import versatileffn as vf
 
 SHAPE = {

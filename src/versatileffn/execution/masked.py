@@ -10,14 +10,14 @@ so both pathways share the last down-projection and no expert is sliced out or l
 Legend: M tokens, D d_model, F d_hidden, L max_loops.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from versatileffn.execution.blend import blend_first_loop
-from versatileffn.ffn.dense import hidden_activations
+from versatileffn.ffn.dense import FeedForward, Norm, hidden_activations
 from versatileffn.ffn.plan import ReusePlan
 
 
-def run_masked(hidden_MD: Tensor, norm: nn.Module, mlp: nn.Module, plan: ReusePlan) -> Tensor:
+def run_masked(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
     """Carry out a plan, differentiably in everything. Source: Eq. 3, 7–11.
 
     Args:

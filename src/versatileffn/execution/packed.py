@@ -10,16 +10,17 @@ Legend: M tokens, D d_model, F d_hidden, L max_loops, R tokens still running.
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from versatileffn.execution.blend import blend_first_loop
-from versatileffn.ffn.dense import hidden_activations
+from versatileffn.ffn.dense import FeedForward, Norm, hidden_activations
 from versatileffn.ffn.plan import ReusePlan
 
 
-def run_packed(hidden_MD: Tensor, norm: nn.Module, mlp: nn.Module, plan: ReusePlan) -> Tensor:
+def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
     """Carry out a hard plan without gradients. Source: Algorithm 2.
 
     Args:
@@ -45,7 +46,7 @@ def run_packed(hidden_MD: Tensor, norm: nn.Module, mlp: nn.Module, plan: ReusePl
     total_RD = torch.zeros_like(start_MD)
     width_RD, width_RF = total_RD, None
     active = active_tokens(plan)
-    for loop, (running, staying) in enumerate(zip(active, active[1:], strict=False)):
+    for loop, (running, staying) in enumerate(pairwise(active)):
         stay, leave = slice(staying), slice(staying, running)
         a_RF = hidden_activations(mlp, norm(start_MD[:running] + total_RD))
         gain = kept_M1.new_ones(()) if plan.loop_gains is None else plan.loop_gains[loop]

@@ -11,15 +11,16 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
 from versatileffn.ffn.config import Execution
+from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.plan import ReusePlan
 
-Executor = Callable[[Tensor, nn.Module, nn.Module, ReusePlan], Tensor]
+Executor = Callable[[Tensor, Norm, FeedForward, ReusePlan], Tensor]
 
 
 def select_executor(execution: Execution, plan: ReusePlan) -> Executor:
@@ -42,7 +43,7 @@ def select_executor(execution: Execution, plan: ReusePlan) -> Executor:
 
 
 def execute(
-    hidden: Tensor, norm: nn.Module, mlp: nn.Module, plan: ReusePlan, execution: Execution = "auto"
+    hidden: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan, execution: Execution = "auto"
 ) -> Tensor:
     """Carry out a plan on hidden states of any leading shape, [..., D] -> [..., D].
 

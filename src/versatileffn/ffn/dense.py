@@ -4,7 +4,7 @@ Legend: D d_model, F d_hidden; leading dimensions are free.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +19,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
 }
+
+
+Norm = Callable[[Tensor], Tensor]
+
+
+class FeedForward(Protocol):
+    """What an executor calls: `MLP`, or the MLP of a Transformers family.
+
+    A gated one also has `gate_proj`.
+    """
+
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    act_fn: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """W_out φ(W_proj x), [..., D] -> [..., D]."""
+        ...
 
 
 class FFNOutput(NamedTuple):
@@ -72,14 +90,15 @@ class MLP(nn.Module):
         return self.down_proj(hidden_activations(self, x))
 
 
-def hidden_activations(mlp: nn.Module, x: Tensor) -> Tensor:
+def hidden_activations(mlp: FeedForward, x: Tensor) -> Tensor:
     """a = φ(W_proj x), [..., D] -> [..., F], for this MLP or one of Transformers'.
 
     The linears are called, never read, so adapters and quantized weights take part.
     """
-    if getattr(mlp, "gate_proj", None) is None:
+    gate_proj = getattr(mlp, "gate_proj", None)
+    if gate_proj is None:
         return mlp.act_fn(mlp.up_proj(x))
-    return mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+    return mlp.act_fn(gate_proj(x)) * mlp.up_proj(x)
 
 
 class DenseFFN(nn.Module):

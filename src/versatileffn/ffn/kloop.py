@@ -1,15 +1,15 @@
 """The k-loop baseline: the whole FFN, k times, for every token."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import ReuseGains
-from versatileffn.ffn.dense import DenseFFN, FFNOutput
+from versatileffn.ffn.dense import DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.gains import LoopGains
 
 
 def k_loop(
-    hidden: Tensor, norm: nn.Module, mlp: nn.Module, num_loops: int, gains: Tensor | None = None
+    hidden: Tensor, norm: Norm, mlp: FeedForward, num_loops: int, gains: Tensor | None = None
 ) -> Tensor:
     """Apply F `num_loops` times: H⁽ˡ⁾ = H⁽ˡ⁻¹⁾ + γ_ℓ W_out φ(W_proj norm(H⁽ˡ⁻¹⁾)).
 

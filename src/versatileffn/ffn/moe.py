@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.controller import Router, at_least_float32, select_experts
-from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN, FFNOutput
+from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.losses import balance_loss
 
 
@@ -142,7 +142,7 @@ class MoEFFN(DenseFFN):
 
 
 def moe(
-    hidden: Tensor, norm: nn.Module, mlp: nn.Module, experts: SparseExperts
+    hidden: Tensor, norm: Norm, mlp: FeedForward, experts: SparseExperts
 ) -> tuple[Tensor, Tensor]:
     """Dense FFN and sparse experts on one normed input: new hidden states and router logits."""
     x = norm(hidden)

@@ -5,6 +5,7 @@ Legend: M tokens (or any leading shape), K top_k, L max_loops, N num_experts.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,18 +74,19 @@ class ReusePlan:
         lead = self.loop_count.dim()
         return self if lead == 1 else self._map_tokens(lambda value: value.flatten(0, lead - 1))
 
-    def take(self, tokens: Tensor) -> "ReusePlan":
+    def take(self, tokens: Tensor | slice) -> "ReusePlan":
         """The plan of some tokens, in the order given.
 
         Args:
-            tokens: indices into a flat plan, int64, [M'].
+            tokens: indices into a flat plan, int64 [M'], or a slice of it.
         """
         return self._map_tokens(lambda value: value[tokens])
 
     def _map_tokens(self, change: Callable[[Tensor], Tensor]) -> "ReusePlan":
         """Apply `change` to each field that has one entry per token."""
-        values = {name: getattr(self, name) for name in PER_TOKEN}
-        return replace(self, **{k: change(v) for k, v in values.items() if v is not None})
+        values: dict[str, Any] = {name: getattr(self, name) for name in PER_TOKEN}
+        changed = {name: change(v) for name, v in values.items() if v is not None}
+        return replace(self, **changed)  # type: ignore[arg-type]
 
 
 def expected_loops(loop_probs_ML: Tensor) -> Tensor:

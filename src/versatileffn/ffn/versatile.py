@@ -6,7 +6,7 @@ from versatileffn.errors import ConfigError
 from versatileffn.execution.select import execute
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.controller import ReuseController
-from versatileffn.ffn.dense import DenseFFN, FFNOutput
+from versatileffn.ffn.dense import DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.losses import balance_loss
 from versatileffn.ffn.plan import ReusePlan
 
@@ -51,7 +51,9 @@ class VersatileFFN(DenseFFN):
         try:
             self.config = (config or FFNConfig()).replace(**reuse)
         except TypeError as error:
-            raise ConfigError(f"{error}: the reuse is described by the fields of FFNConfig") from None
+            raise ConfigError(
+                f"{error}: the reuse is described by the fields of FFNConfig"
+            ) from None
         if self.config.variant != "versatile":
             raise ConfigError(
                 f"VersatileFFN got variant={self.config.variant!r}: use DenseFFN, KLoopFFN or "
@@ -81,8 +83,8 @@ class VersatileFFN(DenseFFN):
 
 def versatile(
     hidden: Tensor,
-    norm: nn.Module,
-    mlp: nn.Module,
+    norm: Norm,
+    mlp: FeedForward,
     controller: nn.Module,
     config: FFNConfig,
     plan: ReusePlan | None = None,

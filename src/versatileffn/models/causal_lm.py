@@ -133,7 +133,7 @@ class ReuseCausalLMMixin:
                 loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
         return ReuseCausalLMOutput(
             loss=loss,
-            aux_loss=aux_loss,
+            aux_loss=aux_loss,  # type: ignore[arg-type]
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

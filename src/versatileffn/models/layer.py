@@ -1,5 +1,7 @@
 """What turns a family's decoder layer into one whose FFN is reused."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from versatileffn.ffn.config import FFNConfig
@@ -20,8 +22,8 @@ class ReuseLayer(nn.Module):
     `controller` (versatile), `experts` (moe), or `gains` (k-loop with learned gains).
     """
 
-    post_attention_layernorm: nn.Module
-    mlp: nn.Module
+    post_attention_layernorm: Any
+    mlp: Any
 
     def add_reuse(self, config: FFNConfig, d_model: int, d_hidden: int, activation: str) -> None:
         """Create what the variant needs beside the dense FFN.
@@ -46,7 +48,9 @@ class ReuseLayer(nn.Module):
                 MOE_ACTIVATIONS.get(activation, activation),
                 gated=getattr(self.mlp, "gate_proj", None) is not None,
             )
-        elif config.variant == "k-loop" and config.reuse_gains == "learned" and config.num_loops > 1:
+        elif (
+            config.variant == "k-loop" and config.reuse_gains == "learned" and config.num_loops > 1
+        ):
             self.gains = LoopGains(config.num_loops)
 
     def apply_ffn(self, hidden: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class VersatileLlamaDecoderLayer(ReuseLayer, LlamaDecoderLayer):
             config.ffn(), config.hidden_size, config.intermediate_size, config.hidden_act
         )
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """[B, T, D] -> [B, T, D]."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         return self.apply_ffn(hidden_states + attended)

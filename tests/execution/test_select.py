@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from support.layers import make_hidden, make_layer
+from versatileffn.errors import ConfigError
+from versatileffn.execution.masked import run_masked
+from versatileffn.execution.packed import active_tokens, run_packed
+from versatileffn.execution.select import select_executor
+from versatileffn.ffn.dense import hidden_activations
+
+
+def plan_of(**settings):
+    return make_layer(**settings).eval().controller(make_hidden(6, 16))
+
+
+def test_auto_packs_inference_and_masks_the_rest():
+    hard, soft = plan_of(), plan_of(loop_mix="soft")
+    assert select_executor("auto", hard) is run_masked
+    with torch.no_grad():
+        assert select_executor("auto", hard) is run_packed
+        assert select_executor("auto", soft) is run_masked
+        assert select_executor("masked", hard) is run_masked
+
+
+def test_packed_is_refused_where_it_is_invalid():
+    with pytest.raises(ConfigError, match=r"use torch\.no_grad"):
+        make_layer(execution="packed")(make_hidden(4, 16))
+    with torch.no_grad(), pytest.raises(ConfigError, match="loop_mix='hard'"):
+        make_layer(execution="packed", loop_mix="soft")(make_hidden(4, 16))
+    with pytest.raises(ValueError, match="soft plan"):
+        run_packed(make_hidden(6, 16), None, None, plan_of(loop_mix="soft"))
+
+
+def test_packed_does_exactly_the_planned_work():
+    """Rows through W_proj and through W_out, counted at the linears: Σ ℓ̂ of each."""
+    layer, hidden = make_layer().eval(), make_hidden(50, 16)
+    rows = {"up": 0, "down": 0}
+    for name, linear in (("up", layer.mlp.up_proj), ("down", layer.mlp.down_proj)):
+        linear.register_forward_hook(
+            lambda _m, inputs, _o, name=name: rows.__setitem__(
+                name, rows[name] + inputs[0].shape[0]
+            )
+        )
+    with torch.no_grad():
+        plan = layer(hidden).plan
+    planned = plan.loop_count.sum().item()
+    assert rows == {"up": planned, "down": planned}
+    assert sum(active_tokens(plan)) == planned
+    assert 50 < planned < 200
+
+
+@pytest.mark.parametrize("executor", [run_masked, run_packed])
+def test_hidden_states_are_left_as_they_were(executor):
+    layer, hidden = make_layer(bias=True, reuse_gains="learned").eval(), make_hidden(20, 16)
+    before = hidden.clone()
+    with torch.no_grad():
+        executor(hidden, layer.norm, layer.mlp, layer.controller(hidden))
+    assert torch.equal(hidden, before)
+
+
+def test_compiling_the_whole_graph_takes_the_masked_executor():
+    layer = make_layer(dtype=torch.float32).eval()
+    compiled = torch.compile(lambda h: layer(h).hidden, fullgraph=True, backend="eager")
+    hidden = make_hidden(6, 16, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(hidden), layer(hidden).hidden)
+
+
+def test_adapters_take_part():
+    """The linears are called, so a hook (an adapter, a quantized product) changes the result."""
+    layer, hidden = make_layer().eval(), make_hidden(6, 16)
+    with torch.no_grad():
+        before = layer(hidden).hidden
+        layer.mlp.down_proj.register_forward_hook(lambda _m, _i, out: out * 2)
+        assert not torch.allclose(layer(hidden).hidden, before)
+        a = hidden_activations(layer.mlp, hidden)
+    torch.testing.assert_close(
+        a, layer.mlp.act_fn(layer.mlp.gate_proj(hidden)) * layer.mlp.up_proj(hidden)
+    )

@@ -1,0 +1,70 @@
+import pytest
+
+from versatileffn.errors import ConfigError
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.kloop import KLoopFFN
+from versatileffn.ffn.versatile import VersatileFFN
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variant": "wide"}, "variant='wide' is unknown: choose one of"),
+        ({"fusion": "sum"}, "fusion='sum' is unknown"),
+        ({"loop_mix": "gumbel"}, "loop_mix='gumbel' is unknown"),
+        ({"reuse_gains": True}, "reuse_gains=True is unknown"),
+        ({"execution": "fast"}, "execution='fast' is unknown"),
+        ({"top_k": 3, "num_experts": 2}, "top_k=3 exceeds num_experts=2.*lower top_k"),
+        ({"top_k": 0}, "top_k=0 must be a whole number of at least 1"),
+        ({"num_experts": 2.5}, "num_experts=2.5 must be a whole number"),
+        ({"max_loops": 0}, "max_loops=0 must be"),
+        ({"num_loops": -1}, "num_loops=-1 must be"),
+        ({"d_expert": 0}, "d_expert=0 must be"),
+        ({"tau": 0.0}, "tau=0.0 must be positive"),
+        ({"tau": float("nan")}, "tau=nan must be positive"),
+        ({"router_aux_loss_coef": -1e-5}, "is negative"),
+    ],
+    ids=str,
+)
+def test_bad_values_name_cause_and_remedy(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        FFNConfig(**fields)
+
+
+def test_experts_must_fit_and_exist():
+    with pytest.raises(ConfigError, match=r"8·5 = 40 exceeds d_hidden=32.*at most 4"):
+        VersatileFFN(16, 32, d_expert=5)
+    with pytest.raises(ConfigError, match="leaves no neuron for an expert"):
+        VersatileFFN(16, 4)
+
+
+def test_unknown_field_is_a_config_error():
+    with pytest.raises(ConfigError, match="num_expert"):
+        VersatileFFN(16, 32, num_expert=4)
+
+
+def test_a_layer_of_another_variant():
+    with pytest.raises(ConfigError, match="variant='moe'"):
+        VersatileFFN(16, 32, variant="moe")
+
+
+def test_unknown_activation():
+    with pytest.raises(ConfigError, match="activation='swish2' is unknown"):
+        VersatileFFN(16, 32, activation="swish2")
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (16, 0), (16.0, 32)], ids=str)
+def test_bad_shape(shape):
+    with pytest.raises(ConfigError, match="must be a whole number"):
+        VersatileFFN(*shape)
+
+
+def test_k_loop_needs_a_loop():
+    with pytest.raises(ConfigError, match="num_loops=0"):
+        KLoopFFN(16, 32, 0)
+
+
+def test_unused_neurons_are_named():
+    with pytest.warns(UserWarning, match="2 of 32 hidden neurons belong to no expert"):
+        layer = VersatileFFN(16, 32, num_experts=3)
+    assert layer.controller.slices.unused_neurons == 2
