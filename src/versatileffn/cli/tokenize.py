@@ -1,0 +1,107 @@
+"""`versatileffn tokenize`: a corpus becomes token shards."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from versatileffn.data.meta import TokenMeta
+
+
+def tokenize_command(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, a file (.txt .md .rst .py .jsonl .parquet, each also .gz .zst .xz), "
+            "or a Hugging Face data set owner/name. Left out: Python's own sources and manual.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The token folder to make.")] = Path(
+        "tokens"
+    ),
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="`bpe` trains one on the corpus; `olmo` is OLMo's; otherwise a tokenizer.json, "
+            "a folder, or a Hugging Face id."
+        ),
+    ] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Tokens of a `bpe` vocabulary.")] = 4096,
+    text_field: Annotated[
+        str, typer.Option(help="Field (JSONL) or column (Parquet, Hub) with the text.")
+    ] = "text",
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of the documents to hold out; 0 holds none out.")
+    ] = 0.02,
+    val_documents: Annotated[
+        int | None, typer.Option(help="Documents to hold out, instead of a share.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses which documents are held out.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; the tokens don't depend on it.")] = 1,
+    limit_documents: Annotated[
+        int | None, typer.Option(help="Read only so many documents.")
+    ] = None,
+    document_separator: Annotated[
+        str | None,
+        typer.Option(help="Cut text files into documents at this text; else one file is one."),
+    ] = None,
+    eos_token: Annotated[
+        str | None, typer.Option(help="The tokenizer's end of text, where it doesn't say.")
+    ] = None,
+    hub_config: Annotated[
+        str | None, typer.Option(help="Configuration of the Hugging Face data set.")
+    ] = None,
+    hub_split: Annotated[str, typer.Option(help="Split of the Hugging Face data set.")] = "train",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the token folder once the new is complete.")
+    ] = False,
+) -> None:
+    """Turn a corpus into token shards with a held-out split.
+
+    Interrupted, it continues where it was when the same command is given again.
+    """
+    from versatileffn.data.tokenize import tokenize_corpus
+
+    began = time.monotonic()
+    with Console(stderr=True).status("finding the corpus") as status:
+        meta = tokenize_corpus(
+            source,
+            out,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            text_field=text_field,
+            val_fraction=val_fraction,
+            val_documents=val_documents,
+            seed=seed,
+            workers=workers,
+            limit_documents=limit_documents,
+            document_separator=document_separator,
+            eos_token=eos_token,
+            hub_config=hub_config,
+            hub_split=hub_split,
+            overwrite=overwrite,
+            progress=status.update,
+        )
+    _print_summary(meta, out, time.monotonic() - began)
+
+
+def _print_summary(meta: TokenMeta, out: Path, seconds: float) -> None:
+    table = Table(title=f"{meta.source}: vocabulary {meta.vocab_size:,}, {seconds:.1f} s")
+    table.add_column("split")
+    for column in ("documents", "tokens", "bytes", "bytes per token"):
+        table.add_column(column, justify="right")
+    for name, size in meta.splits.items():
+        table.add_row(
+            name,
+            f"{size.documents:,}",
+            f"{size.tokens:,}",
+            f"{size.bytes:,}",
+            f"{size.bytes_per_token:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Written to {out}", soft_wrap=True)

@@ -1,0 +1,209 @@
+"""What SOURCE means: which files or data set a corpus consists of, and who reads them."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+
+from versatileffn.data.default_corpus import (
+    TOPICS_FILE,
+    default_corpus_name,
+    read_topics,
+    source_files,
+    standard_library,
+)
+from versatileffn.data.readers import (
+    COMPRESSIONS,
+    FileReader,
+    HubReader,
+    JsonlReader,
+    ParquetReader,
+    TextReader,
+    TopicsReader,
+)
+from versatileffn.errors import DataError
+
+KINDS = {
+    "text": (".txt", ".text", ".md", ".rst", ".py"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+}
+TASK_BYTES = 4 * 2**20  # a task, and so a shard, reads about this much
+MAX_TASKS = 512
+HUB_TASKS = 16
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_READABLE = (
+    "it reads " + " ".join(s for kind in KINDS.values() for s in kind) + ", each also .gz .zst .xz"
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that was found, not read yet.
+
+    Args:
+        source: how meta.json names it.
+        readers: what reads it, one after the other.
+        tasks: into how many tasks, and so shards, it divides; the tokens depend on this number,
+            never on how many workers share the tasks.
+        skipped: files of a folder that no reader knows, counted by suffix.
+        identity: what changes when the corpus does, for resuming.
+        limit: how many documents to read; None means all.
+    """
+
+    source: str
+    readers: list[FileReader | HubReader]
+    tasks: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    identity: list[Any] = field(default_factory=list)
+    limit: int | None = None
+
+    def first(self, limit: int) -> "Corpus":
+        """The corpus of the first `limit` documents; one task reads it, for only one can count."""
+        return dataclasses.replace(self, limit=limit, tasks=1)
+
+    def pieces(self) -> list[Iterator[Document]]:
+        """The documents file by file; a data set of the Hub, or a limited corpus, is one piece."""
+        pieces: list[Iterator[Document]] = []
+        for reader in self.readers:
+            if isinstance(reader, FileReader):
+                pieces += [reader.read_file(path) for path in reader.files]
+            else:
+                pieces.append(reader.run())
+        if self.limit is not None:
+            return [islice(chain.from_iterable(pieces), self.limit)]
+        return pieces
+
+
+def find_corpus(
+    source: str | Path | None,
+    *,
+    text_field: str = "text",
+    document_separator: str | None = None,
+    hub_config: str | None = None,
+    hub_split: str = "train",
+    limit_documents: int | None = None,
+) -> Corpus:
+    """Find the corpus that `source` names.
+
+    Args:
+        source: a folder, a file, the id of a Hub data set, or None for Python's own sources.
+        text_field: field (JSONL) or column (Parquet, Hub) with the text.
+        document_separator: text between two documents of one text file; None: a file is one.
+        hub_config: configuration of the Hub data set.
+        hub_split: split of the Hub data set.
+        limit_documents: read only so many; a Hub data set is then streamed, else downloaded whole.
+
+    Raises:
+        DataError: nothing is there, or nothing that a reader knows.
+    """
+    if source is None:
+        corpus = _default_corpus()
+    elif _is_hub_id(source):
+        streaming = limit_documents is not None
+        corpus = _hub_corpus(str(source), hub_config, hub_split, text_field, streaming)
+    else:
+        corpus = _path_corpus(source, text_field, document_separator)
+    return corpus if limit_documents is None else corpus.first(limit_documents)
+
+
+def _is_hub_id(source: str | Path) -> bool:
+    named = _HUB_ID.fullmatch(str(source)) and _kind(Path(source), named=True) is None
+    return bool(named) and not Path(source).exists()
+
+
+def _path_corpus(source: str | Path, text_field: str, document_separator: str | None) -> Corpus:
+    path = Path(source)
+    if path.is_dir():
+        root, found, skipped = path, *_scan_folder(path)
+        if not found:
+            seen = ", ".join(sorted(skipped)) or "no files at all"
+            raise DataError(f"{path}: an empty corpus, found {seen}; {_READABLE}")
+    elif path.is_file():
+        kind = _kind(path, named=True)
+        if kind is None:
+            suffix = "".join(path.suffixes[-2:]) or "no suffix"
+            raise DataError(f"{path}: unknown kind of file ({suffix}); {_READABLE}")
+        root, found, skipped = path.parent, {kind: [path.name]}, {}
+    else:
+        raise DataError(
+            f"{source}: no such file or folder; a Hub data set is named owner/name, and without "
+            "SOURCE the Python standard library is read"
+        )
+    readers: list[FileReader | HubReader] = []
+    if "text" in found:
+        readers.append(TextReader(str(root), found["text"], document_separator))
+    if "jsonl" in found:
+        readers.append(JsonlReader(str(root), found["jsonl"], text_field))
+    if "parquet" in found:
+        readers.append(ParquetReader(str(root), found["parquet"], text_field))
+    return _local_corpus(str(source), root, readers, skipped)
+
+
+def _default_corpus() -> Corpus:
+    root = standard_library()
+    readers: list[FileReader | HubReader] = [TextReader(str(root), source_files(root))]
+    if read_topics() and (root / TOPICS_FILE).is_file():
+        readers.append(TopicsReader(str(root), [TOPICS_FILE]))
+    return _local_corpus(default_corpus_name(), root, readers, {})
+
+
+def _hub_corpus(
+    name: str, config: str | None, split: str, text_field: str, streaming: bool
+) -> Corpus:
+    try:
+        reader = HubReader(name, config, split, text_field, streaming)
+    except ImportError as error:
+        raise DataError(
+            f"{name}: reading the Hugging Face Hub needs its extra; "
+            "pip install 'versatileffn[hub]', or name a file or folder that exists"
+        ) from error
+    tasks = 1 if streaming else HUB_TASKS
+    source = "/".join(filter(None, (name, config, split)))
+    return Corpus(source, [reader], tasks, identity=[name, config, split])
+
+
+def _local_corpus(
+    source: str, root: Path, readers: list[FileReader | HubReader], skipped: dict[str, int]
+) -> Corpus:
+    names = [name for r in readers if isinstance(r, FileReader) for name in r.files]
+    stats = [(root / name).stat() for name in names]
+    size = sum(s.st_size for s in stats)
+    tasks = max(1, min(len(names), MAX_TASKS, round(size / TASK_BYTES)))
+    identity = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]
+    return Corpus(source, readers, tasks, skipped, identity=[str(root.resolve()), identity])
+
+
+def _scan_folder(root: Path) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Files below `root` by kind, sorted, and the suffixes of others. Hidden ones don't count."""
+    found: dict[str, list[str]] = {}
+    skipped: Counter[str] = Counter()
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+            continue
+        kind = _kind(path, named=False)
+        if kind is None:
+            skipped[path.suffix or path.name] += 1
+        else:
+            found.setdefault(kind, []).append(relative.as_posix())
+    return found, dict(skipped)
+
+
+def _kind(path: Path, named: bool) -> str | None:
+    """Which reader knows the file.
+
+    `.json` is JSON lines where the user named the file or it is compressed, as large corpora are;
+    in a folder a plain .json is rather some tool's settings.
+    """
+    compressed = path.suffix in COMPRESSIONS
+    suffix = (path.with_suffix("") if compressed else path).suffix
+    if suffix == ".json" and (named or compressed):
+        return "jsonl"
+    return next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)

@@ -1,0 +1,113 @@
+"""Token shards as fixed-length windows that cross documents and files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from versatileffn.data.meta import SplitMeta, TokenMeta
+from versatileffn.errors import ConfigError, DataError
+
+
+class PackedDataset(Dataset[dict[str, torch.Tensor]]):
+    """One split of a token folder, cut into windows of `seq_len` tokens.
+
+    The shards, in the order of their names, form one stream of tokens; window i holds the tokens
+    [i·seq_len, (i+1)·seq_len) of it. Windows never overlap; the last, incomplete one is dropped.
+    Shards are memory-mapped, so any size fits.
+
+    Args:
+        folder: a token folder, as `versatileffn tokenize` writes it.
+        split: "train" or "val".
+        seq_len: tokens per window.
+
+    Raises:
+        ConfigError: seq_len is below 2 (one token has nothing to predict).
+        DataError: the folder is missing, half-written or damaged, lacks the split, or the split
+            is shorter than one window.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train", seq_len: int = 256) -> None:
+        if seq_len < 2:
+            raise ConfigError(f"seq_len={seq_len} must be at least 2 tokens: one predicts the next")
+        self.folder = Path(folder)
+        self.split = split
+        self.seq_len = seq_len
+        self.meta = TokenMeta.load(self.folder)
+        if split not in self.meta.splits:
+            raise DataError(
+                f"{self.folder}: no split {split!r}, only {sorted(self.meta.splits)}; tokenize "
+                "again with --val-fraction to hold documents out"
+            )
+        self.dtype = np.dtype("<u2" if self.meta.token_bytes == 2 else "<u4")
+        self.files = sorted((self.folder / split).glob("*.ds"))
+        sizes = [self._tokens_in(path) for path in self.files]
+        self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        self._check()
+        self._shards: list[np.ndarray] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the split, those of the dropped last window included."""
+        return int(self.starts[-1])
+
+    @property
+    def size(self) -> SplitMeta:
+        """Documents, tokens and bytes of this split."""
+        return self.meta.splits[self.split]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text per token of this split, for bits per byte."""
+        return self.size.bytes_per_token
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """The stream's tokens [start, stop), int64, whichever shards they lie in."""
+        if self._shards is None:
+            self._shards = [np.memmap(path, self.dtype, mode="r") for path in self.files]
+        parts = []
+        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            offset = int(self.starts[shard])
+            end = min(stop, int(self.starts[shard + 1]))
+            parts.append(self._shards[shard][start - offset : end - offset])
+            start, shard = end, shard + 1
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.num_tokens // self.seq_len
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Window `index`: input_ids and labels, the same int64 tensor of shape (seq_len,)."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        start = int(index) % len(self) * self.seq_len
+        input_ids = torch.from_numpy(self.tokens(start, start + self.seq_len))
+        return {"input_ids": input_ids, "labels": input_ids}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open shards: a pickled memory map would carry all its tokens."""
+        return self.__dict__ | {"_shards": None}
+
+    def _tokens_in(self, path: Path) -> int:
+        count, rest = divmod(path.stat().st_size, self.dtype.itemsize)
+        if rest:
+            raise DataError(
+                f"{path}: {path.stat().st_size} bytes is no whole number of "
+                f"{self.dtype.itemsize}-byte tokens; the file is damaged, tokenize again"
+            )
+        return count
+
+    def _check(self) -> None:
+        if self.num_tokens != self.size.tokens:
+            raise DataError(
+                f"{self.folder / self.split}: {self.num_tokens} tokens, but meta.json says "
+                f"{self.size.tokens}; shards are missing or damaged, tokenize again"
+            )
+        if self.num_tokens < self.seq_len:
+            raise DataError(
+                f"{self.folder / self.split}: {self.num_tokens} tokens are fewer than one sequence "
+                f"of {self.seq_len}; lower seq_len or tokenize more text"
+            )

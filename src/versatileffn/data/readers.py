@@ -1,0 +1,241 @@
+"""datatrove readers that stop at bad input, with its file and line, instead of skipping it."""
+
+import gzip
+import io
+import lzma
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datatrove.data import Document
+from datatrove.pipeline.readers.base import BaseDiskReader
+from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
+from loguru import logger
+
+from versatileffn.data.default_corpus import read_topics
+from versatileffn.errors import DataError
+
+COMPRESSIONS = (".gz", ".zst", ".xz")
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turn what a damaged file makes a decoder raise into an error that names the file."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: can't be read ({reason}); is it complete and intact?") from error
+
+
+def open_input(raw: IO[bytes], path: str) -> IO[bytes]:
+    """Decompress `raw` by the last suffix of `path`.
+
+    For .zst it takes pyarrow's stream: unlike the common one it reads all frames of a file and
+    complains when the last is cut off.
+    """
+    if path.endswith(".gz"):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    if path.endswith(".xz"):
+        return lzma.LZMAFile(raw)
+    if path.endswith(".zst"):
+        return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
+    return raw
+
+
+class _QuietStep:
+    """A pipeline step that, arriving in a worker, silences datatrove's log to the terminal."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        logger.disable("datatrove")
+        self.__dict__.update(state)
+
+
+class FileReader(_QuietStep, BaseDiskReader):
+    """Base of the readers of files: task `rank` reads files rank, rank + world_size, ….
+
+    Args:
+        data_folder: the folder that the files lie in.
+        files: paths relative to it, in their order.
+        text_key: name of the field with the text (records only).
+    """
+
+    name = "📄 Files"
+
+    def __init__(self, data_folder: str, files: list[str], text_key: str = "text") -> None:
+        super().__init__(data_folder, text_key=text_key)
+        self.files = files
+
+    def run(
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Yield what came before, then the documents of this task's files."""
+        if data:
+            yield from data
+        yield from self.read_files_shard(self.files[rank::world_size])
+
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        """Yield one file's documents.
+
+        Raises:
+            DataError: the file is damaged or is not what its name says.
+        """
+        path = self.data_folder.resolve_paths(filepath)
+        with _naming(path), self.data_folder.open(filepath, "rb") as raw:
+            for document_id, text in self.texts(open_input(raw, path), path):
+                if text:
+                    yield Document(text=text, id=f"{filepath}/{document_id}")
+
+    @abstractmethod
+    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
+        """Yield (id in file, text) for each document of an open file."""
+
+
+class TextReader(FileReader):
+    """Read plain text: a file is a document, or several cut at a separator.
+
+    Args:
+        separator: text between two documents of a file; None keeps the file whole.
+    """
+
+    def __init__(self, data_folder: str, files: list[str], separator: str | None = None) -> None:
+        super().__init__(data_folder, files)
+        self.separator = separator
+
+    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
+        """Yield the file's text, whole or in parts."""
+        content = file.read()
+        if b"\0" in content:
+            raise DataError(f"{path}: a binary file (it has NUL bytes), not text; leave it out")
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: not UTF-8 text (byte {error.start}); convert it or leave it out"
+            ) from error
+        parts = text.split(self.separator) if self.separator else [text]
+        yield from enumerate(part for part in parts if part.strip())
+
+
+class JsonlReader(FileReader):
+    """Read JSON lines: a line is a document, its text in one field."""
+
+    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
+        """Yield each line's text, with its 1-based line number."""
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise DataError(
+                    f"{where}: not JSON ({error}); each line must be one JSON object"
+                ) from error
+            if not isinstance(record, dict):
+                raise DataError(
+                    f"{where}: a JSON {type(record).__name__}; each line must be one JSON object"
+                )
+            yield number, field_text(record, self.text_key, where)
+
+
+class ParquetReader(FileReader):
+    """Read Parquet: a row is a document, its text in one column; only that column is read."""
+
+    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
+        """Yield each row's text, with its 0-based row number."""
+        compressed = path.endswith(COMPRESSIONS)  # such a stream can't seek, Parquet has to
+        with pq.ParquetFile(io.BytesIO(file.read()) if compressed else file) as table:
+            if self.text_key not in table.schema_arrow.names:
+                raise missing_field(self.text_key, table.schema_arrow.names, path)
+            number = 0
+            for batch in table.iter_batches(batch_size=1000, columns=[self.text_key]):
+                for record in batch.to_pylist():
+                    yield number, field_text(record, self.text_key, f"{path}, row {number}")
+                    number += 1
+
+
+class TopicsReader(FileReader):
+    """Read Python's language reference: a topic is a document."""
+
+    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
+        """Yield each topic's text, with its name."""
+        yield from read_topics().items()
+
+
+class HubReader(_QuietStep, HuggingFaceDatasetReader):
+    """Read a data set of the Hugging Face Hub: a row is a document.
+
+    Args:
+        dataset: its id.
+        config: which of its configurations; None if it has one.
+        split: which of its splits.
+        text_key: the column with the text.
+        streaming: read over the network row by row instead of downloading everything first.
+    """
+
+    def __init__(
+        self, dataset: str, config: str | None, split: str, text_key: str, streaming: bool
+    ) -> None:
+        super().__init__(
+            dataset,
+            {"name": config, "split": split},
+            streaming=streaming,
+            adapter=_hub_adapter,
+            text_key=text_key,
+        )
+
+    def run(
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        """Yield this task's share of the rows.
+
+        Raises:
+            DataError: the data set can't be had, or lacks the split, configuration or column.
+        """
+        try:
+            yield from super().run(data, rank, world_size)
+        except DataError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(
+                f"{self.dataset}: neither a path here nor a data set that the Hugging Face Hub "
+                f"serves ({reason}); check the name, --hub-config, --hub-split and the network"
+            ) from error
+
+
+def _hub_adapter(
+    self: HubReader, data: dict[str, Any], path: str, id_in_file: int | str
+) -> dict[str, Any]:
+    where = f"{path}, row {id_in_file}"
+    return {"text": field_text(data, self.text_key, where), "id": f"{path}/{id_in_file}"}
+
+
+def field_text(record: dict[str, Any], field: str, where: str) -> str:
+    """The text of a record; empty for null, which readers then pass over.
+
+    Raises:
+        DataError: the field is missing or isn't text.
+    """
+    if field not in record:
+        raise missing_field(field, list(record), where)
+    text = record[field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: field {field!r} holds {type(text).__name__}, not text; "
+            "name the right one with --text-field"
+        )
+    return text
+
+
+def missing_field(field: str, present: list[str], where: str) -> DataError:
+    """The error for a record without the text field."""
+    return DataError(f"{where}: no field {field!r}, only {present}; name it with --text-field")

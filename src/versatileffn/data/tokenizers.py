@@ -1,0 +1,151 @@
+"""Which tokenizer: any Hugging Face one, OLMo's, or a byte-level BPE trained on the corpus."""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from versatileffn.data.meta import TokenizerMeta
+from versatileffn.errors import ConfigError, DataError
+
+EOS_TOKEN = "<|endoftext|>"
+TOKENIZER_FOLDER = "tokenizer"
+MIN_VOCAB_SIZE = 257  # every byte, and the end of text
+_OLMO_FILE = "tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"
+_USUAL_EOS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE; it gives back every text exactly.
+
+    Args:
+        texts: the documents to learn from.
+        vocab_size: tokens wanted, bytes and end of text included; few texts may give fewer.
+
+    Raises:
+        ConfigError: vocab_size has no room for the 256 bytes and the end of text.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ConfigError(f"vocab_size={vocab_size} must be at least {MIN_VOCAB_SIZE}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
+    )
+
+
+def find_tokenizer(name: str, eos_token: str | None = None) -> PreTrainedTokenizerFast:
+    """Load an existing tokenizer.
+
+    Args:
+        name: `olmo`, a tokenizer.json, a folder, or the id of a Hub repository.
+        eos_token: the token that ends a document, where the tokenizer doesn't say.
+
+    Raises:
+        DataError: there is no such tokenizer, it isn't a fast one, or it has no end of text.
+    """
+    path = Path(name)
+    try:
+        if name == "olmo":
+            tokenizer: PreTrainedTokenizerFast = _from_file(_olmo_file())
+        elif path.is_file():
+            tokenizer = _from_file(path)
+        elif (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
+            tokenizer = _from_file(path / "tokenizer.json")
+        elif path.is_dir() or not _looks_like_path(name):
+            tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(name))
+        else:
+            raise DataError(
+                f"{name}: no such tokenizer; name a tokenizer.json, a folder, a Hub id, "
+                "`olmo`, or `bpe`"
+            )
+    except DataError:
+        raise
+    except Exception as error:  # the loaders raise whatever their format's parser does
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{name}: no tokenizer could be loaded from it ({reason})") from error
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise DataError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it first")
+    return _with_eos(tokenizer, eos_token, name)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a token folder.
+
+    Raises:
+        DataError: it's missing or damaged.
+    """
+    path = Path(folder) / TOKENIZER_FOLDER
+    if not path.is_dir():
+        raise DataError(f"{folder}: no tokenizer in this token folder; tokenize again")
+    return find_tokenizer(str(path))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenizerMeta:
+    """Save the tokenizer below a token folder, whole or not at all, and describe it."""
+    unfinished = folder / f"{TOKENIZER_FOLDER}.unfinished"
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(folder / TOKENIZER_FOLDER)
+    return describe(tokenizer, folder)
+
+
+def describe(tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenizerMeta:
+    """What meta.json says about the tokenizer saved below `folder`."""
+    content = (folder / TOKENIZER_FOLDER / "tokenizer.json").read_bytes()
+    return TokenizerMeta(
+        path=TOKENIZER_FOLDER,
+        sha256=hashlib.sha256(content).hexdigest(),
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _olmo_file() -> Path:
+    """The OLMo tokenizer that ai2-olmo-eval carries; found without importing that package."""
+    spec = importlib.util.find_spec("olmo_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            "olmo: this tokenizer comes with ai2-olmo-eval, which isn't installed; "
+            "pip install 'versatileffn[eval]'"
+        )
+    path = Path(spec.submodule_search_locations[0]) / _OLMO_FILE
+    if not path.is_file():
+        raise DataError(f"olmo: {path} is missing; reinstall 'versatileffn[eval]'")
+    return path
+
+
+def _from_file(path: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
+
+
+def _with_eos(
+    tokenizer: PreTrainedTokenizerFast, eos_token: str | None, name: str
+) -> PreTrainedTokenizerFast:
+    vocab = tokenizer.get_vocab()
+    if eos_token is not None and eos_token not in vocab:
+        raise DataError(f"{name}: has no token {eos_token!r}; choose --eos-token from its tokens")
+    eos_token = eos_token or tokenizer.eos_token
+    eos_token = eos_token or next((token for token in _USUAL_EOS if token in vocab), None)
+    if eos_token is None or eos_token not in vocab:
+        raise DataError(
+            f"{name}: has no end-of-text token to separate documents; name one of its tokens "
+            "with --eos-token"
+        )
+    tokenizer.eos_token = eos_token
+    return tokenizer
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".json")

@@ -1,0 +1,110 @@
+"""What PackedDataset refuses, and that it travels to loader workers."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from versatileffn.data.order import WindowSampler
+from versatileffn.data.packed import PackedDataset
+from versatileffn.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def copy(tokens: Path, tmp_path: Path) -> Path:
+    """A token folder to damage."""
+    return Path(shutil.copytree(tokens, tmp_path / "tokens"))
+
+
+def test_windows(tokens: Path) -> None:
+    dataset = PackedDataset(tokens, "train", seq_len=64)
+    window = dataset[3]
+    assert window["input_ids"].dtype == torch.int64
+    assert window["input_ids"].tolist() == dataset.tokens(192, 256).tolist()
+    assert window["labels"] is window["input_ids"]
+    assert torch.equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+    assert dataset.bytes_per_token == dataset.size.bytes / dataset.num_tokens
+    assert dataset.meta.vocab_size == 400
+
+
+def test_pickle_carries_no_tokens(tokens: Path) -> None:
+    dataset = PackedDataset(tokens, "train", seq_len=64)
+    first = dataset[0]["input_ids"]
+    content = pickle.dumps(dataset)
+    assert len(content) < 5000 < dataset.num_tokens
+    assert torch.equal(pickle.loads(content)[0]["input_ids"], first)
+
+
+def test_loader_with_sampler_continues(tokens: Path) -> None:
+    dataset = PackedDataset(tokens, "train", seq_len=64)
+
+    def batches(sampler: WindowSampler) -> list[list[list[int]]]:
+        loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=1)
+        return [batch["input_ids"].tolist() for batch in loader]
+
+    whole = batches(WindowSampler(len(dataset), seed=3))
+    rest = batches(WindowSampler(len(dataset), seed=3, start=6))
+    assert whole[3:] == rest
+    assert len(rest) > 3
+
+
+def test_missing_and_half_written_folder(copy: Path) -> None:
+    with pytest.raises(DataError, match="no such token folder; write it again"):
+        PackedDataset(copy / "none")
+    (copy / "meta.json").unlink()
+    with pytest.raises(DataError, match=r"no meta\.json.*only half of one; write it again"):
+        PackedDataset(copy)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 1}', '{"format": 9}'])
+def test_unreadable_meta(content: str, copy: Path) -> None:
+    (copy / "meta.json").write_text(content)
+    with pytest.raises(DataError, match=r"meta\.json: (not a valid|format 9)"):
+        PackedDataset(copy)
+
+
+def test_meta_with_an_unknown_entry(copy: Path) -> None:
+    record = json.loads((copy / "meta.json").read_text())
+    (copy / "meta.json").write_text(json.dumps(record | {"extra": 1}))
+    with pytest.raises(DataError, match="extra"):
+        PackedDataset(copy)
+
+
+def test_damaged_shards(copy: Path) -> None:
+    shard = next((copy / "train").glob("*.ds"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="no whole number of 2-byte tokens"):
+        PackedDataset(copy)
+    shard.write_bytes(content[:-2])
+    with pytest.raises(DataError, match=r"tokens, but meta\.json says"):
+        PackedDataset(copy)
+    shard.unlink()
+    with pytest.raises(DataError, match="0 tokens, but"):
+        PackedDataset(copy)
+
+
+def test_sequence_longer_than_the_data(tokens: Path) -> None:
+    tokens_there = PackedDataset(tokens, "val", 2).num_tokens
+    assert len(PackedDataset(tokens, "val", tokens_there)) == 1
+    with pytest.raises(DataError, match=f"fewer than one sequence of {tokens_there + 1}; lower"):
+        PackedDataset(tokens, "val", tokens_there + 1)
+    with pytest.raises(ConfigError, match="seq_len=1"):
+        PackedDataset(tokens, "val", 1)
+
+
+def test_wide_tokens_keep_their_values(copy: Path) -> None:
+    record = json.loads((copy / "meta.json").read_text())
+    shard = next((copy / "train").glob("*.ds"))
+    np.arange(65_530, 65_540, dtype="<u4").tofile(shard)
+    record["token_bytes"] = 4
+    record["splits"]["train"]["tokens"] = 10
+    (copy / "meta.json").write_text(json.dumps(record))
+    assert PackedDataset(copy, seq_len=10)[0]["input_ids"].tolist() == list(range(65_530, 65_540))

@@ -1,0 +1,38 @@
+"""The verb parses, calls and prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from versatileffn.cli.tokenize import tokenize_command
+from versatileffn.errors import DataError
+
+app = typer.Typer()
+app.command()(tokenize_command)
+
+
+def test_summary_and_options(corpus_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokens"
+    arguments = [str(corpus_folder), "--out", str(out), "--vocab-size", "300"]
+    result = CliRunner().invoke(app, [*arguments, "--val-documents", "4", "--seed", "2"])
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "meta.json").read_text())
+    for size in record["splits"].values():
+        assert f"{size['tokens']:,}" in result.output
+    assert record["seed"] == 2
+    assert record["settings"]["val_documents"] == 4
+
+
+def test_error_is_raised_for_the_program_to_print(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, DataError)
+    assert "none.jsonl: no such file" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--tokenizer", "--workers", "--overwrite", "--hub-config"])
+def test_help_names_the_option(option: str) -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert option in result.output
