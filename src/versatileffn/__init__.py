@@ -7,6 +7,7 @@ from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.versatile import VersatileFFN
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.upcycle import upcycle
 
 __all__ = [
     "FFNConfig",
@@ -14,4 +15,5 @@ __all__ = [
     "VersatileFFN",
     "VersatileLlamaConfig",
     "VersatileLlamaForCausalLM",
+    "upcycle",
 ]
