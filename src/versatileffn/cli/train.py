@@ -1,0 +1,32 @@
+"""`versatileffn train`: a YAML file in, a trained model out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train_command(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/ for examples.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value; repeatable."),
+    ] = None,
+) -> None:
+    """Train a model, or continue the unfinished run in its folder.
+
+    Run it under `torchrun --nproc_per_node N -m versatileffn.cli.main train ...` for N processes.
+    """
+    from versatileffn.training.config import load_config
+    from versatileffn.training.run import train
+
+    loaded = load_config(config, set_ or [])
+    try:
+        train(loaded)
+    except KeyboardInterrupt:
+        typer.echo(
+            "interrupted: the same command continues from the last checkpoint in "
+            f"{loaded.run.output_dir}",
+            err=True,
+        )
+        raise typer.Exit(130) from None

@@ -1,0 +1,1 @@
+"""Training: a YAML file in, a run folder with the trained model, its log and its receipts out."""

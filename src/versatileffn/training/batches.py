@@ -1,0 +1,107 @@
+"""Which windows are read in which step: a pure function of seed, step and rank."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from versatileffn.data.order import window_order
+from versatileffn.errors import ConfigError
+from versatileffn.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a run's windows are spread over steps, processes and micro-batches.
+
+    Args:
+        num_windows: windows of the training split.
+        windows_per_step: windows of one optimizer step over all processes.
+        micro_batch: windows that one process takes at once.
+        world_size: processes.
+        max_steps: optimizer steps of the run.
+        seed: of the order.
+    """
+
+    num_windows: int
+    windows_per_step: int
+    micro_batch: int
+    world_size: int
+    max_steps: int
+    seed: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches that one process takes in one optimizer step."""
+        return self.windows_per_step // (self.micro_batch * self.world_size)
+
+    def epochs_at(self, step: int) -> float:
+        """Passes over the training windows after `step` optimizer steps."""
+        return step * self.windows_per_step / self.num_windows
+
+
+def plan_batches(config: TrainConfig, num_windows: int, world_size: int) -> BatchPlan:
+    """Divide a run's windows.
+
+    Raises:
+        ConfigError: the batch doesn't divide by processes times micro-batch.
+    """
+    run = config.run
+    per_step = config.windows_per_batch
+    at_once = run.per_device_train_batch_size * world_size
+    if per_step % at_once:
+        raise ConfigError(
+            f"run.tokens_per_batch={run.tokens_per_batch} is {per_step} windows of "
+            f"{config.data.seq_len} tokens, not a multiple of {world_size} processes × "
+            f"run.per_device_train_batch_size={run.per_device_train_batch_size}: change one of them"
+        )
+    max_steps = run.max_steps
+    if max_steps is None:
+        assert run.num_train_epochs is not None
+        max_steps = max(1, int(run.num_train_epochs * num_windows / per_step))
+    return BatchPlan(
+        num_windows, per_step, run.per_device_train_batch_size, world_size, max_steps, run.seed
+    )
+
+
+class WindowBatches(Sampler[list[int]]):
+    """The micro-batches of one process over the whole run, as lists of window numbers.
+
+    Windows follow `window_order(seed, epoch)`, epoch after epoch, without dropping any; a step may
+    span two epochs. The processes' micro-batches of a step are disjoint, and together the same
+    whatever the number of processes.
+
+    Args:
+        plan: how windows are spread.
+        rank: this process's number, 0-based.
+    """
+
+    def __init__(self, plan: BatchPlan, rank: int = 0) -> None:
+        self.plan = plan
+        self.rank = rank
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.plan.max_steps * self.plan.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        plan = self.plan
+        for step in range(plan.max_steps):
+            windows = self.step_windows(step)
+            for micro in range(plan.accumulation):
+                start = (micro * plan.world_size + self.rank) * plan.micro_batch
+                yield windows[start : start + plan.micro_batch]
+
+    def step_windows(self, step: int) -> list[int]:
+        """The window numbers of all processes in 0-based optimizer step `step`."""
+        first = step * self.plan.windows_per_step
+        return [self._window(first + i) for i in range(self.plan.windows_per_step)]
+
+    def _window(self, position: int) -> int:
+        epoch, offset = divmod(position, self.plan.num_windows)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = window_order(self.plan.num_windows, self.plan.seed, epoch)
+        return int(self._order[offset])

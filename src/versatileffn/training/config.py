@@ -1,0 +1,239 @@
+"""What a training run is made of: one validated record, written by people as YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from transformers import LlamaConfig
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from versatileffn.errors import ConfigError
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.training.config_file import (
+    apply_overrides,
+    check_keys,
+    first_problem,
+    read_yaml,
+    suggestion,
+    validate,
+)
+
+ARCHITECTURE_KEYS = (*LlamaConfig.__annotations__, "rope_theta")
+TAU_PRESETS: dict[str, dict[str, float]] = {
+    "paper": {"start": 5.0, "end": 0.1, "anneal_fraction": 0.96},
+    "as-released": {"start": 5.0, "end": 5.0, "anneal_fraction": 0.96},
+}
+
+
+class _Section(BaseModel):
+    """A frozen part of the configuration in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _known_architecture(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    if value is not None:
+        check_keys(value, ARCHITECTURE_KEYS)
+    return value
+
+
+def _valid_ffn(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    check_keys(value, tuple(FFNConfig.__dataclass_fields__))
+    try:
+        TypeAdapter(FFNConfig).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+class ModelSection(_Section):
+    """Where the weights come from: a checkpoint, or an architecture to initialise."""
+
+    init_from: str | None = Field(
+        None,
+        description="Checkpoint folder or hub id to start from; optimizer state is not taken over.",
+    )
+    architecture: Annotated[dict[str, Any] | None, AfterValidator(_known_architecture)] = Field(
+        None,
+        description="Fields of transformers' LlamaConfig for a model from scratch (sizes in "
+        "neurons, lengths in tokens). Vocabulary and longest position default to the data's.",
+    )
+    ffn: Annotated[dict[str, Any] | None, AfterValidator(_valid_ffn)] = Field(
+        None,
+        description="Fields of FFNConfig. Left out: a plain dense Llama from scratch, or the "
+        "checkpoint's own FFN. Given with a dense checkpoint: it is upcycled first.",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSection":
+        if (self.init_from is None) == (self.architecture is None):
+            raise ValueError("give exactly one of init_from and architecture; null leaves one out")
+        return self
+
+    def ffn_config(self) -> FFNConfig | None:
+        """The FFN as its own record, or None where the section leaves it out."""
+        return None if self.ffn is None else TypeAdapter(FFNConfig).validate_python(self.ffn)
+
+
+class DataSection(_Section):
+    """Which tokens are read, in windows of which length."""
+
+    tokens: str = Field(description="Token folder written by `versatileffn tokenize` (a path).")
+    seq_len: int = Field(ge=2, description="Length of one window, in tokens.")
+
+
+class TauSection(_Section):
+    """How the temperature of the loop choice falls (versatile FFNs only)."""
+
+    start: float = Field(5.0, gt=0, description="τ at the first step (dimensionless).")
+    end: float = Field(0.1, gt=0, description="τ once annealed (dimensionless).")
+    anneal_fraction: float = Field(
+        0.96, gt=0, le=1, description="Share of all steps over which τ is annealed (0 to 1)."
+    )
+
+
+def _tau_preset(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in TAU_PRESETS:
+        raise ValueError(
+            f"unknown preset {value!r}: choose one of {list(TAU_PRESETS)} or a mapping"
+        )
+    return TAU_PRESETS[value]
+
+
+class OptimSection(_Section):
+    """AdamW and its schedule; the defaults are the paper's."""
+
+    learning_rate: float = Field(gt=0, description="Peak learning rate (per step, dimensionless).")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the gradient's mean per step.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of its square's mean per step.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator (gradient unit).")
+    weight_decay: float = Field(
+        0.1,
+        ge=0,
+        description="Decoupled decay, per unit of learning rate; embeddings included, "
+        "norms, biases and reuse gains exempt.",
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradients are scaled down to this global L2 norm."
+    )
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="Share of all steps in which the rate rises from 0 (0 to 1)."
+    )
+    min_lr_rate: float = Field(
+        0.1, ge=0, le=1, description="Final learning rate as a share of the peak (0 to 1)."
+    )
+    tau: Annotated[TauSection, BeforeValidator(_tau_preset)] = Field(
+        default=TauSection(),  # type: ignore[call-arg]
+        description="Temperature schedule: a mapping, or the preset `paper` or `as-released`.",
+    )
+
+
+class RunSection(_Section):
+    """How long, how often, how large, and where to."""
+
+    output_dir: str = Field(description="Run folder (a path). An unfinished run in it is resumed.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seeds weights, data order and noise.")
+    max_steps: int | None = Field(None, ge=1, description="Length of the run, in optimizer steps.")
+    num_train_epochs: float | None = Field(
+        None, gt=0, description="Length of the run, in passes over the training windows."
+    )
+    tokens_per_batch: int = Field(
+        ge=1, description="Tokens of one optimizer step over all processes (a multiple of seq_len)."
+    )
+    per_device_train_batch_size: int = Field(
+        8, ge=1, description="Windows that one process takes at once; the rest is accumulated."
+    )
+    per_device_eval_batch_size: int = Field(
+        8, ge=1, description="Held-out windows that one process takes at once."
+    )
+    bf16: bool = Field(False, description="bfloat16 autocast; weights and optimizer stay float32.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass to save memory."
+    )
+    torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
+    use_cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
+    dataloader_num_workers: int = Field(
+        0, ge=0, description="Processes that read windows ahead; 0 reads in the training process."
+    )
+    eval_steps: int = Field(250, ge=1, description="Optimizer steps between held-out evaluations.")
+    eval_windows: int | None = Field(
+        None, ge=1, description="Held-out windows per evaluation, from the first; null means all."
+    )
+    save_steps: int = Field(250, ge=1, description="Optimizer steps between checkpoints.")
+    save_total_limit: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    logging_steps: int = Field(
+        10, ge=1, description="Optimizer steps between log lines; the loss is their mean."
+    )
+    report_to: list[str] = Field(
+        default=["tensorboard"], description="Trackers that Transformers knows by name, or []."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunSection":
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            raise ValueError("give exactly one of max_steps and num_train_epochs")
+        if self.save_steps % self.logging_steps:
+            raise ValueError(
+                f"save_steps={self.save_steps} is not a multiple of logging_steps="
+                f"{self.logging_steps}: a resumed run could not log the same losses"
+            )
+        for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                known = tuple(INTEGRATION_TO_CALLBACK)
+                raise ValueError(f"report_to: unknown tracker {name!r}; {suggestion(name, known)}")
+        return self
+
+
+class TrainConfig(_Section):
+    """Everything that defines a training run; see `configs/` for complete examples."""
+
+    model: ModelSection
+    data: DataSection
+    optim: OptimSection
+    run: RunSection
+
+    @model_validator(mode="after")
+    def _whole_windows(self) -> "TrainConfig":
+        if self.run.tokens_per_batch % self.data.seq_len:
+            raise ValueError(
+                f"run.tokens_per_batch={self.run.tokens_per_batch} is not a multiple of "
+                f"data.seq_len={self.data.seq_len}: a step consists of whole windows"
+            )
+        return self
+
+    @property
+    def windows_per_batch(self) -> int:
+        """Windows of one optimizer step over all processes."""
+        return self.run.tokens_per_batch // self.data.seq_len
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a run's YAML file and apply `key=value` overrides to it.
+
+    Args:
+        path: YAML file with the sections of `TrainConfig`. Paths in it are relative to the
+            current directory.
+        overrides: `section.key=value`, the value in YAML (`null` removes it); later ones win.
+
+    Raises:
+        ConfigError: the file can't be read, a key is unknown (the nearest valid one is named),
+            or a value is out of range (its key path is named).
+    """
+    values = apply_overrides(read_yaml(path), overrides)
+    return validate(TrainConfig, values, str(path))

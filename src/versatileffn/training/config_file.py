@@ -1,0 +1,147 @@
+"""From a YAML file and `key=value` overrides to a validated record, or to one clear line."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from versatileffn.errors import ConfigError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, except that `1e-5` is a number and not a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise ConfigError(f"{where}: can't be parsed{line}: {problem}") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path}: can't be read ({reason}); give a YAML file") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of sections, not {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested `values` with each `a.b=value` of `overrides` set (values in YAML).
+
+    Raises:
+        ConfigError: an override has no `=`, or leads through something that isn't a mapping.
+    """
+    result = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise ConfigError(f"--set {override}: write it as section.key=value")
+        section = result
+        for depth, part in enumerate(parts[:-1], start=1):
+            inner = section.get(part)
+            if inner is not None and not isinstance(inner, Mapping):
+                here = ".".join(parts[:depth])
+                raise ConfigError(f"--set {override}: {here} is {inner!r}, not a section")
+            section[part] = dict(inner or {})
+            section = section[part]
+        section[parts[-1]] = _parse(text, f"--set {override}")
+    return result
+
+
+def suggestion(key: str, valid: Sequence[str]) -> str:
+    """The words that help someone who wrote `key` where only `valid` keys are known."""
+    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
+
+
+def check_keys(mapping: Mapping[str, Any], valid: Sequence[str]) -> None:
+    """Raise ValueError for the first key that isn't valid, naming the nearest one that is."""
+    for key in mapping:
+        if key not in valid:
+            raise ValueError(f"unknown key {key!r}; {suggestion(str(key), valid)}")
+
+
+def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _dotted_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _explain_unknown(schema: type[BaseModel], location: Sequence[Any]) -> str:
+    dotted = ".".join(map(str, location))
+    keys = _dotted_keys(schema)
+    parent, _, name = dotted.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    if difflib.get_close_matches(name, siblings, n=1, cutoff=0.5):
+        return f"unknown key {dotted!r}; {suggestion(name, siblings)}"
+    elsewhere = difflib.get_close_matches(name, [k.rpartition(".")[2] for k in keys], 1, 0.75)
+    for key in keys:
+        if elsewhere and key.rpartition(".")[2] == elsewhere[0]:
+            return f"unknown key {dotted!r}; did you mean {key!r}?"
+    return f"unknown key {dotted!r}; {suggestion(name, siblings)}"
+
+
+def first_problem(error: ValidationError, schema: type[BaseModel] | None = None) -> str:
+    """The first of a validation's problems in one line: where, and what."""
+    problems = error.errors(include_url=False)
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    problem = (unknown or problems)[0]
+    if schema is not None and problem["type"] == "extra_forbidden":
+        text = _explain_unknown(schema, problem["loc"])
+    else:
+        where = ".".join(map(str, problem["loc"]))
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        if problem["type"] == "missing":
+            text = f"{where} is missing; add it"
+        elif problem["type"] == "value_error":
+            text = f"{where}: {message}" if where else message
+        else:
+            text = f"{where}={given!r}: {message[:1].lower()}{message[1:]}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return " ".join(text.split()) + more
+
+
+def validate(schema: type[Schema], values: Any, where: str) -> Schema:
+    """Build a record from parsed values.
+
+    Raises:
+        ConfigError: one line with `where`, the key path, and what is wrong with its value.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {first_problem(error, schema)}") from None

@@ -1,0 +1,193 @@
+"""How a run's model comes to be: initialised from an architecture, loaded, or upcycled."""
+
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel as Model
+
+from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.training.config import ModelSection
+from versatileffn.upcycle import first_line, upcycle
+
+# What a checkpoint's weights were trained for; the other fields of FFNConfig may change at will.
+_FIXED_BY_WEIGHTS = {
+    "dense": ("variant",),
+    "k-loop": ("variant", "num_loops", "reuse_gains"),
+    "moe": ("variant", "num_experts", "d_expert"),
+    "versatile": (
+        "variant", "num_experts", "d_expert", "max_loops", "fusion", "reuse_gains",
+        "normed_controller",
+    ),
+}  # fmt: skip
+
+
+def truncated_init(model: nn.Module, std: float = 0.02, seed: int = 0) -> None:
+    """Draw every matrix of `model` from N(0, std²) truncated at 3·std; biases become 0.
+
+    Norm weights and reuse gains keep what their constructors gave them. Each tensor's numbers
+    depend on `seed` and its name only, so two variants of one architecture share their common
+    weights.
+
+    Source: SPEC §2 of arXiv 2512.14531 (initialisation).
+
+    Args:
+        model: changed in place.
+        std: standard deviation before truncation (weight units).
+        seed: any whole number.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                # One checksum of both: the generator looks at 32 bits of its seed only.
+                generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+                values = torch.empty(parameter.shape, dtype=torch.float32)
+                nn.init.trunc_normal_(values, std=std, a=-3 * std, b=3 * std, generator=generator)
+                parameter.copy_(values)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+
+def architecture_config(
+    architecture: Mapping[str, Any],
+    ffn: FFNConfig | None,
+    vocab_size: int | None = None,
+    eos_token_id: int | None = None,
+    seq_len: int = 2048,
+) -> LlamaConfig:
+    """The configuration of a model from scratch.
+
+    Args:
+        architecture: fields of LlamaConfig, and `rope_theta` (dimensionless).
+        ffn: the FFN; None for a plain Llama.
+        vocab_size: tokens in the vocabulary, where `architecture` doesn't say.
+        eos_token_id: end-of-text token, where `architecture` doesn't say.
+        seq_len: longest position in tokens, where `architecture` doesn't say.
+
+    Returns:
+        A VersatileLlamaConfig, or a LlamaConfig where `ffn` is None.
+
+    Raises:
+        ConfigError: Transformers refuses a value.
+    """
+    fields: dict[str, Any] = {"max_position_embeddings": seq_len}
+    fields |= {"bos_token_id": None, "eos_token_id": eos_token_id}
+    if vocab_size is not None:
+        fields["vocab_size"] = vocab_size
+    fields.update(architecture)
+    try:
+        if "rope_theta" in fields:
+            theta = float(fields.pop("rope_theta"))
+            fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+        config = LlamaConfig(**fields)
+    except Exception as error:  # its strict dataclasses raise several unrelated types
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model.architecture: {reason}") from None
+    return config if ffn is None else VersatileLlamaConfig.from_ffn(config, ffn)
+
+
+def new_model(config: LlamaConfig) -> Model:
+    """A model of `config` in the current default device and dtype, weights not yet chosen."""
+    if isinstance(config, VersatileLlamaConfig):
+        return VersatileLlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
+
+
+def build_model(
+    section: ModelSection, vocab_size: int, eos_token_id: int | None, seq_len: int, seed: int
+) -> Model:
+    """The model that a run starts from, in float32.
+
+    Args:
+        section: where the weights come from.
+        vocab_size: tokens in the token folder's vocabulary.
+        eos_token_id: its end-of-text token.
+        seq_len: window length in tokens.
+        seed: of the new weights.
+
+    Raises:
+        ConfigError: the vocabulary or the window length doesn't fit the model, or `model.ffn`
+            contradicts the checkpoint's FFN.
+        CheckpointError: the checkpoint can't be read.
+    """
+    ffn = section.ffn_config()
+    if section.architecture is not None:
+        config = architecture_config(section.architecture, ffn, vocab_size, eos_token_id, seq_len)
+        if config.vocab_size < vocab_size:
+            raise ConfigError(
+                f"model.architecture.vocab_size={config.vocab_size} is smaller than the "
+                f"{vocab_size} tokens of data.tokens: raise it, or leave it out"
+            )
+        _check_length(config, seq_len, "model.architecture")
+        model = new_model(config)
+        truncated_init(model, config.initializer_range, seed)
+        return model
+    assert section.init_from is not None
+    return _from_checkpoint(section.init_from, ffn, vocab_size, seq_len, seed)
+
+
+def _from_checkpoint(
+    source: str, ffn: FFNConfig | None, vocab_size: int, seq_len: int, seed: int
+) -> Model:
+    if (os.sep in source or source.startswith(".")) and not Path(source).is_dir():
+        raise CheckpointError(f"model.init_from={source}: no such folder; train or copy it first")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model.init_from={source}: {first_line(error)}") from None
+    _check_vocabulary(config, vocab_size, source)
+    _check_length(config, seq_len, source)
+    own = config.ffn() if isinstance(config, VersatileLlamaConfig) else None
+    if ffn is not None and (own is None or (own.variant == "dense" != ffn.variant)):
+        model, _ = upcycle(source, ffn, seed=seed)
+        return model.float()
+    if ffn is not None and own is not None:
+        _check_same_ffn(own, ffn, source)
+        config = VersatileLlamaConfig.from_ffn(config, ffn)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"model.init_from={source}: {first_line(error)}") from None
+    model, info = loaded
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"model.init_from={source} lacks {len(info['missing_keys'])} weights, "
+            f"{sorted(info['missing_keys'])[0]} among them: it is incomplete, copy it again"
+        )
+    return model
+
+
+def _check_vocabulary(config: Any, vocab_size: int, source: str) -> None:
+    spare = config.vocab_size - vocab_size  # padding to a multiple is usual, anything else is not
+    if not 0 <= spare <= max(128, config.vocab_size // 100):
+        raise ConfigError(
+            f"model.init_from={source} has a vocabulary of {config.vocab_size} tokens, data.tokens "
+            f"one of {vocab_size}: tokenize the corpus with the checkpoint's own tokenizer"
+        )
+
+
+def _check_length(config: Any, seq_len: int, where: str) -> None:
+    if seq_len > config.max_position_embeddings:
+        raise ConfigError(
+            f"data.seq_len={seq_len} exceeds max_position_embeddings="
+            f"{config.max_position_embeddings} of {where}: lower one or raise the other"
+        )
+
+
+def _check_same_ffn(own: FFNConfig, wanted: FFNConfig, source: str) -> None:
+    for name in _FIXED_BY_WEIGHTS[own.variant]:
+        if getattr(own, name) != getattr(wanted, name):
+            raise ConfigError(
+                f"model.ffn.{name}={getattr(wanted, name)!r}, but the checkpoint {source} was "
+                f"trained with {getattr(own, name)!r}: drop model.ffn, or start from a dense one"
+            )

@@ -1,0 +1,232 @@
+"""One training run from configuration to finished folder, resumed where it was interrupted."""
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import Dataset, Subset
+from transformers import AutoTokenizer
+from transformers import logging as hf_logging
+
+from versatileffn.data.packed import PackedDataset
+from versatileffn.files import beside, write_json
+from versatileffn.training.arguments import training_arguments
+from versatileffn.training.batches import BatchPlan, plan_batches
+from versatileffn.training.callbacks import (
+    LastStepCallback,
+    LogFileCallback,
+    ProgressCallback,
+    SpeedCallback,
+    TauCallback,
+)
+from versatileffn.training.checkpoints import commit, step_of
+from versatileffn.training.config import TrainConfig
+from versatileffn.training.init import build_model
+from versatileffn.training.run_folder import RunFolder, run_inputs
+from versatileffn.training.trainer import ReuseTrainer, whole_batches
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a model; in a folder with an unfinished run of the same configuration, continue it.
+
+    A run that was killed at any moment and continued gives the same weights and logged losses,
+    bit for bit, as one that was not, on the same machine and number of processes. A finished run
+    is left as it is. Under `torchrun` every process calls this.
+
+    Args:
+        config: the run, see `TrainConfig`.
+
+    Returns:
+        The run's folder: `model/` (weights, configuration, tokenizer), `log.jsonl`, `run.json`,
+        `inputs.json`, `checkpoints/`, and `tensorboard/` where it is reported to.
+
+    Raises:
+        ConfigError: settings contradict each other, the checkpoint, or the run in the folder.
+        DataError: the token folder is missing, damaged, or too short for one window.
+        CheckpointError: the checkpoint to start from can't be read.
+    """
+    with _without_progress_bars():
+        return _train(config)
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Our own line per log entry is the progress; a bar per written file would bury it."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def _train(config: TrainConfig) -> Path:
+    folder = RunFolder(Path(config.run.output_dir))
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
+    held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
+    plan = plan_batches(config, len(data), world_size)
+    inputs = run_inputs(config, world_size)
+    checkpoint = folder.check(inputs)
+    if folder.finished:
+        _say(rank, f"{folder.path} is finished already: its model is in {folder.model}")
+        return folder.path
+
+    model = build_model(
+        config.model,
+        data.meta.vocab_size,
+        data.meta.eos_token_id,
+        config.data.seq_len,
+        config.run.seed,
+    )
+    eval_windows, eval_batch_size = _eval_windows(held_out, config, world_size)
+    args = training_arguments(config, plan, folder.checkpoints, eval_batch_size)
+    trainer = ReuseTrainer(
+        model,
+        args,
+        plan,
+        data,
+        eval_windows,
+        tokens_per_step=config.run.tokens_per_batch,
+        bytes_per_token=held_out.bytes_per_token,
+        keep=config.run.save_total_limit,
+        tokenizer=AutoTokenizer.from_pretrained(Path(config.data.tokens) / "tokenizer"),
+    )
+    resumed_step = step_of(checkpoint) if checkpoint else 0
+    trainer.accelerator.wait_for_everyone()
+    if rank == 0:
+        folder.prepare(inputs, resumed_step)
+    trainer.accelerator.wait_for_everyone()
+    speed = SpeedCallback(config.run.tokens_per_batch)
+    _add_callbacks(trainer, config, plan, folder, speed)
+    _announce(rank, config, plan, trainer, resumed_step)
+
+    # The noise of each process is its own, and doesn't depend on how the model was built.
+    torch.manual_seed(config.run.seed * 100_003 + rank)
+    started = time.time()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _finish(trainer, config, plan, folder, speed, time.time() - started)
+    _say(rank, f"finished: {folder.model}")
+    return folder.path
+
+
+def _say(rank: int, text: str) -> None:
+    if rank == 0:
+        print(text, flush=True)
+
+
+def _eval_windows(
+    held_out: PackedDataset, config: TrainConfig, world_size: int
+) -> tuple[Dataset, int]:
+    windows: Dataset = held_out
+    if config.run.eval_windows is not None and config.run.eval_windows < len(held_out):
+        windows = Subset(held_out, range(config.run.eval_windows))
+    return whole_batches(windows, config.run.per_device_eval_batch_size, world_size)
+
+
+def _add_callbacks(
+    trainer: ReuseTrainer,
+    config: TrainConfig,
+    plan: BatchPlan,
+    folder: RunFolder,
+    speed: SpeedCallback,
+) -> None:
+    if trainer.telemetry.variant == "versatile":
+        trainer.add_callback(TauCallback(config.optim.tau))
+    if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder.path / "tensorboard"))))
+    trainer.add_callback(LastStepCallback(plan))
+    trainer.add_callback(LogFileCallback(folder.log))
+    trainer.add_callback(ProgressCallback(speed))
+    trainer.add_callback(speed)  # last: printing and writing are not training time
+
+
+def _announce(
+    rank: int, config: TrainConfig, plan: BatchPlan, trainer: ReuseTrainer, resumed_step: int
+) -> None:
+    parameters = trainer.accelerator.unwrap_model(trainer.model).num_parameters()
+    _say(
+        rank,
+        f"{parameters:,} parameters ({trainer.telemetry.variant}), {plan.max_steps:,} steps of "
+        f"{config.run.tokens_per_batch:,} tokens = {plan.epochs_at(plan.max_steps):.2f} epochs, "
+        f"{plan.accumulation} micro-batches of {plan.micro_batch} windows on {plan.world_size} "
+        f"process(es), {trainer.args.device}"
+        + (f"; resumed after step {resumed_step}" if resumed_step else ""),
+    )
+
+
+def _last(history: list[dict[str, Any]], key: str) -> float | None:
+    return next((entry[key] for entry in reversed(history) if key in entry), None)
+
+
+def _finish(
+    trainer: ReuseTrainer,
+    config: TrainConfig,
+    plan: BatchPlan,
+    folder: RunFolder,
+    speed: SpeedCallback,
+    seconds: float,
+) -> None:
+    if not folder.model.exists():
+        partial = beside(folder.model)
+        trainer.save_model(str(partial))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            (partial / "training_args.bin").unlink(missing_ok=True)
+            commit(partial, folder.model)
+    if trainer.is_world_process_zero():
+        history = trainer.state.log_history
+        write_json(folder.summary, {
+            "config": config.model_dump(mode="json"),
+            "tokens_meta_sha256": run_inputs(config, plan.world_size)["tokens_meta_sha256"],
+            "versions": versions(),
+            "device": device_name(trainer.args.device),
+            "processes": plan.world_size,
+            "threads": torch.get_num_threads(),
+            "seed": config.run.seed,
+            "variant": trainer.telemetry.variant,
+            "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
+            "steps": plan.max_steps,
+            "epochs": plan.epochs_at(plan.max_steps),
+            "tokens_seen": plan.max_steps * config.run.tokens_per_batch,
+            "tokens_per_second": speed.tokens_per_second,
+            "seconds_last_session": seconds,
+            "train_loss": _last(history, "loss"),
+            "eval_loss": _last(history, "eval_loss"),
+            "eval_bits_per_byte": _last(history, "eval_bits_per_byte"),
+            "eval_tokens": trainer.eval_window_count * (config.data.seq_len - 1),
+        })  # fmt: skip
+    trainer.accelerator.wait_for_everyone()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("versatileffn")
+    except PackageNotFoundError:  # run from a source tree
+        own = "unknown"
+    return {
+        "versatileffn": own,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: the accelerator's name, or the processor's architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"

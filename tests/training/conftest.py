@@ -1,0 +1,91 @@
+"""A tiny token folder with learnable structure, and run configurations over it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from versatileffn.data.meta import SplitMeta, TokenizerMeta, TokenMeta
+from versatileffn.training.config import TrainConfig
+
+VOCAB = 64
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def write_tokens(folder: Path, train: int = 20_000, val: int = 1_600, vocab: int = VOCAB) -> Path:
+    """A token folder whose tokens walk in short steps, so that a model has something to learn."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        (folder / split).mkdir(parents=True)
+        walk = np.cumsum(rng.choice([1, 1, 1, 2, 5], size=count)) % vocab
+        walk.astype("<u2").tofile(folder / split / "000.ds")
+    words = {f"w{i}": i for i in range(vocab - 1)} | {"<|end|>": vocab - 1}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(
+        folder / "tokenizer"
+    )
+    TokenMeta(
+        tokenizer=TokenizerMeta("tokenizer", "0" * 64, vocab, vocab - 1),
+        splits={"train": SplitMeta(1, train, 3 * train), "val": SplitMeta(1, val, 3 * val)},
+        source="made for tests",
+        seed=0,
+        token_bytes=2,
+        settings={},
+        versions={},
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only lose by sharing their work among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture
+def make_config(tokens: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A function from `section__key=value` to a configuration."""
+
+    def make(**changes: Any) -> TrainConfig:
+        values: dict[str, Any] = {
+            "model": {"architecture": TINY},
+            "data": {"tokens": str(tokens), "seq_len": 32},
+            "optim": {"learning_rate": 1e-2},
+            "run": {
+                "output_dir": str(tmp_path / "run"),
+                "max_steps": 6,
+                "tokens_per_batch": 256,
+                "per_device_train_batch_size": 4,
+                "eval_steps": 3,
+                "eval_windows": 10,
+                "save_steps": 2,
+                "logging_steps": 2,
+                "use_cpu": True,
+                "report_to": [],
+            },
+        }
+        for key, value in changes.items():
+            section, name = key.split("__")
+            values[section][name] = value
+        return TrainConfig.model_validate(values)
+
+    return make

@@ -1,0 +1,72 @@
+"""Gradient accumulation through the real Trainer: the balance loss is averaged, not added up."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from versatileffn.data.packed import PackedDataset
+from versatileffn.training import run as run_module
+from versatileffn.training.batches import WindowBatches, plan_batches
+from versatileffn.training.init import build_model
+from versatileffn.training.run import train
+
+MICRO_BATCHES = 4
+
+
+class KeepGradients(TrainerCallback):
+    """Copies what the optimizer is about to see."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def trainer_gradients(config, monkeypatch) -> dict[str, torch.Tensor]:
+    keep = KeepGradients()
+    original = run_module._add_callbacks
+
+    def with_keeper(trainer, *args):
+        original(trainer, *args)
+        trainer.add_callback(keep)
+
+    monkeypatch.setattr(run_module, "_add_callbacks", with_keeper)
+    train(config)
+    return keep.gradients
+
+
+def mean_of_micro_batch_gradients(config, balance_weight: float = 1.0) -> dict[str, torch.Tensor]:
+    data = PackedDataset(config.data.tokens, "train", config.data.seq_len)
+    meta = data.meta
+    model = build_model(
+        config.model, meta.vocab_size, meta.eos_token_id, config.data.seq_len, config.run.seed
+    )
+    model.train()
+    coefficient = model.config.router_aux_loss_coef
+    for batch in WindowBatches(plan_batches(config, len(data), 1)):
+        ids = torch.stack([data[i]["input_ids"] for i in batch])
+        out = model(input_ids=ids, labels=ids)
+        extra = (balance_weight - 1) * coefficient * out.aux_loss
+        ((out.loss + extra) / MICRO_BATCHES).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("ffn", [
+    {"variant": "moe", "num_experts": 4},
+    {"variant": "versatile", "num_experts": 4, "fusion": "width"},  # the router without loop noise
+])  # fmt: skip
+def test_accumulated_gradients_are_the_mean(make_config, monkeypatch, ffn):
+    config = make_config(
+        model__ffn=ffn | {"router_aux_loss_coef": 10.0},
+        optim__max_grad_norm=1e9,
+        run__max_steps=1,
+        run__per_device_train_batch_size=2,
+    )
+    got = trainer_gradients(config, monkeypatch)
+    expected = mean_of_micro_batch_gradients(config)
+    wrong = mean_of_micro_batch_gradients(config, balance_weight=MICRO_BATCHES)
+    router = next(name for name in got if "router" in name)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+    assert (wrong[router] - expected[router]).norm() > 0.5 * expected[router].norm()

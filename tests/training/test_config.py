@@ -1,0 +1,127 @@
+"""Configurations: what people may write, and the one line they get when they err."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from versatileffn.errors import ConfigError
+from versatileffn.training.config import TrainConfig, load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def test_there_are_shipped_configs():
+    assert len(SHIPPED) >= 5
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_shipped_configs_are_valid(path):
+    load_config(path)
+
+
+@pytest.mark.parametrize("name", ["354m", "720m", "1.21b"])
+def test_paper_configs_continue_as_their_comment_says(name):
+    path = CONFIGS / "paper" / f"{name}.yaml"
+    config = load_config(path, [
+        "model.architecture=null", "model.init_from=runs/x/model", "model.ffn.variant=versatile",
+        "run.output_dir=runs/y",
+    ])  # fmt: skip
+    ffn = config.model.ffn_config()
+    assert (ffn.num_experts, ffn.top_k, ffn.max_loops, ffn.reuse_gains) == (8, 2, 4, "fixed")
+    assert ffn.router_aux_loss_coef == 1e-5
+
+
+def sections(schema: type = TrainConfig):
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+            yield from sections(field.annotation)
+        else:
+            yield schema.__name__, name, field
+
+
+def test_every_knob_is_described():
+    for schema, name, field in sections():
+        assert field.description, f"{schema}.{name}"
+        assert len(field.description) > 15, f"{schema}.{name}"
+
+
+BASE = {
+    "model": {"architecture": {"hidden_size": 32}},
+    "data": {"tokens": "t", "seq_len": 32},
+    "optim": {"learning_rate": 1e-3},
+    "run": {"output_dir": "o", "max_steps": 10, "tokens_per_batch": 64, "save_steps": 10},
+}
+
+
+def write(tmp_path: Path, text: str | None = None) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(BASE) if text is None else text)
+    return path
+
+
+def test_overrides_are_yaml_and_make_sections(tmp_path):
+    config = load_config(write(tmp_path), [
+        "optim.learning_rate=3e-4", "model.ffn.variant=moe", "model.ffn.router_aux_loss_coef=1e-3",
+        "run.report_to=[]", "optim.tau=as-released", "run.eval_windows=null",
+    ])  # fmt: skip
+    assert config.optim.learning_rate == 3e-4
+    assert config.model.ffn == {"variant": "moe", "router_aux_loss_coef": 1e-3}
+    assert config.optim.tau.end == 5.0
+    assert config.run.report_to == []
+
+
+def test_numbers_like_1e_5_are_numbers(tmp_path):
+    path = write(tmp_path, yaml.safe_dump(BASE).replace("hidden_size: 32", "rms_norm_eps: 1e-6"))
+    assert load_config(path).model.architecture == {"rms_norm_eps": 1e-6}
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("optim.learning_rat=1", r"unknown key 'optim.learning_rat'; did you mean 'learning_rate'\?"),
+    ("optim.tau.strat=1", r"unknown key 'optim.tau.strat'; did you mean 'start'\?"),
+    ("learning_rate=1", r"unknown key 'learning_rate'; did you mean 'optim.learning_rate'\?"),
+    ("model.ffn.num_expert=4", r"model.ffn: unknown key 'num_expert'; did you mean 'num_experts'"),
+    ("model.architecture.hidden=4", "model.architecture: unknown key 'hidden'; did you mean 'hid"),
+    ("model.ffn.top_k=9", "model.ffn: top_k=9 exceeds num_experts=8"),
+    ("model.ffn.top_k=two", "model.ffn: top_k='two': input should be a valid integer"),
+    ("model.ffn.variant=mixture", "model.ffn: variant='mixture'.*'dense'"),
+    ("model.ffn.max_loops=0", "model.ffn: max_loops=0 must be a whole number of at least 1"),
+    ("model.init_from=x", "model: give exactly one of init_from and architecture"),
+    ("optim.learning_rate=0", "optim.learning_rate=0: input should be greater than 0"),
+    ("optim.learning_rate=.nan", "optim.learning_rate=nan: input should be a finite number"),
+    ("optim.tau=hot", "optim.tau: unknown preset 'hot'"),
+    ("optim.tau.end=0", "optim.tau.end=0: input should be greater than 0"),
+    ("run.max_steps=null", "run: give exactly one of max_steps and num_train_epochs"),
+    ("run.logging_steps=3", "run: save_steps=10 is not a multiple of logging_steps=3"),
+    ("run.tokens_per_batch=65", "run.tokens_per_batch=65 is not a multiple of data.seq_len=32"),
+    ("run.report_to=[tensorbord]", "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
+    ("data.tokens=null", "data.tokens=None: input should be a valid string"),
+    ("data.seq_len.x=1", "data.seq_len is 32, not a section"),
+    ("nonsense", "write it as section.key=value"),
+    ("run.seed=[", "can't be parsed"),
+])  # fmt: skip
+def test_bad_values_are_one_line(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(tmp_path), [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("model: [", r"run.yaml: can't be parsed in line \d"),
+    ("just text", "must hold a mapping"),
+    ("", "must hold a mapping"),
+    ("model: {architecture: {}}", "data is missing; add it"),
+])  # fmt: skip
+def test_bad_files_are_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        load_config(tmp_path / "binary.yaml")
