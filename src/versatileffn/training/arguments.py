@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 from versatileffn.training.batches import BatchPlan
@@ -23,7 +24,8 @@ def training_arguments(
     args = TrainingArguments(
         output_dir=str(checkpoints),
         seed=run.seed,
-        use_cpu=run.use_cpu,
+        # Transformers refuses bf16 on a CPU unless it is told that a CPU is meant.
+        use_cpu=run.use_cpu or not torch.accelerator.is_available(),
         bf16=run.bf16,
         tf32=None,
         torch_compile=run.torch_compile,
