@@ -52,10 +52,41 @@ def test_fixed_gains_change_the_function_and_the_receipt_says_so(dense_folder, v
 def test_learned_gains_in_training_mode_start_at_the_dense_loss(dense_folder):
     """Whatever noise is drawn, all L loops and every λ give F(H)."""
     model, _ = upcycle(dense_folder, vf.FFNConfig(reuse_gains="learned"))
+    assert not model.training
     dense, ids = AutoModelForCausalLM.from_pretrained(dense_folder), make_ids(3, 20)
+    trained = model.train()(ids)
+    assert trained.logits.requires_grad
+    torch.testing.assert_close(trained.logits.detach(), logits(dense, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("execution", ["masked", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_learned_gains_move_no_bit(tmp_path, execution, dtype, bias):
+    """The executors are arranged so that even rounding is the dense model's (docs/algebra.md)."""
+    torch.manual_seed(3)
+    llama = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"mlp_bias": bias})))
     with torch.no_grad():
-        actual = model.train()(ids).logits
-    torch.testing.assert_close(actual, logits(dense, ids), rtol=0, atol=1e-5)
+        for parameter in llama.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    llama.to(dtype).save_pretrained(tmp_path)
+    model, receipt = upcycle(tmp_path, vf.FFNConfig(reuse_gains="learned", execution=execution))
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    ids = make_ids(4, 32)
+    with torch.no_grad():
+        counts = model(ids, output_reuse_plans=True).reuse_plans[0].loop_count.unique()
+    assert len(counts) > 1
+    assert model.dtype == dtype
+    assert torch.equal(logits(model, ids), logits(dense, ids))
+    assert receipt.logit_difference == 0
+
+
+def test_a_quantized_checkpoint_is_refused(dense_folder):
+    config = json.loads((dense_folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (dense_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="is quantized"):
+        upcycle(dense_folder)
 
 
 def test_the_receipt_counts_what_was_added(dense_folder, tmp_path):

@@ -167,6 +167,10 @@ def read_dense_config(source: str | Path) -> LlamaConfig:
             f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
             "config.json and weights, or a hub id"
         ) from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(
+            f"{source} is quantized: upcycle the unquantized checkpoint, and quantize the result"
+        )
     if isinstance(config, VersatileLlamaConfig):
         if config.ffn_variant == "dense":
             return config

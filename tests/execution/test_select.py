@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import active_tokens, run_packed
 from versatileffn.execution.select import select_executor
-from versatileffn.ffn.dense import hidden_activations
+from versatileffn.ffn.dense import ACTIVATIONS, hidden_activations
 
 
 def plan_of(**settings):
@@ -77,3 +79,29 @@ def test_adapters_take_part():
     torch.testing.assert_close(
         a, layer.mlp.act_fn(layer.mlp.gate_proj(hidden)) * layer.mlp.up_proj(hidden)
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tracing_does_not_bake_the_routing_in():
+    layer = make_layer(dtype=torch.float32).eval().requires_grad_(False)
+    first, second = (make_hidden(6, 16, dtype=torch.float32, seed=s) for s in (1, 2))
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda h: layer(h).hidden, first, check_trace=False)
+        torch.testing.assert_close(traced(second), layer(second).hidden)
+
+
+def test_a_detached_plan_still_lets_gradients_through():
+    layer, hidden = make_layer().eval(), make_hidden(6, 16).requires_grad_()
+    with torch.no_grad():
+        plan = layer.controller(hidden)
+    layer(hidden, plan).hidden.sum().backward()
+    assert hidden.grad.abs().min() > 0
+
+
+def test_layers_of_every_activation_can_be_copied():
+    for activation in ACTIVATIONS:
+        layer = make_layer(activation=activation)
+        clone = pickle.loads(pickle.dumps(layer))
+        hidden = make_hidden(6, 16)
+        with torch.no_grad():
+            assert torch.equal(clone.eval()(hidden).hidden, layer.eval()(hidden).hidden)

@@ -5,7 +5,7 @@ import torch
 
 from support.layers import make_hidden
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.dense import DenseFFN
+from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN
 from versatileffn.ffn.kloop import KLoopFFN
 from versatileffn.ffn.moe import MoEFFN, grouped_linear
 
@@ -89,3 +89,19 @@ def test_moe_in_bfloat16_autocast_trains():
         out = layer(make_hidden(2, 7, 16, dtype=torch.float32))
     (out.hidden.float().sum() + out.balance_loss).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_activations():
+    x = torch.linspace(-3, 3, 31)
+    tanh = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(ACTIVATIONS["gelu_tanh"](x), tanh)
+    torch.testing.assert_close(ACTIVATIONS["relu2"](x), x.clamp_min(0) ** 2)
+    torch.testing.assert_close(ACTIVATIONS["silu"](x), x * torch.sigmoid(x))
+
+
+def test_the_dense_ffn_equals_equation_2():
+    layer, h = DenseFFN(16, 32).double(), make_hidden(16)
+    x = h / (h.pow(2).mean() + 1e-6).sqrt() * layer.norm.weight
+    gate, up = layer.mlp.gate_proj.weight @ x, layer.mlp.up_proj.weight @ x
+    expected = h + layer.mlp.down_proj.weight @ (gate * torch.sigmoid(gate) * up)
+    torch.testing.assert_close(layer(h).hidden, expected)

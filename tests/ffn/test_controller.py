@@ -82,6 +82,26 @@ def test_a_given_plan_is_carried_out():
     assert not torch.allclose(layer(hidden, other).hidden, free.hidden)
 
 
+def test_a_plan_that_contradicts_itself_is_refused():
+    layer, hidden = make_layer().eval(), make_hidden(5, 16)
+    plan = layer.controller(hidden)
+    plan.loop_count = torch.full_like(plan.loop_count, 6)
+    with pytest.raises(ValueError, match="1 to max_loops=4"):
+        layer(hidden, plan)
+    plan.loop_count = torch.full_like(plan.loop_count, 2)
+    with pytest.raises(ValueError, match="one-hot at loop_count"):
+        layer(hidden, plan)
+    plan.loop_probs = torch.nn.functional.one_hot(plan.loop_count - 1, 4).double()
+    assert layer(hidden, plan).hidden.isfinite().all()
+
+
+def test_a_single_token_without_a_batch():
+    layer, hidden = make_layer().eval(), make_hidden(3, 16)
+    torch.testing.assert_close(layer(hidden[1]).hidden, layer(hidden).hidden[1])
+    with torch.no_grad():
+        torch.testing.assert_close(layer(hidden[1]).hidden, layer(hidden).hidden[1])
+
+
 def test_a_plan_for_other_tokens_is_refused():
     layer = make_layer()
     plan = layer.controller(make_hidden(3, 16))

@@ -48,6 +48,8 @@ def test_the_layer_returns_its_balance_loss():
     layer, hidden = make_layer(), make_hidden(2, 9, 16)
     out = layer(hidden)
     torch.testing.assert_close(out.balance_loss, balance_loss(out.plan.router_logits, 2))
+    out.balance_loss.backward()
+    assert layer.controller.router.weight.grad.abs().max() > 1e-4
     assert make_layer(fusion="depth")(hidden).balance_loss is None
 
 

@@ -9,6 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import versatileffn as vf
 from support.models import SHAPE, VARIANTS, make_ids, make_model
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.losses import balance_loss
+from versatileffn.models.causal_lm import share_of_batch
 
 every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -32,6 +35,7 @@ def test_the_temperature_is_saved(tmp_path):
     model = make_model()
     model.set_tau(0.37)
     model.save_pretrained(tmp_path)
+    assert [layer.controller.tau for layer in model.model.layers] == [0.37, 0.37]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert [layer.controller.tau for layer in loaded.model.layers] == [0.37, 0.37]
 
@@ -95,22 +99,65 @@ def test_one_loop_without_width_is_transformers_llama():
         torch.testing.assert_close(model(ids).logits, dense(ids).logits)
 
 
+def cross_entropy(logits, ids):
+    """Nats per predicted token."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
 @pytest.mark.parametrize("variant", ["moe", "versatile"])
 def test_the_balance_loss_is_in_the_training_loss_alone(variant):
     model, ids = make_model(ffn_variant=variant, router_aux_loss_coef=0.5), make_ids(2, 9)
     out = model(input_ids=ids, labels=ids)
-    cross_entropy = torch.nn.functional.cross_entropy(
-        out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    )
-    torch.testing.assert_close(out.loss, cross_entropy)
+    torch.testing.assert_close(out.loss, cross_entropy(out.logits, ids))
     assert out.aux_loss is None
+    out = model(input_ids=ids, labels=ids, output_router_logits=True)
+    assert out.aux_loss is not None
+    torch.testing.assert_close(out.loss, cross_entropy(out.logits, ids))
     model.train()
     out = model(input_ids=ids, labels=ids)
-    cross_entropy = torch.nn.functional.cross_entropy(
-        out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    )
-    assert len(out.router_logits) == 2
-    torch.testing.assert_close(out.loss, cross_entropy + 0.5 * out.aux_loss)
+    by_layer = [balance_loss(logits, 2) for logits in out.router_logits]
+    assert len(by_layer) == 2
+    torch.testing.assert_close(out.aux_loss, sum(by_layer) / 2)
+    torch.testing.assert_close(out.loss, cross_entropy(out.logits, ids) + 0.5 * sum(by_layer) / 2)
+
+
+@pytest.mark.parametrize("variant", ["moe", "versatile"])
+def test_the_balance_loss_trains_the_router(variant):
+    ids = make_ids(2, 9)
+    gradients = []
+    for coefficient in (0.0, 1.0):
+        model = make_model(ffn_variant=variant, router_aux_loss_coef=coefficient).train()
+        torch.manual_seed(0)
+        out = model(input_ids=ids, labels=ids)
+        routers = [p for n, p in model.named_parameters() if ".router." in n]
+        alone = torch.autograd.grad(out.aux_loss, routers, retain_graph=True)
+        gradients.append((torch.autograd.grad(out.loss, routers), alone))
+    (without, _), (with_loss, alone) = gradients
+    for absent, present, expected in zip(without, with_loss, alone, strict=True):
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(present - absent, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_reentrant_checkpointing_is_refused_instead_of_losing_a_gradient():
+    model, ids = make_model(router_aux_loss_coef=1e-2).train(), make_ids(2, 9)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    with pytest.raises(ConfigError, match="use_reentrant"):
+        model(input_ids=ids, labels=ids, use_cache=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".router." not in name)
+    assert model(input_ids=ids, labels=ids, use_cache=False).loss.requires_grad
+
+
+def test_the_recorded_router_logits_are_those_of_the_plan():
+    """Whatever stands in the router's place: an adapter, a quantized linear."""
+    model, ids = make_model(), make_ids(2, 9)
+    for layer in model.model.layers:
+        layer.controller.router = torch.nn.Sequential(layer.controller.router, torch.nn.Tanh())
+    out = model(ids, output_router_logits=True, output_reuse_plans=True)
+    for logits, plan in zip(out.router_logits, out.reuse_plans, strict=True):
+        assert torch.equal(logits, plan.router_logits)
+        assert logits.abs().max() <= 1
 
 
 @pytest.mark.parametrize("variant", ["moe", "versatile"])
@@ -122,6 +169,14 @@ def test_accumulation_averages_the_balance_loss(variant):
     losses = [model(input_ids=b, labels=b, num_items_in_batch=items).loss for b in batches]
     whole = [model(input_ids=b, labels=b).loss * (b.shape[1] - 1) / items for b in batches]
     torch.testing.assert_close(sum(losses), sum(whole))
+
+
+def test_a_share_counts_predicted_tokens_as_trainer_does():
+    labels = make_ids(2, 6)
+    labels[0, 3:] = -100
+    assert share_of_batch(None, labels, None) == 1.0
+    assert share_of_batch(None, labels, 14).item() == pytest.approx(7 / 14)
+    assert share_of_batch(labels, labels, 18).item() == pytest.approx(9 / 18)
 
 
 def test_padding_does_not_count_in_the_balance_loss():
@@ -193,3 +248,67 @@ def test_bfloat16_generates():
     model = copy.deepcopy(make_model()).to(torch.bfloat16)
     out = model.generate(make_ids(2, 5), max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert out.shape == (2, 9)
+
+
+def test_the_defaults_are_the_papers():
+    ffn = FFNConfig()
+    assert vf.VersatileLlamaConfig(**SHAPE).ffn() == ffn
+    assert (ffn.num_experts, ffn.top_k, ffn.max_loops, ffn.d_expert) == (8, 2, 4, None)
+    assert (ffn.variant, ffn.fusion, ffn.loop_mix) == ("versatile", "difficulty", "hard")
+    assert (ffn.reuse_gains, ffn.normed_controller) == ("fixed", False)
+    assert (ffn.tau, ffn.router_aux_loss_coef) == (5.0, 1e-5)
+
+
+def test_settings_reach_the_layers():
+    """`normed_controller` and `execution` in the config change what a layer does."""
+    ids = make_ids(2, 9)
+    plain, normed = make_model(), make_model(normed_controller=True)
+    with torch.no_grad():
+        assert not torch.allclose(plain(ids).logits, normed(ids).logits)
+    with pytest.raises(ConfigError, match="execution='packed' is for eager inference"):
+        make_model(execution="packed")(ids)
+
+
+def test_logits_to_keep():
+    model, ids = make_model(), make_ids(2, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
+
+
+@pytest.mark.parametrize(
+    ("hidden_act", "function"),
+    [
+        ("gelu_pytorch_tanh", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        ("gelu", torch.nn.functional.gelu),
+        ("relu", torch.nn.functional.relu),
+    ],
+    ids=str,
+)
+def test_real_experts_have_the_familys_activation(hidden_act, function):
+    model = make_model(ffn_variant="moe", hidden_act=hidden_act)
+    x = torch.linspace(-3, 3, 50)
+    torch.testing.assert_close(model.model.layers[0].experts.act_fn(x), function(x))
+    torch.testing.assert_close(model.model.layers[0].mlp.act_fn(x), function(x))
+
+
+def test_new_weights_have_the_familys_scale():
+    model = make_model(hidden_size=64, intermediate_size=512, initializer_range=0.02)
+    moe = make_model(
+        ffn_variant="moe", hidden_size=64, intermediate_size=512, initializer_range=0.02
+    )
+    controller, experts = model.model.layers[0].controller, moe.model.layers[0].experts
+    for weight in (
+        controller.router.weight,
+        controller.loop_head.weight,
+        experts.gate_up_proj,
+        experts.down_proj,
+    ):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_half_precision_decides_in_float32():
+    model, ids = make_model().to(torch.bfloat16), make_ids(2, 9)
+    plan = model(ids, output_reuse_plans=True).reuse_plans[0]
+    assert plan.router_logits.dtype == plan.gates.dtype == plan.loop_probs.dtype == torch.float32
+    moe = make_model(ffn_variant="moe").to(torch.bfloat16)
+    assert moe(ids, output_router_logits=True).router_logits[0].dtype == torch.float32

@@ -63,7 +63,7 @@ def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
 
         kept = kept_M1[leave].to(total_RD.dtype)
         total_RD[leave] = torch.lerp(width_RD[leave], total_RD[leave], kept)
-        total_RD = total_RD + mlp.down_proj(a_RF)
+        update_RD = mlp.down_proj(a_RF)
         if mlp.down_proj.bias is not None:
             # W_out's bias was added once; the plan wants γ of it, and once for the width pathway,
             # whose shared part has it from loop 1.
@@ -71,7 +71,8 @@ def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
             times_R1 = torch.cat(
                 [gain.expand(staying, 1), weight_R1 + missing * plan.lam[leave, None]]
             )
-            total_RD = total_RD + (times_R1 - 1).to(total_RD.dtype) * mlp.down_proj.bias
+            update_RD = update_RD + (times_R1 - 1).to(update_RD.dtype) * mlp.down_proj.bias
+        total_RD = total_RD + update_RD
         finished.append(start_MD[leave] + total_RD[leave])
         total_RD = total_RD[stay]
         if loop == 0:

@@ -2,10 +2,13 @@
 
 | asked for | plan and circumstances                          | executor |
 |-----------|--------------------------------------------------|----------|
-| `auto`    | hard, no gradients needed, not being traced      | packed   |
+| `auto`    | hard, gradients off, no graph being recorded     | packed   |
 | `auto`    | anything else                                    | masked   |
 | `masked`  | always valid                                     | masked   |
-| `packed`  | hard and no gradients needed, else a ConfigError | packed   |
+| `packed`  | as in the first row, else a ConfigError          | packed   |
+
+A recorded graph (torch.compile, export, tracing, CUDA graphs) must hold for other tokens too, so it
+takes static shapes: every token then runs all L loops.
 """
 
 from collections.abc import Callable
@@ -29,17 +32,25 @@ def select_executor(execution: Execution, plan: ReusePlan) -> Executor:
     Raises:
         ConfigError: `packed` was asked for where it isn't valid.
     """
-    packed_is_valid = plan.hard and not torch.is_grad_enabled()
+    packed_is_valid = plan.hard and not torch.is_grad_enabled() and not _is_recorded(plan)
     if execution == "packed":
         if not packed_is_valid:
             raise ConfigError(
-                "execution='packed' is for inference with hard loops: use torch.no_grad(), "
+                "execution='packed' is for eager inference with hard loops: use torch.no_grad(), "
                 "loop_mix='hard', or execution='auto'"
             )
         return run_packed
-    if execution == "auto" and packed_is_valid and not torch.compiler.is_compiling():
-        return run_packed
-    return run_masked
+    return run_packed if execution == "auto" and packed_is_valid else run_masked
+
+
+def _is_recorded(plan: ReusePlan) -> bool:
+    """Whether a graph is being recorded, which must not depend on the values of this plan."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or plan.loop_count.is_meta
+        or (plan.loop_count.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def execute(
@@ -56,4 +67,4 @@ def execute(
             f"{tuple(hidden.shape)}: the leading dimensions must agree"
         )
     run = select_executor(execution, plan)
-    return run(hidden.flatten(0, -2), norm, mlp, plan.flatten()).view_as(hidden)
+    return run(hidden.reshape(-1, hidden.shape[-1]), norm, mlp, plan.flatten()).view_as(hidden)

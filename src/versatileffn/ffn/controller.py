@@ -13,14 +13,19 @@ from versatileffn.ffn.gains import with_first_gain
 from versatileffn.ffn.plan import ReusePlan, expected_loops
 
 
-class Router(nn.Linear):
-    """W_g of Eq. 7, D -> N, without bias. A class of its own so that its logits can be recorded."""
+class Controller(nn.Module):
+    """Base of everything that decides how tokens use the FFN: `forward` returns a `ReusePlan`.
 
-    def __init__(self, d_model: int, num_experts: int) -> None:
-        super().__init__(d_model, num_experts, bias=False)
+    A layer on its own takes any module; Transformers models record the plans of this class.
+
+    Attributes:
+        tau: temperature τ, moved by the training schedule.
+    """
+
+    tau: float = 1.0
 
 
-class ReuseController(nn.Module):
+class ReuseController(Controller):
     """Router and loop predictor. Source: Eq. 7, 10, 12, 13.
 
     Both are linear, without bias, and read H (or norm(H): `normed_controller`). Softmaxes run in
@@ -36,7 +41,8 @@ class ReuseController(nn.Module):
         loop_head: D -> L; None with fusion `width`.
         loop_gains: γ₂ … γ_L, [L − 1]; None unless gains are learned.
         width_gain: s, a scalar; None unless gains are learned.
-        tau: temperature τ of Eq. 10, moved by the training schedule.
+        tau: temperature τ of Eq. 10, moved by the training schedule. It is a setting, not a
+            weight: a model saves it in its config, a layer on its own is rebuilt with `tau=`.
     """
 
     def __init__(self, d_model: int, d_hidden: int, config: FFNConfig) -> None:
@@ -44,12 +50,12 @@ class ReuseController(nn.Module):
         self.config = config
         self.tau = config.tau
         self.slices: ExpertSlices | None = None
-        self.router: Router | None = None
+        self.router: nn.Linear | None = None
         self.loop_head: nn.Linear | None = None
         if config.uses_width:
             d_expert = config.expert_size(d_hidden)
             self.slices = ExpertSlices(config.num_experts, d_expert, d_hidden)
-            self.router = Router(d_model, config.num_experts)
+            self.router = nn.Linear(d_model, config.num_experts, bias=False)
         if config.uses_depth:
             self.loop_head = nn.Linear(d_model, config.max_loops, bias=False)
 

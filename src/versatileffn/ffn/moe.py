@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import Router, at_least_float32, select_experts
+from versatileffn.ffn.controller import at_least_float32, select_experts
 from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.losses import balance_loss
 
@@ -43,7 +43,7 @@ class SparseExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts, self.top_k, self.gated = num_experts, top_k, gated
-        self.router = Router(d_model, num_experts)
+        self.router = nn.Linear(d_model, num_experts, bias=False)
         width = 2 * d_expert if gated else d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, width, d_model))
         self.down_proj = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
@@ -66,8 +66,8 @@ class SparseExperts(nn.Module):
             the experts' sum, [..., D], and the router logits, [..., N].
         """
         logits = at_least_float32(self.router(x))
-        gates_MK, experts_MK = select_experts(logits.flatten(0, -2), self.top_k)
-        x_MD = x.flatten(0, -2)
+        gates_MK, experts_MK = select_experts(logits.reshape(-1, self.num_experts), self.top_k)
+        x_MD = x.reshape(-1, x.shape[-1])
 
         order_S = experts_MK.flatten().argsort(stable=True)
         token_S = order_S // self.top_k

@@ -72,7 +72,22 @@ class ReusePlan:
     def flatten(self) -> "ReusePlan":
         """The same plan with all leading dimensions folded into one."""
         lead = self.loop_count.dim()
-        return self if lead == 1 else self._map_tokens(lambda value: value.flatten(0, lead - 1))
+        if lead == 1:
+            return self
+        return self._map_tokens(lambda value: value.reshape(-1, *value.shape[lead:]))
+
+    def check(self) -> None:
+        """Check a plan that someone edited; executors read different fields and trust they agree.
+
+        Raises:
+            ValueError: a loop count is outside 1 … L, or a hard plan's p isn't one-hot at ℓ̂.
+        """
+        if not ((self.loop_count >= 1) & (self.loop_count <= self.max_loops)).all():
+            raise ValueError(f"loop_count must lie in 1 to max_loops={self.max_loops}")
+        if self.hard:
+            one_hot = torch.nn.functional.one_hot(self.loop_count - 1, self.max_loops)
+            if not torch.equal(self.loop_probs.detach(), one_hot.to(self.loop_probs.dtype)):
+                raise ValueError("a hard plan needs loop_probs that are one-hot at loop_count")
 
     def take(self, tokens: Tensor | slice) -> "ReusePlan":
         """The plan of some tokens, in the order given.

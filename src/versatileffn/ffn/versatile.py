@@ -72,7 +72,12 @@ class VersatileFFN(DenseFFN):
 
         Returns:
             new hidden states [..., D], the balance loss (None without a router), and the plan.
+
+        Raises:
+            ValueError: the given plan is for other tokens, or contradicts itself.
         """
+        if plan is not None:
+            plan.check()
         new_hidden, plan = versatile(
             hidden, self.norm, self.mlp, self.controller, self.config, plan
         )

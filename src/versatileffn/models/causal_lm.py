@@ -10,7 +10,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from versatileffn.ffn.controller import ReuseController
+from versatileffn.errors import ConfigError
+from versatileffn.ffn.controller import Controller, ReuseController
 from versatileffn.ffn.gains import LoopGains
 from versatileffn.ffn.losses import balance_loss
 from versatileffn.ffn.moe import SparseExperts
@@ -72,12 +73,13 @@ class ReuseCausalLMMixin:
     lm_head: nn.Module
     training: bool
     loss_function: Any
+    named_parameters: Any
 
     def set_tau(self, tau: float) -> None:
         """Set the temperature τ of Eq. 10 in every layer, and in the config so that it is saved."""
         self.config.tau = tau
         for module in self.model.modules():
-            if isinstance(module, ReuseController):
+            if isinstance(module, Controller):
                 module.tau = tau
 
     @can_return_tuple
@@ -89,6 +91,7 @@ class ReuseCausalLMMixin:
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        output_reuse_plans: bool = False,
         **kwargs: Any,
     ) -> ReuseCausalLMOutput:
         """Next-token logits and loss.
@@ -104,20 +107,31 @@ class ReuseCausalLMMixin:
             num_items_in_batch: predicted tokens of the whole batch when this call sees one
                 micro-batch of it, as Trainer passes it. The balance loss is then weighted by this
                 micro-batch's share, so accumulation averages it instead of adding it up.
-            kwargs: passed on to the family's base model, `output_reuse_plans` among them.
+            output_reuse_plans: return each layer's plan (versatile only).
+            kwargs: passed on to the family's base model and to the loss.
+
+        Raises:
+            ConfigError: the balance loss should train a router but has no gradient.
         """
         if output_router_logits is None:
             wanted_for_loss = self.training and labels is not None
             output_router_logits = self.config.output_router_logits or wanted_for_loss
+        decides = self.config.ffn_variant == "versatile"
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            output_router_logits=output_router_logits,
+            output_router_logits=output_router_logits and not decides,
+            output_reuse_plans=decides and (output_reuse_plans or output_router_logits),
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        aux_loss = self._aux_loss(outputs.get("router_logits"), attention_mask)
+        plans = outputs.get("reuse_plans") or ()
+        router_logits = None
+        if output_router_logits:
+            planned = tuple(p.router_logits for p in plans if p.router_logits is not None)
+            router_logits = planned or outputs.get("router_logits") or None
+        aux_loss = self._aux_loss(router_logits, attention_mask)
 
         loss = None
         if labels is not None:
@@ -129,7 +143,8 @@ class ReuseCausalLMMixin:
                 **kwargs,
             )
             if self.training and aux_loss is not None:
-                share = share_of_batch(labels, num_items_in_batch)
+                self._check_balance_gradient(aux_loss)
+                share = share_of_batch(kwargs.get("shift_labels"), labels, num_items_in_batch)
                 loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
         return ReuseCausalLMOutput(
             loss=loss,
@@ -138,9 +153,25 @@ class ReuseCausalLMMixin:
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            router_logits=outputs.get("router_logits") or None,
-            reuse_plans=outputs.get("reuse_plans") or None,
+            router_logits=router_logits,
+            reuse_plans=plans if output_reuse_plans and plans else None,
         )
+
+    def _check_balance_gradient(self, aux_loss: Tensor) -> None:
+        """Reentrant checkpointing runs layers without gradients and would lose this one silently.
+
+        Raises:
+            ConfigError: routers are trained, but their balance loss has no gradient.
+        """
+        if aux_loss.requires_grad or not torch.is_grad_enabled():
+            return
+        trained = any(p.requires_grad for n, p in self.named_parameters() if ".router." in n)
+        if trained and self.config.router_aux_loss_coef:
+            raise ConfigError(
+                "the balance loss has no gradient under reentrant gradient checkpointing: pass "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}, or set "
+                "router_aux_loss_coef=0"
+            )
 
     def _aux_loss(
         self, router_logits: tuple[Tensor, ...] | None, attention_mask: Tensor | None
@@ -155,8 +186,15 @@ class ReuseCausalLMMixin:
         return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
 
 
-def share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
-    """The part of the batch's predicted tokens that this micro-batch holds; 1 if it is all."""
+def share_of_batch(
+    shift_labels: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None
+) -> Tensor | float:
+    """The part of the batch's predicted tokens that this micro-batch holds; 1 if it is all.
+
+    Counted as Trainer counts them: shifted labels where the batch has them, else all labels but
+    each row's first.
+    """
     if num_items_in_batch is None:
         return 1.0
-    return (labels[..., 1:] != -100).sum() / num_items_in_batch
+    counted = labels[..., 1:] if shift_labels is None else shift_labels
+    return (counted != -100).sum() / num_items_in_batch

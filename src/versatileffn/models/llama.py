@@ -15,7 +15,8 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import ReuseController, Router
+from versatileffn.ffn.controller import Controller
+from versatileffn.ffn.moe import SparseExperts
 from versatileffn.models.causal_lm import ReuseCausalLMMixin, ReuseInitMixin
 from versatileffn.models.fields import ReuseFields, reuse_fields
 from versatileffn.models.layer import ReuseLayer, supports_activation
@@ -80,8 +81,8 @@ class VersatileLlamaPreTrainedModel(ReuseInitMixin, LlamaPreTrainedModel):
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": LlamaDecoderLayer,
         "attentions": LlamaAttention,
-        "router_logits": OutputRecorder(Router, index=0),
-        "reuse_plans": OutputRecorder(ReuseController, index=0),
+        "router_logits": OutputRecorder(SparseExperts, index=1),
+        "reuse_plans": OutputRecorder(Controller, index=0),
     }
 
 
@@ -107,6 +108,8 @@ class VersatileLlamaForCausalLM(
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         config.ffn().warn_unused_neurons(config.intermediate_size)
+        # On a CPU real experts split their rows by counts that a graph can't know.
+        self._can_compile_fullgraph = config.ffn_variant != "moe"
         self.post_init()
 
 
