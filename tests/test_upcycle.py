@@ -143,7 +143,7 @@ def test_unknown_family(tmp_path):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="is no readable checkpoint"):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
         upcycle(tmp_path / "nowhere")
 
 
@@ -175,8 +175,60 @@ def test_a_truncated_file_of_weights(dense_folder):
 def test_weights_of_another_shape(dense_folder):
     config = json.loads((dense_folder / "config.json").read_text())
     (dense_folder / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
-    with pytest.raises(CheckpointError, match=r"can't be read|don't belong"):
+    with pytest.raises(CheckpointError, match=r"embed_tokens.*don't belong|lm_head.*don't belong"):
         upcycle(dense_folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1, 2]", "null", '{"model_type": "llama", "hidden_size": "a"}', "not json", ""],
+)
+def test_a_config_that_is_none(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is no readable checkpoint"):
+        upcycle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": 1},
+        {"hidden_act": "bogus"},
+        {"num_attention_heads": 3},
+        {"max_position_embeddings": 0},
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_belong_to_the_weights(dense_folder, change):
+    config = json.loads((dense_folder / "config.json").read_text())
+    (dense_folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError):
+        upcycle(dense_folder)
+
+
+def test_weights_that_are_not_numbers(dense_folder):
+    weights = dense_folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    tensors["model.norm.weight"][3] = float("nan")
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN"):
+        upcycle(dense_folder)
+
+
+def test_a_run_folder_is_told_from_its_checkpoint(dense_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    dense_folder.rename(tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match="run/model, its checkpoint"):
+        upcycle(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is a file"):
+        upcycle(tmp_path / "run" / "model" / "config.json")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**70, "a", None], ids=str)
+def test_bad_seeds(dense_folder, seed):
+    with pytest.raises(ConfigError, match="seed="):
+        upcycle(dense_folder, seed=seed)
 
 
 def test_experts_that_do_not_fit(dense_folder):

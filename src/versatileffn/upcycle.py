@@ -2,29 +2,22 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    PreTrainedModel,
-)
-from transformers import logging as hf_logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
-from versatileffn.errors import CheckpointError
+from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.files import write_json
+from versatileffn.models.checkpoint import load_checkpoint, quiet_transformers, read_config
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
+NEW_TENSORS = (".controller.", ".experts.", ".gains.")
+"""Parts of the names of what a dense checkpoint lacks."""
 PROBE_TEXT = (
     "A feed-forward network is a function of one vector. Slices of it are smaller functions, and "
     "applying it again makes a deeper one; how much of either a word needs, the word should say."
@@ -111,22 +104,24 @@ def upcycle(
     Raises:
         CheckpointError: the checkpoint can't be read, isn't dense, is of another family, or lacks
             weights.
-        ConfigError: the reuse doesn't fit the checkpoint's FFN.
+        ConfigError: the reuse doesn't fit the checkpoint's FFN, or the seed is out of range.
     """
-    config = config or FFNConfig()
+    config = FFNConfig() if config is None else config
+    if not isinstance(config, FFNConfig):
+        raise ConfigError(f"config={config!r} must be an FFNConfig")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed!r} must be a whole number from 0 to 2^63 - 1")
     dense_config = read_dense_config(source)
     new_config = VersatileLlamaConfig.from_ffn(dense_config, config)
 
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        dense = _load(AutoModelForCausalLM, source, dense_config, allowed_missing=())
+        dense = load_checkpoint(AutoModelForCausalLM, source, dense_config)
         probe_ids = probe(source, dense_config.vocab_size)
         expected, parameters_before = _logits(dense, probe_ids), dense.num_parameters()
         dense_names = set(dense.state_dict())
         del dense
-        model = _load(
-            VersatileLlamaForCausalLM, source, new_config, (".controller.", ".experts.", ".gains.")
-        )
+        model = load_checkpoint(VersatileLlamaForCausalLM, source, new_config, NEW_TENSORS)
     if config.variant == "moe" and config.reuse_gains == "learned":
         for layer in model.model.layers:
             torch.nn.init.zeros_(layer.experts.down_proj)
@@ -158,29 +153,16 @@ def read_dense_config(source: str | Path) -> LlamaConfig:
     """The config of a dense checkpoint of a supported family.
 
     Raises:
-        CheckpointError: it can't be read, isn't dense, or is of another family.
+        CheckpointError: it can't be read, isn't dense, is quantized, or is of another family.
     """
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
-            "config.json and weights, or a hub id"
-        ) from None
+    config = read_config(source)
     if getattr(config, "quantization_config", None) is not None:
         raise CheckpointError(
             f"{source} is quantized: upcycle the unquantized checkpoint, and quantize the result"
         )
-    if isinstance(config, VersatileLlamaConfig):
-        if config.ffn_variant == "dense":
-            return config
+    if isinstance(config, VersatileLlamaConfig) and config.ffn_variant != "dense":
         raise CheckpointError(
             f"{source} is already a {config.ffn_variant} model: upcycle its dense base instead"
-        )
-    if not isinstance(config, LlamaConfig):
-        raise CheckpointError(
-            f"{source} is of the family {config.model_type!r}, which isn't supported: "
-            "give a checkpoint of the family 'llama'"
         )
     return config
 
@@ -188,7 +170,8 @@ def read_dense_config(source: str | Path) -> LlamaConfig:
 def probe(source: str | Path, vocab_size: int) -> Tensor:
     """Token ids of the probe text, [1, T]; evenly spaced ids where there is no tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source)
         ids = tokenizer(PROBE_TEXT, return_tensors="pt").input_ids
         if ids.numel() and ids.max() < vocab_size:
             return ids
@@ -198,60 +181,12 @@ def probe(source: str | Path, vocab_size: int) -> Tensor:
     return torch.linspace(0, vocab_size - 1, PROBE_TOKENS).long()[None]
 
 
-def _load(
-    model_class: type, source: str | Path, config: LlamaConfig, allowed_missing: tuple[str, ...]
-) -> Any:
-    """Load a checkpoint whose every weight must fit, except those the variant adds."""
-    try:
-        model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
-            source, config=config, dtype="auto", output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the weights of {source} can't be read ({first_line(error)}): "
-            "the checkpoint may be incomplete; download or copy it again"
-        ) from None
-    missing = [k for k in info["missing_keys"] if not any(part in k for part in allowed_missing)]
-    if missing:
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} weights, {sorted(missing)[0]} among them: if they are "
-            "tied, set tie_word_embeddings in its config.json; otherwise it is incomplete"
-        )
-    unexpected = sorted(info["unexpected_keys"])
-    if unexpected:
-        raise CheckpointError(
-            f"{source} has {len(unexpected)} weights its config doesn't know, {unexpected[0]} "
-            "among them: its config.json and weights don't belong together"
-        )
-    return model.eval()
-
-
 @torch.no_grad()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     longest = getattr(model.config, "max_position_embeddings", ids.shape[-1])
     return model(ids[:, :longest]).logits.float()
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Missing keys are expected here and checked by us, so the library needn't warn of them."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
 def _leaf(name: str) -> str:
     """A tensor's name inside its layer."""
     return ".".join(part for part in name.split(".")[3:] if part != "weight")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for one-line reports."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__

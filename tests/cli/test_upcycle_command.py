@@ -1,6 +1,7 @@
 """`versatileffn upcycle` as a user runs it: another process, its output and exit code."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -71,3 +72,31 @@ def test_a_source_that_is_no_checkpoint(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path} is no readable checkpoint")
     assert "Traceback" not in done.stderr
+
+
+def test_an_older_output_is_replaced_only_on_request(dense_folder, tmp_path):
+    out = tmp_path / "reused"
+    assert run(dense_folder, out).returncode == 0
+    assert "pass --overwrite" in run(dense_folder, out, "--to", "moe").stderr
+    assert json.loads((out / "receipt.json").read_text())["variant"] == "versatile"
+    assert run(dense_folder, out, "--to", "moe", "--overwrite").returncode == 0
+    assert json.loads((out / "receipt.json").read_text())["variant"] == "moe"
+    assert [p.name for p in tmp_path.iterdir()] == ["reused"]
+
+
+def test_overwrite_never_takes_the_source_or_a_stranger(dense_folder, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(dense_folder, project / "checkpoint")
+    (project / "thesis.tex").write_text("years of work")
+    for out in (project, project / "checkpoint"):
+        done = run(project / "checkpoint", out, "--overwrite")
+        assert done.returncode == 1, out
+        assert "never replaced" in done.stderr
+    assert (project / "thesis.tex").read_text() == "years of work"
+    assert (project / "checkpoint" / "model.safetensors").exists()
+
+
+def test_options_without_effect_are_refused(dense_folder, tmp_path):
+    done = run(dense_folder, tmp_path / "out", "--to", "dense", "--top-k", 3)
+    assert done.returncode == 1
+    assert "top_k has no effect on a dense model" in done.stderr

@@ -15,13 +15,19 @@ from versatileffn.ffn.versatile import VersatileFFN
         ({"reuse_gains": True}, "reuse_gains=True is unknown"),
         ({"execution": "fast"}, "execution='fast' is unknown"),
         ({"top_k": 3, "num_experts": 2}, "top_k=3 exceeds num_experts=2.*lower top_k"),
-        ({"top_k": 0}, "top_k=0 must be a whole number of at least 1"),
+        ({"top_k": 0}, "top_k=0 must be a whole number from 1"),
         ({"num_experts": 2.5}, "num_experts=2.5 must be a whole number"),
         ({"max_loops": 0}, "max_loops=0 must be"),
         ({"num_loops": -1}, "num_loops=-1 must be"),
         ({"d_expert": 0}, "d_expert=0 must be"),
+        ({"d_expert": 1.5}, "d_expert=1.5 must be a whole number"),
+        ({"top_k": True}, "top_k=True must be a whole number"),
+        ({"max_loops": 10**14}, "max_loops=1.*must be a whole number from 1 to"),
         ({"tau": 0.0}, "tau=0.0 must be positive"),
-        ({"tau": float("nan")}, "tau=nan must be positive"),
+        ({"tau": float("nan")}, "tau=nan must be a finite number"),
+        ({"tau": "2"}, "tau='2' must be a finite number"),
+        ({"router_aux_loss_coef": float("inf")}, "must be a finite number"),
+        ({"normed_controller": "false"}, "normed_controller='false' must be True or False"),
         ({"router_aux_loss_coef": -1e-5}, "is negative"),
     ],
     ids=str,
@@ -68,3 +74,14 @@ def test_unused_neurons_are_named():
     with pytest.warns(UserWarning, match="2 of 32 hidden neurons belong to no expert"):
         layer = VersatileFFN(16, 32, num_experts=3)
     assert layer.controller.slices.unused_neurons == 2
+
+
+def test_a_config_of_another_type():
+    with pytest.raises(ConfigError, match="must be an FFNConfig"):
+        VersatileFFN(16, 32, {"top_k": 1})
+
+
+@pytest.mark.parametrize("eps", [float("nan"), -1.0, "a"], ids=str)
+def test_bad_epsilon(eps):
+    with pytest.raises(ConfigError, match="norm_eps="):
+        VersatileFFN(16, 32, norm_eps=eps)

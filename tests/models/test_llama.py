@@ -222,6 +222,9 @@ def test_no_gradients_flow_where_none_should(tmp_path):
         ({"num_experts_per_tok": 9}, "top_k=9 exceeds num_experts=8"),
         ({"max_loops": 0}, "max_loops=0 must be"),
         ({"d_expert": 9}, "exceeds d_hidden=64"),
+        ({"variant": "moe"}, "variant is no field of this config: use ffn_variant"),
+        ({"top_k": 1}, "use num_experts_per_tok"),
+        ({"num_expert": 4}, "use num_experts"),
         ({"ffn_variant": "moe", "hidden_act": "mish"}, "hidden_act='mish'"),
     ],
     ids=str,
@@ -312,3 +315,9 @@ def test_half_precision_decides_in_float32():
     assert plan.router_logits.dtype == plan.gates.dtype == plan.loop_probs.dtype == torch.float32
     moe = make_model(ffn_variant="moe").to(torch.bfloat16)
     assert moe(ids, output_router_logits=True).router_logits[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("tau", [0, -1.0, float("nan"), float("inf"), "a", None], ids=str)
+def test_bad_temperatures(tau):
+    with pytest.raises(ConfigError, match="tau="):
+        make_model().set_tau(tau)

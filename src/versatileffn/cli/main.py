@@ -10,6 +10,8 @@ from versatileffn.cli.train import train_command
 from versatileffn.cli.upcycle import upcycle_command
 from versatileffn.errors import VersatileFFNError
 
+INTERRUPTED = 130  # what Typer exits with after Ctrl-C
+
 app = typer.Typer(
     help="Adaptive wide-and-deep reuse of feed-forward networks in language models.",
     no_args_is_help=True,
@@ -29,9 +31,14 @@ def main() -> None:
     except VersatileFFNError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped: run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("stopped: run the same command again to continue", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+RECEIPT = "receipt.json"
 
 
 class Target(StrEnum):
@@ -32,51 +34,93 @@ class FusionName(StrEnum):
     DEPTH = "depth"
 
 
+MATTERS = {
+    Target.VERSATILE: {
+        "reuse_gains", "num_experts", "top_k", "d_expert", "max_loops", "fusion"
+    },
+    Target.K_LOOP: {"reuse_gains", "num_loops"},
+    Target.MOE: {"reuse_gains", "num_experts", "top_k", "d_expert"},
+    Target.DENSE: set[str](),
+}  # fmt: skip
+"""Which options have an effect on which target."""
+
+
 def upcycle_command(
     source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder, or a hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
     to: Annotated[Target, typer.Option(help="What to make of it.")] = Target.VERSATILE,
     gains: Annotated[
-        Gains, typer.Option(help="fixed: the paper's form. learned: starts at the dense function.")
-    ] = Gains.FIXED,
-    num_experts: Annotated[int, typer.Option(help="N, experts.")] = 8,
-    top_k: Annotated[int, typer.Option(help="K, experts selected for each token.")] = 2,
+        Gains | None,
+        typer.Option(help="fixed: the paper's form. learned: starts at the dense function.  "
+                     "[default: fixed]"),
+    ] = None,
+    num_experts: Annotated[int | None, typer.Option(help="N, experts.  [default: 8]")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="K, experts selected for each token.  [default: 2]")
+    ] = None,
     d_expert: Annotated[
         int | None, typer.Option(help="f, hidden neurons of one expert.  [default: F/N]")
     ] = None,
-    max_loops: Annotated[int, typer.Option(help="L, most loops of a token (versatile).")] = 4,
-    num_loops: Annotated[int, typer.Option(help="Loops of every token (k-loop).")] = 2,
+    max_loops: Annotated[
+        int | None, typer.Option(help="L, most loops of a token (versatile).  [default: 4]")
+    ] = None,
+    num_loops: Annotated[
+        int | None, typer.Option(help="Loops of every token (k-loop).  [default: 2]")
+    ] = None,
     fusion: Annotated[
-        FusionName, typer.Option(help="How width and depth meet.")
-    ] = FusionName.DIFFICULTY,
+        FusionName | None,
+        typer.Option(help="How width and depth meet (versatile).  [default: difficulty]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the new tensors.")] = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
-) -> None:
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if this command wrote it.")
+    ] = False,
+) -> None:  # fmt: skip
     """Turn a dense checkpoint into a model whose FFN is reused, and print the receipt."""
-    from transformers import AutoTokenizer
-
+    from versatileffn.errors import ConfigError
     from versatileffn.ffn.config import FFNConfig
     from versatileffn.files import check_free, new_folder
     from versatileffn.upcycle import upcycle
 
-    check_free(out, overwrite)
-    config = FFNConfig(
-        variant=to.value,
-        reuse_gains=gains.value,
-        num_experts=num_experts,
-        top_k=top_k,
-        d_expert=d_expert,
-        max_loops=max_loops,
-        num_loops=num_loops,
-        fusion=fusion.value,
-    )
+    given = {
+        "reuse_gains": gains and gains.value,
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "d_expert": d_expert,
+        "max_loops": max_loops,
+        "num_loops": num_loops,
+        "fusion": fusion and fusion.value,
+    }
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    idle = sorted(set(fields) - MATTERS[to])
+    if idle:
+        raise ConfigError(f"{idle[0]} has no effect on a {to.value} model: leave it out")
+    config = FFNConfig(variant=to.value, **fields)
+    target = check_free(out, RECEIPT, overwrite)
+    origin = Path(source).expanduser().resolve()
+    if target == origin or target in origin.parents:
+        raise ConfigError(f"{out} holds the source {source}: choose another output")
+
     model, receipt = upcycle(source, config, seed=seed)
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, RECEIPT, overwrite) as folder:
         model.save_pretrained(folder)
-        receipt.save(folder / "receipt.json")
-        try:
-            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-        except (OSError, ValueError, ImportError) as error:
-            typer.echo(f"note: no tokenizer was copied ({str(error).splitlines()[0]})", err=True)
+        receipt.save(folder / RECEIPT)
+        note = _copy_tokenizer(source, folder)
     typer.echo(str(receipt))
     typer.echo(f"{'written to':>16}  {out}")
+    if note:
+        typer.echo(f"note: no tokenizer was copied ({note})", err=True)
+
+
+def _copy_tokenizer(source: str, folder: Path) -> str | None:
+    """Save the source's tokenizer beside the model; why not, where it has none that loads."""
+    from transformers import AutoTokenizer
+
+    from versatileffn.models.checkpoint import first_line, quiet_transformers
+
+    try:
+        with quiet_transformers():
+            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    except Exception as error:  # loaders fail in many ways, and none of them harms the model
+        return first_line(error)
+    return None

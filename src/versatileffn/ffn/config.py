@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, get_args, get_type_hints
 
 from versatileffn.errors import ConfigError
@@ -12,6 +13,8 @@ Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
 ReuseGains = Literal["fixed", "learned"]
 Execution = Literal["auto", "masked", "packed"]
+LARGEST = 2**20
+"""Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,12 @@ class FFNConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            allowed = get_args(hint)
-            if all(isinstance(choice, str) for choice in allowed) and allowed:
-                value = getattr(self, name)
-                if value not in allowed:
-                    raise ConfigError(f"{name}={value!r} is unknown: choose one of {list(allowed)}")
-        for name in ("num_experts", "top_k", "max_loops", "num_loops"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+            _check_value(name, getattr(self, name), hint)
         if self.top_k > self.num_experts:
             raise ConfigError(
                 f"top_k={self.top_k} exceeds num_experts={self.num_experts}: "
                 "a token can't select more experts than there are; lower top_k"
             )
-        if self.d_expert is not None and self.d_expert < 1:
-            raise ConfigError(f"d_expert={self.d_expert!r} must be at least 1 neuron, or None")
         if not self.tau > 0:
             raise ConfigError(f"tau={self.tau!r} must be positive: it divides the loop logits")
         if self.router_aux_loss_coef < 0:
@@ -126,3 +119,25 @@ class FFNConfig:
     def replace(self, **changes: object) -> "FFNConfig":
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _check_value(name: str, value: object, hint: object) -> None:
+    """Check one field's type and range; booleans are no numbers.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    choices = get_args(hint)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r} is unknown: choose one of {list(choices)}")
+    elif hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} must be True or False")
+    elif hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise ConfigError(f"{name}={value!r} must be a finite number")
+    elif value is None and hint is not int:
+        return
+    elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {LARGEST:,}")

@@ -87,7 +87,7 @@ class MLP(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise ConfigError(
                 f"activation={activation!r} is unknown: choose one of {list(ACTIVATIONS)}"
             )
@@ -134,8 +134,10 @@ class DenseFFN(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("d_model", d_model), ("d_hidden", d_hidden)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
+            raise ConfigError(f"norm_eps={norm_eps!r} must lie between 0 and 1")
         self.norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.mlp = MLP(d_model, d_hidden, activation, gated, bias)
 

@@ -48,6 +48,8 @@ class VersatileFFN(DenseFFN):
         super().__init__(
             d_model, d_hidden, activation=activation, gated=gated, bias=bias, norm_eps=norm_eps
         )
+        if config is not None and not isinstance(config, FFNConfig):
+            raise ConfigError(f"config={config!r} must be an FFNConfig, or leave it out")
         try:
             self.config = (config or FFNConfig()).replace(**reuse)
         except TypeError as error:

@@ -76,7 +76,13 @@ class ReuseCausalLMMixin:
     named_parameters: Any
 
     def set_tau(self, tau: float) -> None:
-        """Set the temperature τ of Eq. 10 in every layer, and in the config so that it is saved."""
+        """Set the temperature τ of Eq. 10 in every layer, and in the config so that it is saved.
+
+        Raises:
+            ConfigError: τ isn't a positive number.
+        """
+        if not isinstance(tau, int | float) or not 0 < tau < float("inf"):
+            raise ConfigError(f"tau={tau!r} must be a positive number")
         self.config.tau = tau
         for module in self.model.modules():
             if isinstance(module, Controller):

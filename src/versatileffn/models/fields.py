@@ -1,8 +1,11 @@
 """The reuse's fields in a Transformers config, whatever the family."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
+from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
 
 RENAMED = {"variant": "ffn_variant", "top_k": "num_experts_per_tok"}
@@ -45,3 +48,19 @@ class ReuseFields:
 def reuse_fields(config: FFNConfig) -> dict[str, Any]:
     """An `FFNConfig` under the names of a Transformers config."""
     return {RENAMED.get(f.name, f.name): getattr(config, f.name) for f in fields(config)}
+
+
+def check_names(unknown: Iterable[str]) -> None:
+    """Refuse misspelt reuse fields: a Transformers config silently keeps what it doesn't know.
+
+    Args:
+        unknown: names that are no fields of the config.
+
+    Raises:
+        ConfigError: one is a name of `FFNConfig` or close to a field of `ReuseFields`.
+    """
+    known = [field.name for field in fields(ReuseFields)]
+    for name in unknown:
+        meant = [RENAMED[name]] if name in RENAMED else get_close_matches(name, known, 1, 0.85)
+        if meant:
+            raise ConfigError(f"{name} is no field of this config: use {meant[0]}")

@@ -18,7 +18,7 @@ from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.controller import Controller
 from versatileffn.ffn.moe import SparseExperts
 from versatileffn.models.causal_lm import ReuseCausalLMMixin, ReuseInitMixin
-from versatileffn.models.fields import ReuseFields, reuse_fields
+from versatileffn.models.fields import ReuseFields, check_names, reuse_fields
 from versatileffn.models.layer import ReuseLayer, supports_activation
 
 
@@ -39,6 +39,7 @@ class VersatileLlamaConfig(ReuseFields, LlamaConfig):
     }
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_names(kwargs)
         super().__post_init__(**kwargs)
         ffn = self.ffn()
         ffn.expert_size(self.intermediate_size)

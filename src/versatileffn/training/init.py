@@ -16,7 +16,8 @@ from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 from versatileffn.training.config import ModelSection
-from versatileffn.upcycle import first_line, upcycle
+from versatileffn.models.checkpoint import first_line
+from versatileffn.upcycle import upcycle
 
 # What a checkpoint's weights were trained for; the other fields of FFNConfig may change at will.
 _FIXED_BY_WEIGHTS = {

@@ -1,0 +1,42 @@
+"""`versatileffn reproduce`: the paper's protocol at a chosen scale, down to a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reproduce_command(
+    scale: Annotated[
+        str, typer.Option(help="Size of the experiment: `tiny` takes minutes on two CPU cores.")
+    ] = "tiny",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for everything (default: runs/SCALE). An earlier run in it is "
+            "continued: finished stages are skipped."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repetitions; two or more give intervals in the report.")
+    ] = 1,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="Token folder of `versatileffn tokenize`, instead of making one."),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to tokenize: what `versatileffn tokenize` takes (default: the "
+            "Python standard library's own sources)."
+        ),
+    ] = None,
+) -> None:
+    """Train the paper's models and baselines from one base, measure them, write a report."""
+    from versatileffn.reproduce.protocol import protocol
+    from versatileffn.reproduce.run import reproduce
+
+    chosen = protocol(scale)
+    folder = out if out is not None else Path("runs") / scale
+    report = reproduce(chosen, folder, seeds=seeds, tokens=tokens, corpus=corpus)
+    typer.echo(f"\nresults: {folder / 'results.json'}\nreport:  {report}")

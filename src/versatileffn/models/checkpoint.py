@@ -1,0 +1,153 @@
+"""Reading checkpoints of supported families, strictly: every weight must be there and fit."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, LlamaConfig, PreTrainedModel
+from transformers import logging as hf_logging
+
+from versatileffn.errors import CheckpointError
+from versatileffn.models.llama import VersatileLlamaConfig
+
+FAMILIES = ("llama", VersatileLlamaConfig.model_type)
+
+
+def read_config(source: str | Path) -> LlamaConfig:
+    """The config of a checkpoint of a supported family, dense or ours.
+
+    Args:
+        source: a folder, or a hub id.
+
+    Raises:
+        CheckpointError: it can't be read, or is of another family.
+    """
+    _check_path(str(source))
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source)
+    except Exception as error:  # a damaged config.json makes many types of them
+        raise CheckpointError(
+            f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
+            "config.json and weights, or a hub id"
+        ) from None
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{source} is of the family {config.model_type!r}, which isn't supported: "
+            "give a checkpoint of the family 'llama'"
+        )
+    if config.num_hidden_layers < 1 or config.max_position_embeddings < 1:
+        raise CheckpointError(f"{source} has no layers or no positions: mend its config.json")
+    return config
+
+
+def _check_path(source: str) -> None:
+    """Say what is wrong with a path before a hub client takes it for an id."""
+    folder = Path(source).expanduser()
+    try:
+        exists, is_folder = os.path.lexists(folder), folder.is_dir()
+        has_model = is_folder and (folder / "model" / "config.json").is_file()
+        has_config = is_folder and (folder / "config.json").is_file()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source[:80]!r} is no path and no hub id ({error})") from None
+    if is_folder and has_model and not has_config:
+        raise CheckpointError(f"{source} is a run folder: give {source}/model, its checkpoint")
+    if exists and not is_folder:
+        raise CheckpointError(f"{source} is a file: give the folder that holds config.json")
+    looks_like_path = source.startswith((".", "~", os.sep)) or source.rstrip("/").count("/") > 1
+    if not exists and (looks_like_path or source.endswith("/")):
+        raise CheckpointError(f"{source} is no readable checkpoint: there is no such folder")
+
+
+def load_checkpoint(
+    model_class: Any,
+    source: str | Path,
+    config: LlamaConfig,
+    allowed_missing: tuple[str, ...] = (),
+    dtype: torch.dtype | str = "auto",
+) -> Any:
+    """Load a model whose every weight is there, fits and is finite.
+
+    Args:
+        model_class: what has `from_pretrained`.
+        source: a folder, or a hub id.
+        config: the config to load it with.
+        allowed_missing: parts of the names of tensors that may be missing, and are initialized.
+        dtype: of the loaded model; `auto` keeps the checkpoint's.
+
+    Returns:
+        the model, in evaluation mode.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, of another shape, or not a finite number.
+    """
+    try:
+        with quiet_transformers():
+            model, info = model_class.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in one line
+            )
+    except Exception as error:  # torn files and nonsensical configs make many types of them
+        raise CheckpointError(
+            f"the weights of {source} can't be read ({first_line(error)}): "
+            "the checkpoint may be incomplete or its config.json wrong; copy it again"
+        ) from None
+    for mismatch in sorted(info["mismatched_keys"])[:1]:
+        name, found, expected = mismatch
+        raise CheckpointError(
+            f"{source}: {name} has the shape {tuple(found)} where config.json expects "
+            f"{tuple(expected)}: its config.json and weights don't belong together"
+        )
+    missing = [k for k in info["missing_keys"] if not any(part in k for part in allowed_missing)]
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} weights, {sorted(missing)[0]} among them: if they are "
+            "tied, set tie_word_embeddings in its config.json; otherwise it is incomplete"
+        )
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        raise CheckpointError(
+            f"{source} has {len(unexpected)} weights its config doesn't know, {unexpected[0]} "
+            "among them: its config.json and weights don't belong together"
+        )
+    _check_finite(model, source)
+    return model.eval()
+
+
+def _check_finite(model: PreTrainedModel, source: str | Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name} holds {parameter.dtype}, not floating-point numbers: "
+                "give the unquantized checkpoint"
+            )
+        if not parameter.isfinite().all():
+            raise CheckpointError(
+                f"{source}: {name} holds NaN or infinity: the checkpoint is damaged or diverged"
+            )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Loading is checked by us and reported in one line, so the library needn't comment on it."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for one-line reports."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

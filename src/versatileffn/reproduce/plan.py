@@ -1,0 +1,243 @@
+"""A protocol as a list of stages: who needs whom, and what each one's hash covers."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from versatileffn.data.default_corpus import default_corpus_name
+from versatileffn.errors import DataError
+from versatileffn.reproduce import steps
+from versatileffn.reproduce.protocol import Arm, Protocol
+from versatileffn.reproduce.results import BASE
+from versatileffn.reproduce.stages import Stage, canonical_hash
+
+TOKENS = "tokenize"
+TRAINED = ("run/model/config.json", "run/run.json", "run/log.jsonl")
+# Fields of the protocol that decide how a model is trained, not how it is measured.
+TRAINING = ("architecture", "seq_len", "batch_tokens", "learning_rate", "evaluations",
+            "held_out_windows", "bf16", "threads")  # fmt: skip
+MEASURING = ("seq_len", "held_out_windows", "usage_windows")
+
+
+def build_stages(
+    protocol: Protocol,
+    root: Path,
+    seeds: int,
+    tokens: Path | None = None,
+    corpus: str | None = None,
+) -> list[Stage]:
+    """All stages of a reproduction, each after those it needs.
+
+    Args:
+        protocol: the experiment.
+        root: output folder, below which every stage has its own.
+        seeds: how often everything but the tokenizing is done, with seeds 0, 1, …
+        tokens: a folder that `versatileffn tokenize` wrote, to be used instead of making one.
+        corpus: text to tokenize; None takes the default corpus. Unused with `tokens`.
+
+    Raises:
+        DataError: `tokens` is no token folder.
+    """
+    needs: tuple[str, ...] = ()
+    data: dict[str, str] = {}
+    stages: list[Stage] = []
+    if tokens is None:
+        inputs = {"vocab_size": protocol.vocab_size, "corpus": corpus_identity(corpus)}
+        work = partial(steps.tokenize, protocol, corpus)
+        effort = _dense(protocol) * 4e5
+        title = "tokenize the corpus"
+        stages.append(
+            Stage(
+                TOKENS,
+                title,
+                inputs,
+                work,
+                produces=("tokens/meta.json",),
+                resumes=True,
+                effort=effort,
+            )
+        )
+        folder, needs = root / TOKENS / "tokens", (TOKENS,)
+    else:
+        folder = tokens
+        data = {"tokens": token_folder_hash(tokens)}
+    for seed in range(seeds):
+        context = steps.Context(protocol, folder, seed)
+        stages += _seed_stages(context, root, needs, {**data, "seed": seed})
+    return stages
+
+
+def _seed_stages(
+    context: steps.Context, root: Path, needs: tuple[str, ...], shared: dict[str, Any]
+) -> list[Stage]:
+    """Base, then every arm."""
+    protocol = context.protocol
+    top = f"seed-{context.seed}"
+    label = f"seed {context.seed} · "
+    train_base, base_model = f"{top}/{BASE}/train", root / top / BASE / "train/run/model"
+    training = {**shared, **_fields(protocol, TRAINING)}
+    stages = [
+        Stage(
+            train_base,
+            label + "Base · train",
+            {**training, "tokens_budget": protocol.base_tokens},
+            partial(_train, context, protocol.base_tokens, None),
+            needs,
+            produces=TRAINED,
+            resumes=True,
+            effort=3 * protocol.base_tokens * _dense(protocol),
+        ),
+        _measure(context, BASE, "Base", base_model, shared, (*needs, train_base)),
+    ]
+    for arm in protocol.arms:
+        stages += _arm_stages(context, arm, root, needs, train_base, shared)
+    return stages
+
+
+def _arm_stages(
+    context: steps.Context,
+    arm: Arm,
+    root: Path,
+    needs: tuple[str, ...],
+    train_base: str,
+    shared: dict[str, Any],
+) -> list[Stage]:
+    """Convert and measure what that did (the control needs neither), train, measure."""
+    protocol = context.protocol
+    top = f"seed-{context.seed}/{arm.name}"
+    label = f"seed {context.seed} · {arm.title} · "
+    start, start_model = train_base, root / train_base / "run/model"
+    stages = []
+    if arm.ffn.variant != "dense":
+        start = f"{top}/convert"
+        work = partial(steps.convert, context, arm, start_model)
+        start_model = root / start / "model"
+        inputs = {**shared, "ffn": dataclasses.asdict(arm.ffn)}
+        stages += [
+            Stage(
+                start,
+                label + "convert",
+                inputs,
+                work,
+                (*needs, train_base),
+                produces=("model/config.json",),
+            ),
+            Stage(
+                f"{top}/before",
+                label + "measure before training",
+                {**shared, **_fields(protocol, MEASURING)},
+                _ignoring_folder(steps.measure_before, context, start_model),
+                (*needs, start),
+                effort=_measure_effort(protocol),
+            ),
+        ]
+    budget = protocol.continued_tokens
+    train = f"{top}/train"
+    stages += [
+        Stage(
+            train,
+            label + "train",
+            {**shared, **_fields(protocol, TRAINING), "tokens_budget": budget},
+            partial(_train, context, budget, start_model),
+            (*needs, start),
+            produces=TRAINED,
+            resumes=True,
+            effort=3 * budget * _relative_cost(protocol, arm),
+        ),
+        _measure(context, arm.name, arm.title, root / train / "run/model", shared, (*needs, train)),
+    ]
+    return stages
+
+
+def _measure(
+    context: steps.Context,
+    arm: str,
+    title: str,
+    model: Path,
+    shared: dict[str, Any],
+    needs: tuple[str, ...],
+) -> Stage:
+    return Stage(
+        f"seed-{context.seed}/{arm}/measure",
+        f"seed {context.seed} · {title} · measure",
+        {**shared, **_fields(context.protocol, MEASURING)},
+        _ignoring_folder(steps.measure, context, model),
+        needs,
+        effort=2 * _measure_effort(context.protocol),
+    )
+
+
+def token_folder_hash(folder: Path) -> str:
+    """What identifies the data in a token folder: the content of its `meta.json`.
+
+    Raises:
+        DataError: there is no readable `meta.json`.
+    """
+    try:
+        return canonical_hash(json.loads((folder / "meta.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} is no token folder ({error}): write one with `versatileffn tokenize`"
+        ) from None
+
+
+def corpus_identity(corpus: str | None) -> dict[str, str]:
+    """What identifies a corpus: the content of local files, wherever they lie, else its name."""
+    if corpus is None:
+        return {"default": default_corpus_name()}
+    path = Path(corpus)
+    if not path.exists():
+        return {"name": corpus}
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        with file.open("rb") as content:
+            digest.update(
+                f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode()
+            )
+    return {"sha256": digest.hexdigest()}
+
+
+def _train(
+    context: steps.Context, budget: int, init_from: Path | None, folder: Path
+) -> dict[str, Any]:
+    return steps.train_phase(context, folder, budget, init_from)
+
+
+def _ignoring_folder(
+    work: Callable[[steps.Context, Path], dict[str, Any]], context: steps.Context, model: Path
+) -> Callable[[Path], dict[str, Any]]:
+    """For stages whose whole result is their summary."""
+    return lambda folder: work(context, model)
+
+
+def _fields(protocol: Protocol, names: tuple[str, ...]) -> dict[str, Any]:
+    data = protocol.to_dict()
+    return {name: data[name] for name in names}
+
+
+def _dense(protocol: Protocol) -> float:
+    return _relative_cost(protocol, None)
+
+
+def _relative_cost(protocol: Protocol, arm: Arm | None) -> float:
+    """Rough FLOPs per token of a forward pass, for the time left only."""
+    shape = protocol.architecture
+    D, F, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    passes = 1.0
+    if arm is not None and arm.ffn.variant == "k-loop":
+        passes = arm.ffn.num_loops
+    elif arm is not None and arm.ffn.variant == "versatile":
+        passes = arm.ffn.max_loops + 0.5
+    elif arm is not None and arm.ffn.variant == "moe":
+        passes = 2.0
+    return 2.0 * (layers * (4 * D * D + passes * 3 * D * F) + protocol.vocab_size * D)
+
+
+def _measure_effort(protocol: Protocol) -> float:
+    return 3 * protocol.held_out_windows * protocol.seq_len * _dense(protocol)

@@ -1,0 +1,146 @@
+"""Experiments as data: what is trained, on how much, and beside which baselines."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from versatileffn.errors import ConfigError
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.reproduce.results import CONTROL
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of using the base model's FFNs, continued from the base.
+
+    Args:
+        name: folder and key in the results.
+        title: what a person reads.
+        ffn: the FFN after conversion; the `dense` variant is the control.
+    """
+
+    name: str
+    title: str
+    ffn: FFNConfig
+
+
+ARMS = (
+    Arm(CONTROL, "Dense, continued (1-loop)", FFNConfig(variant="dense")),
+    Arm("2-loop", "2-Loop", FFNConfig(variant="k-loop", num_loops=2)),
+    Arm("4-loop", "4-Loop", FFNConfig(variant="k-loop", num_loops=4)),
+    Arm("moe", "MoE", FFNConfig(variant="moe")),
+    Arm("versatile", "VersatileFFN (paper)", FFNConfig(variant="versatile")),
+    Arm(
+        "versatile-learned",
+        "VersatileFFN (learned gains)",
+        FFNConfig(variant="versatile", reuse_gains="learned"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The paper's protocol at one size: train a dense base, convert it, continue on the same data.
+
+    Source: the protocol of arXiv 2512.14531; the sizes are ours.
+
+    Args:
+        scale: its name.
+        architecture: fields of a LlamaConfig; the vocabulary comes from the data.
+        vocab_size: of the tokenizer trained on the corpus; unused with a given token folder.
+        seq_len: tokens per window.
+        batch_tokens: tokens per optimizer step.
+        base_tokens: budget of the base model, tokens.
+        continued_tokens: budget of every arm, tokens; the first of those that the base saw.
+        learning_rate: peak, of both phases.
+        evaluations: held-out evaluations along each phase.
+        held_out_windows: held-out windows of every evaluation, from the first one on.
+        usage_windows: held-out windows for executed FLOPs and loop statistics.
+        bf16: bfloat16 autocast in training.
+        threads: CPU threads; None leaves torch's choice. At tiny sizes a second thread gains
+            little, loses a lot where something else wants the core, and changes the last bits.
+        arms: what the base is continued as; one of them the dense control.
+    """
+
+    scale: str
+    architecture: dict[str, Any]
+    vocab_size: int
+    seq_len: int
+    batch_tokens: int
+    base_tokens: int
+    continued_tokens: int
+    learning_rate: float
+    evaluations: int
+    held_out_windows: int
+    usage_windows: int
+    bf16: bool
+    threads: int | None
+    arms: tuple[Arm, ...] = ARMS
+
+    def steps(self, tokens: int) -> int:
+        """Optimizer steps that a token budget allows, at least one."""
+        return max(1, tokens // self.batch_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-able data."""
+        return dataclasses.asdict(self)
+
+
+def _llama(d_model: int, num_layers: int, num_heads: int, d_hidden: int) -> dict[str, Any]:
+    """The paper's architecture at another size: SwiGLU, RMSNorm, RoPE, no biases, untied."""
+    return {
+        "hidden_size": d_model,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_heads,
+        "intermediate_size": d_hidden,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+    }
+
+
+SCALES = {
+    "tiny": Protocol(
+        scale="tiny",
+        architecture=_llama(d_model=96, num_layers=4, num_heads=3, d_hidden=384),
+        vocab_size=2048,
+        seq_len=256,
+        batch_tokens=512,
+        base_tokens=655_360,
+        continued_tokens=204_800,
+        learning_rate=2e-3,
+        evaluations=5,
+        held_out_windows=64,
+        usage_windows=32,
+        bf16=False,
+        threads=1,
+    ),
+    "smoke": Protocol(
+        scale="smoke",
+        architecture=_llama(d_model=32, num_layers=2, num_heads=2, d_hidden=128),
+        vocab_size=300,
+        seq_len=32,
+        batch_tokens=256,
+        base_tokens=6_144,
+        continued_tokens=3_072,
+        learning_rate=1e-2,
+        evaluations=2,
+        held_out_windows=16,
+        usage_windows=8,
+        bf16=False,
+        threads=1,
+    ),
+}
+HIDDEN_SCALES = ("smoke",)  # seconds of work, for tests of the path; says nothing about models
+
+
+def protocol(scale: str) -> Protocol:
+    """The protocol of a scale.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if scale not in SCALES:
+        known = [name for name in SCALES if name not in HIDDEN_SCALES]
+        raise ConfigError(f"scale={scale!r} is unknown: choose one of {known}")
+    return SCALES[scale]

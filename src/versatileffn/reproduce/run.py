@@ -1,0 +1,197 @@
+"""`reproduce`: run the stages, gather what they measured, write the report."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as hf_logging
+
+from versatileffn.data.meta import TokenMeta
+from versatileffn.errors import ConfigError
+from versatileffn.files import write_json
+from versatileffn.reproduce.figures import draw_all
+from versatileffn.reproduce.plan import TOKENS, build_stages
+from versatileffn.reproduce.progress import Progress
+from versatileffn.reproduce.protocol import Protocol
+from versatileffn.reproduce.report import write_report
+from versatileffn.reproduce.results import BASE, FORMAT, Row, finite, row_from_json, summarize
+from versatileffn.reproduce.stages import Outcome, StageRunner, package_version
+
+LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy")
+
+
+def reproduce(
+    protocol: Protocol,
+    out: Path,
+    seeds: int = 1,
+    tokens: Path | None = None,
+    corpus: str | None = None,
+) -> Path:
+    """Run the paper's protocol at one scale, or what is missing of it, and write the report.
+
+    Source: the protocol of arXiv 2512.14531.
+
+    Args:
+        protocol: the experiment.
+        out: folder for everything; one that an earlier run left is continued.
+        seeds: independent repetitions (seeds 0, 1, …), each with a base of its own.
+        tokens: token folder to use instead of tokenizing.
+        corpus: text to tokenize; None takes the default corpus.
+
+    Returns:
+        Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
+
+    Raises:
+        ConfigError: `seeds` is not positive, or `out` holds something else.
+        DataError: the corpus or token folder can't be used.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds} must be at least 1")
+    if tokens is not None and corpus is not None:
+        raise ConfigError("both a token folder and a corpus are given: leave one out")
+    inside = corpus is not None and Path(corpus).resolve() in (
+        out.resolve(),
+        *out.resolve().parents,
+    )
+    if inside:
+        raise ConfigError(f"{out} lies inside the corpus {corpus}: choose another output")
+    stages = build_stages(protocol, out, seeds, tokens, corpus)
+    with quiet_transformers(), cpu_threads(protocol.threads):
+        outcomes = StageRunner(out, Progress(stages)).run(stages)
+        summaries = {name: outcome.summary for name, outcome in outcomes.items()}
+        rows = [row for seed in range(seeds) for row in gather(protocol, seed, summaries)]
+        folder = tokens if tokens is not None else out / TOKENS / "tokens"
+        results = assemble(protocol, rows, outcomes, data_record(folder))
+    write_json(out / "results.json", results)
+    return render(results, out)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars for the loading and writing of small models: they would bury the progress lines."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with so many CPU threads, then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def render(results: Mapping[str, Any], out: Path) -> Path:
+    """Draw the figures and write both reports from the content of a `results.json`."""
+    rows = [row_from_json(row) for row in results["rows"]]
+    return write_report(results, draw_all(rows, out / "figures"), out)
+
+
+def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) -> list[Row]:
+    """The rows of one seed from its stages' summaries: the base, then the arms in order."""
+    base_loss = done[f"seed-{seed}/{BASE}/measure"]["after"]
+    rows = []
+    for name, title in (
+        (BASE, "Base (not continued)"),
+        *((arm.name, arm.title) for arm in protocol.arms),
+    ):
+        top = f"seed-{seed}/{name}"
+        trained, measured = done[f"{top}/train"], done[f"{top}/measure"]
+        converted = done.get(f"{top}/before", {"before": base_loss})  # the control is the base
+        before = None if name == BASE else converted["before"]
+        budget = protocol.base_tokens if name == BASE else protocol.continued_tokens
+        end = [protocol.steps(budget) * protocol.batch_tokens, measured["after"]["nats_per_token"]]
+        start = [] if before is None else [[0, before["nats_per_token"]]]
+        between = [point for point in trained["curve"] if point[0] < end[0]]
+        rows.append(
+            row_from_json(
+                {
+                    "arm": name,
+                    "title": title,
+                    "seed": seed,
+                    "before": before,
+                    "tokens_per_second": trained["tokens_per_second"],
+                    "curve": [*start, *between, end],
+                    **measured,
+                }
+            )
+        )
+    return rows
+
+
+def assemble(
+    protocol: Protocol, rows: list[Row], outcomes: Mapping[str, Outcome], data: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of `results.json`, strict JSON."""
+    return finite(
+        {
+            "format": FORMAT,
+            "command": shlex.join(["versatileffn", *sys.argv[1:]]),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "device": device_record(),
+            "seeds": sorted({row.seed for row in rows}),
+            "protocol": protocol.to_dict(),
+            "data": data,
+            "seconds": sum(outcome.seconds for outcome in outcomes.values()),
+            "stages": {
+                name: {"hash": outcome.hash, "seconds": outcome.seconds}
+                for name, outcome in outcomes.items()
+            },
+            "summary": summarize(rows),
+            "rows": rows,
+        }
+    )
+
+
+def data_record(folder: Path) -> dict[str, Any]:
+    """What the report says about the data."""
+    meta = TokenMeta.load(folder)
+    return {
+        "source": meta.source,
+        "vocab_size": meta.vocab_size,
+        "tokenizer_sha256": meta.tokenizer.sha256,
+        "train_tokens": meta.splits["train"].tokens,
+        "val_tokens": meta.splits["val"].tokens,
+        "bytes_per_token": meta.splits["val"].bytes_per_token,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a number could depend on."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"versatileffn": package_version(), "python": platform.python_version(), **found}
+
+
+def device_record() -> dict[str, Any]:
+    """The machine, without naming it."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"CPU ({_cpu_model()})"
+    return {"name": name, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

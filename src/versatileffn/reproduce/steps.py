@@ -1,0 +1,167 @@
+"""What each stage does: tokenize, train, convert, measure. All they exchange is files."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from versatileffn.analysis.executed import executed_ffn_flops
+from versatileffn.analysis.flops import ffn_flops_per_token, parameter_count
+from versatileffn.analysis.loops import layer_use, mean_loops, share_below_max
+from versatileffn.data.meta import TokenMeta
+from versatileffn.data.packed import PackedDataset
+from versatileffn.data.tokenize import tokenize_corpus
+from versatileffn.evaluation.held_out import held_out_loss
+from versatileffn.reproduce.protocol import Arm, Protocol
+from versatileffn.reproduce.results import finite
+from versatileffn.training.config import TrainConfig
+from versatileffn.training.run import train
+from versatileffn.upcycle import upcycle
+
+BATCH_WINDOWS = 8
+LINES_PER_EVALUATION = 4
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the stages of one seed share.
+
+    Args:
+        protocol: the experiment.
+        tokens: token folder.
+        seed: of initialisation, data order and noise.
+    """
+
+    protocol: Protocol
+    tokens: Path
+    seed: int
+
+
+def tokenize(protocol: Protocol, corpus: str | None, folder: Path) -> dict[str, Any]:
+    """Turn the corpus (None: the default one) into `folder/tokens`, or finish doing so."""
+    target = folder / "tokens"
+    if not target.exists():  # it is renamed into place, so if it is there it is whole
+        tokenize_corpus(
+            corpus, target, tokenizer="bpe", vocab_size=protocol.vocab_size, progress=_say
+        )
+    meta = TokenMeta.load(target)
+    return {name: split.tokens for name, split in meta.splits.items()}
+
+
+def train_phase(
+    context: Context, folder: Path, token_budget: int, init_from: Path | None
+) -> dict[str, Any]:
+    """Train from scratch (the base) or from a checkpoint; resumes what it finds in the folder.
+
+    Returns:
+        `tokens_per_second`, and `curve`: (tokens, held-out nats per token) along the phase.
+    """
+    train(train_config(context, folder, token_budget, init_from))
+    return training_record(folder / "run", context.protocol.batch_tokens)
+
+
+def train_config(
+    context: Context, folder: Path, token_budget: int, init_from: Path | None
+) -> TrainConfig:
+    """The run that a phase of the protocol is, as the `train` verb would read it from a file."""
+    protocol = context.protocol
+    steps = protocol.steps(token_budget)
+    log_every = max(1, steps // (LINES_PER_EVALUATION * protocol.evaluations))
+    evaluate_every = LINES_PER_EVALUATION * log_every
+    return TrainConfig.model_validate(
+        {
+            "model": {
+                "init_from": None if init_from is None else str(init_from),
+                "architecture": protocol.architecture if init_from is None else None,
+            },
+            "data": {"tokens": str(context.tokens), "seq_len": protocol.seq_len},
+            "optim": {"learning_rate": protocol.learning_rate},
+            "run": {
+                "output_dir": str(folder / "run"),
+                "seed": context.seed,
+                "max_steps": steps,
+                "tokens_per_batch": protocol.batch_tokens,
+                "per_device_train_batch_size": protocol.batch_tokens // protocol.seq_len,
+                "bf16": protocol.bf16,
+                "eval_steps": evaluate_every,
+                "eval_windows": protocol.held_out_windows,
+                "save_steps": evaluate_every,
+                "save_total_limit": 1,
+                "logging_steps": log_every,
+                "report_to": [],
+            },
+        }
+    )
+
+
+def convert(context: Context, arm: Arm, base: Path, folder: Path) -> dict[str, Any]:
+    """Upcycle the base into `folder/model`, with a receipt beside it."""
+    model, receipt = upcycle(base, arm.ffn, seed=context.seed)
+    model.save_pretrained(folder / "model")
+    receipt.save(folder / "receipt.json")
+    return {"logit_difference": receipt.logit_difference}
+
+
+def measure_before(context: Context, model_folder: Path) -> dict[str, Any]:
+    """The held-out loss of a converted model that hasn't been trained yet."""
+    return {"before": _loss(_load(model_folder), context)}
+
+
+def measure(context: Context, model_folder: Path) -> dict[str, Any]:
+    """Everything that the report says about one trained model."""
+    model = _load(model_folder)
+    config: Any = model.config
+    layers = layer_use(model, _batches(context)) if hasattr(config, "ffn") else []
+    loops, below = mean_loops(layers), share_below_max(layers)
+    executed = executed_ffn_flops(model, _batches(context))
+    count = {"mean_loops": loops, "share_below_max": below}
+    return {
+        "after": _loss(model, context),
+        "parameters": parameter_count(config),
+        "flops_paper": ffn_flops_per_token(config, **count, accounting="paper"),
+        "flops_ours": ffn_flops_per_token(config, **count, accounting="ours"),
+        "flops_executed": executed.ffn_per_token,
+        "flops_controller": executed.controller_per_token,
+        **count,
+        "layers": [finite(layer) for layer in layers],
+    }
+
+
+def training_record(run: Path, batch_tokens: int) -> dict[str, Any]:
+    """Speed and held-out losses along a finished run folder."""
+    record = json.loads((run / "run.json").read_text())
+    curve = []
+    for line in (run / "log.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if "eval_loss" in entry:
+            curve.append([entry["step"] * batch_tokens, entry["eval_loss"]])
+    return {"tokens_per_second": record["tokens_per_second"], "curve": curve}
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def _loss(model: PreTrainedModel, context: Context) -> dict[str, Any]:
+    dataset = PackedDataset(context.tokens, "val", context.protocol.seq_len)
+    windows = context.protocol.held_out_windows
+    return finite(dataclasses.asdict(held_out_loss(model, dataset, BATCH_WINDOWS, windows)))
+
+
+def _batches(context: Context) -> Iterator[Tensor]:
+    """The first held-out windows, [B, T] at a time."""
+    dataset = PackedDataset(context.tokens, "val", context.protocol.seq_len)
+    windows = range(min(context.protocol.usage_windows, len(dataset)))
+    for start in windows[::BATCH_WINDOWS]:
+        chosen = windows[start : start + BATCH_WINDOWS]
+        yield torch.stack([dataset[index]["input_ids"] for index in chosen])

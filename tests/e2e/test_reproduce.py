@@ -1,0 +1,220 @@
+"""`versatileffn reproduce` from text to report; rerun; killed and run again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from versatileffn.cli.main import main
+
+ARMS = ["base", "dense", "2-loop", "4-loop", "moe", "versatile", "versatile-learned"]
+SOURCES = Path(json.__file__).parents[1]  # the standard library: real text on every machine
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for path in sorted((SOURCES / "email").glob("*.py")):
+        (folder / f"{path.stem}.txt").write_text(path.read_text())
+    return folder
+
+
+def command(out: Path, corpus: Path, *more: str) -> list[str]:
+    arguments = ["--scale", "smoke", "--out", str(out), "--corpus", str(corpus), *more]
+    return [sys.executable, "-m", "versatileffn.cli.main", "reproduce", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Finds the package where the tests found it."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def run(out: Path, corpus: Path, *more: str) -> str:
+    done = subprocess.run(
+        command(out, corpus, *more), env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def read(out: Path) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"results.json is not strict JSON: {name}")
+
+    return json.loads((out / "results.json").read_text(), parse_constant=refuse)
+
+
+def measured(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows without what differs between two runs by its nature."""
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in results["rows"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return out, run(out, corpus)
+
+
+def test_text_to_report(finished: tuple[Path, str]) -> None:
+    out, output = finished
+    results = read(out)
+    assert [row["arm"] for row in results["rows"]] == ARMS
+    for name in ("report.md", "report.html", "figures/loss-curves.png"):
+        assert (out / name).stat().st_size > 1000
+    assert str(out / "report.html") in output.splitlines()[-1]
+    assert "left" in output
+    assert "[ 1/25] tokenize the corpus …" in output
+
+
+def test_rows_hold_what_was_really_measured(finished: tuple[Path, str]) -> None:
+    rows = {row["arm"]: row for row in read(finished[0])["rows"]}
+    base, dense, versatile = rows["base"], rows["dense"], rows["versatile"]
+    uniform = 5.70  # ln 300: a model that knows nothing
+    assert base["after"]["nats_per_token"] < uniform - 0.5
+    assert dense["before"] == base["after"]
+    assert dense["after"]["nats_per_token"] < dense["before"]["nats_per_token"]
+    # Learned gains convert exactly; the paper's form doesn't.
+    before = base["after"]["nats_per_token"]
+    assert rows["versatile-learned"]["before"]["nats_per_token"] == pytest.approx(before, abs=1e-5)
+    assert versatile["before"]["nats_per_token"] != pytest.approx(before, abs=1e-4)
+    for row in rows.values():
+        assert row["flops_executed"] == pytest.approx(row["flops_ours"], rel=1e-9)
+        assert row["tokens_per_second"] > 0
+        assert row["curve"][-1][0] == (6144 if row["arm"] == "base" else 3072)
+    assert rows["2-loop"]["flops_executed"] == 2 * base["flops_executed"]
+    assert rows["moe"]["parameters"] > versatile["parameters"] > base["parameters"]
+    assert versatile["flops_executed"] == pytest.approx(
+        versatile["mean_loops"] * base["flops_executed"]
+    )
+    assert [len(layer["loop_share"]) for layer in versatile["layers"]] == [4, 4]
+
+
+def test_every_run_saw_the_same_data_in_the_same_order(finished: tuple[Path, str]) -> None:
+    runs = [finished[0] / "seed-0" / arm / "train/run/run.json" for arm in ARMS]
+    configs = [json.loads(path.read_text())["config"] for path in runs]
+    assert len({json.dumps(config["data"]) for config in configs}) == 1
+    assert {config["run"]["seed"] for config in configs} == {0}
+    assert len({config["model"]["init_from"] for config in configs}) == 7
+
+
+def test_a_rerun_skips_every_stage(finished: tuple[Path, str], corpus: Path) -> None:
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.glob("**/stage.json")}
+    rows = measured(read(out))
+    output = run(out, corpus)
+    assert output.count("finished before, skipped") == len(before) == 25
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert measured(read(out)) == rows
+
+
+@pytest.mark.parametrize("moment", ["seed-0/base/train", "seed-0/versatile/train"])
+def test_killed_and_run_again_gives_the_same_numbers(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path, moment: str
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(out, corpus), env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    # In the middle of training: a checkpoint is there, the end isn't.
+    try:
+        wait_for(out / moment / "run/checkpoints", "checkpoint-*", process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (out / "results.json").exists()
+    assert not (out / moment / "stage.json").exists()
+    output = run(out, corpus)
+    assert "resuming an interrupted attempt" in output
+    assert "resumed after step" in output
+    assert measured(read(out)) == measured(read(finished[0]))
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_another_corpus_in_the_same_folder_keeps_what_was_there(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    """Another corpus is another experiment; the first one's stages are moved, not deleted."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(finished[0], out)
+    other.mkdir()
+    for path in sorted(corpus.iterdir())[:15]:
+        (other / path.name).write_text(path.read_text())
+    output = run(out, other)
+    assert "skipped" not in output
+    assert measured(read(out)) != measured(read(finished[0]))
+    assert len(list((out / "superseded").iterdir())) == 25
+    for stage in finished[0].glob("**/stage.json"):
+        content = stage.read_text()
+        kept = (out / "superseded").glob("*/stage.json")
+        assert any(path.read_text() == content for path in kept), stage
+
+
+def test_more_seeds_are_added_to_a_run_even_if_it_was_moved(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished[0], moved)
+    output = run(moved, corpus, "--seeds", "2")
+    assert output.count("finished before, skipped") == 25
+    results = read(moved)
+    assert measured(results)[:7] == measured(read(finished[0]))
+    assert [row["seed"] for row in results["rows"]] == [0] * 7 + [1] * 7
+    losses = [row["after"]["nats_per_token"] for row in results["rows"]]
+    versatile = next(r for r in results["summary"] if r["arm"] == "versatile")
+    paired = [losses[5] - losses[1], losses[12] - losses[8]]
+    assert versatile["difference"]["mean"] == pytest.approx(sum(paired) / 2)
+    half = 12.706 * abs(paired[0] - paired[1]) / 2  # t for one degree of freedom times s/√2
+    assert versatile["difference"]["high"] - sum(paired) / 2 == pytest.approx(half)
+    assert "95 % interval" in (moved / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--scale", "huge"], "scale='huge' is unknown"),
+        (["--tokens", "nowhere"], "leave one out"),
+        (["--corpus", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(
+    tmp_path: Path,
+    corpus: Path,
+    more: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = command(tmp_path / "out", corpus, *more)[3:]
+    monkeypatch.setattr(sys, "argv", ["versatileffn", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    done = subprocess.run(
+        command(tmp_path, corpus), env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "choose a new folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

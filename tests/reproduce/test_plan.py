@@ -1,0 +1,93 @@
+"""A protocol as stages: order, dependencies, and which change redoes what."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from versatileffn.errors import ConfigError, DataError
+from versatileffn.reproduce.plan import build_stages, corpus_identity
+from versatileffn.reproduce.protocol import SCALES, Protocol, protocol
+from versatileffn.reproduce.results import CONTROL
+from versatileffn.reproduce.stages import StageRunner
+
+
+def hashes(chosen: Protocol, root: Path, **options: object) -> dict[str, str]:
+    """Each stage's hash, the work itself left out."""
+    stages = build_stages(chosen, root, **{"seeds": 1, **options})  # type: ignore[arg-type]
+    idle = [dataclasses.replace(stage, work=lambda folder: {}) for stage in stages]
+    return {name: outcome.hash for name, outcome in StageRunner(root).run(idle).items()}
+
+
+def changed(chosen: Protocol, tmp_path: Path, **fields: object) -> set[str]:
+    """Which stages a change of the protocol redoes."""
+    before = hashes(chosen, tmp_path / "a")
+    after = hashes(dataclasses.replace(chosen, **fields), tmp_path / "a")  # type: ignore[arg-type]
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_has_the_fair_control_and_all_baselines(scale: str) -> None:
+    names = [arm.name for arm in protocol(scale).arms]
+    assert names[0] == CONTROL
+    assert set(names) == {"dense", "2-loop", "4-loop", "moe", "versatile", "versatile-learned"}
+
+
+def test_unknown_scale_names_the_known_ones_but_not_the_hidden() -> None:
+    with pytest.raises(ConfigError, match=r"choose one of \['tiny'\]"):
+        protocol("huge")
+
+
+def test_every_stage_comes_after_what_it_needs(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for stage in build_stages(protocol("smoke"), tmp_path, seeds=2):
+        assert set(stage.needs) <= seen
+        seen.add(stage.name)
+    assert len(seen) == 1 + 2 * (2 + 2 + 5 * 4)
+
+
+def test_all_arms_start_from_the_same_base(tmp_path: Path) -> None:
+    for stage in build_stages(protocol("smoke"), tmp_path, seeds=2):
+        if stage.name.endswith("convert"):
+            assert stage.name.split("/")[0] + "/base/train" in stage.needs
+
+
+def test_measuring_differently_trains_nothing_again(tmp_path: Path) -> None:
+    redone = changed(protocol("smoke"), tmp_path, usage_windows=4)
+    assert {name.split("/")[-1] for name in redone} == {"before", "measure"}
+
+
+def test_a_longer_continuation_keeps_the_base_and_the_conversions(tmp_path: Path) -> None:
+    redone = changed(protocol("smoke"), tmp_path, continued_tokens=9999)
+    assert {name.split("/")[-1] for name in redone} == {"train", "measure"}
+    assert not any("base" in name for name in redone)
+
+
+def test_another_learning_rate_keeps_the_tokens_only(tmp_path: Path) -> None:
+    redone = changed(protocol("smoke"), tmp_path, learning_rate=1.0)
+    assert set(hashes(protocol("smoke"), tmp_path / "b")) - redone == {"tokenize"}
+
+
+def test_more_seeds_keep_the_first(tmp_path: Path) -> None:
+    one = hashes(protocol("smoke"), tmp_path / "a", seeds=1)
+    two = hashes(protocol("smoke"), tmp_path / "a", seeds=2)
+    assert one.items() <= two.items()
+    assert two["seed-0/base/train"] != two["seed-1/base/train"]
+
+
+def test_a_given_token_folder_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no token folder"):
+        build_stages(protocol("smoke"), tmp_path, seeds=1, tokens=tmp_path)
+
+
+def test_a_corpus_is_known_by_its_content(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner/a.txt").write_text("some text")
+    assert corpus_identity(str(first)) == corpus_identity(str(second))
+    (second / "inner/a.txt").write_text("Some text")
+    assert corpus_identity(str(first)) != corpus_identity(str(second))
+    (second / "inner/a.txt").rename(second / "inner/b.txt")
+    assert corpus_identity(str(first / "inner/a.txt")) != corpus_identity(str(first))
+    assert corpus_identity("owner/dataset") == {"name": "owner/dataset"}

@@ -1,0 +1,160 @@
+"""The stage engine: what is skipped, resumed, redone, set aside, refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from versatileffn.errors import ConfigError
+from versatileffn.files import locked
+from versatileffn.reproduce.stages import Stage, StageRunner, canonical_hash, claim
+
+
+class Lab:
+    """Stages that note what they did and can be told to fail."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.calls: list[str] = []
+        self.fail_in: str | None = None
+
+    def stage(self, name: str, inputs: Any, needs: tuple[str, ...] = (), **kw: Any) -> Stage:
+        def work(folder: Path) -> dict[str, Any]:
+            self.calls.append(name)
+            found = sorted(path.name for path in folder.iterdir())
+            (folder / "half.txt").write_text("made on the way")
+            if self.fail_in == name:
+                raise RuntimeError("interrupted")
+            return {"found": found, "inputs": inputs}
+
+        return Stage(name, name, {"value": inputs}, work, needs, **kw)
+
+    def run(self, *stages: Stage) -> dict[str, Any]:
+        self.calls.clear()
+        outcomes = StageRunner(self.root).run(list(stages))
+        return {name: outcome.summary for name, outcome in outcomes.items()}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "out")
+
+
+def test_a_rerun_skips_everything_and_returns_the_same(lab: Lab) -> None:
+    stages = [lab.stage("a", 1), lab.stage("b/c", 2, ("a",))]
+    first = lab.run(*stages)
+    assert lab.calls == ["a", "b/c"]
+    assert lab.run(*stages) == first
+    assert lab.calls == []
+
+
+def test_changed_inputs_redo_the_stage_and_all_that_need_it(lab: Lab) -> None:
+    lab.run(lab.stage("a", 1), lab.stage("b", 2, ("a",)), lab.stage("c", 3))
+    lab.run(lab.stage("a", 9), lab.stage("b", 2, ("a",)), lab.stage("c", 3))
+    assert lab.calls == ["a", "b"]
+    kept = sorted(path.name for path in (lab.root / "superseded").iterdir())
+    assert len(kept) == 2
+    assert kept[0].startswith("a-")
+    old = json.loads((lab.root / "superseded" / kept[0] / "stage.json").read_text())
+    assert old["summary"]["inputs"] == 1
+
+
+def test_changing_back_and_forth_loses_nothing(lab: Lab) -> None:
+    for value in (1, 2, 1, 2):
+        lab.run(lab.stage("a", value))
+        assert lab.calls == ["a"]
+    assert len(list((lab.root / "superseded").iterdir())) == 3
+
+
+def test_an_interrupted_stage_starts_in_an_empty_folder(lab: Lab) -> None:
+    stage = lab.stage("a", 1)
+    lab.fail_in = "a"
+    with pytest.raises(RuntimeError):
+        lab.run(stage)
+    assert not (lab.root / "a/stage.json").exists()
+    lab.fail_in = None
+    assert lab.run(stage)["a"]["found"] == ["inputs.json"]
+    assert lab.calls == ["a"]
+
+
+def test_an_interrupted_stage_that_resumes_finds_what_it_left(lab: Lab) -> None:
+    stage = lab.stage("a", 1, resumes=True)
+    lab.fail_in = "a"
+    with pytest.raises(RuntimeError):
+        lab.run(stage)
+    lab.fail_in = None
+    assert lab.run(stage)["a"]["found"] == ["half.txt", "inputs.json"]
+
+
+def test_an_attempt_with_other_inputs_is_not_resumed(lab: Lab) -> None:
+    lab.fail_in = "a"
+    with pytest.raises(RuntimeError):
+        lab.run(lab.stage("a", 1, resumes=True))
+    lab.fail_in = None
+    assert lab.run(lab.stage("a", 2, resumes=True))["a"]["found"] == ["inputs.json"]
+    assert len(list((lab.root / "superseded").iterdir())) == 1
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(lab: Lab) -> None:
+    lab.root.mkdir()
+    (lab.root / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="choose a new folder"):
+        lab.run(lab.stage("a", 1))
+    assert [path.name for path in lab.root.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match="is a file"):
+        claim(tmp_path / "out")
+
+
+def test_a_foreign_file_in_a_stage_folder_is_set_aside_not_lost(lab: Lab) -> None:
+    claim(lab.root)
+    (lab.root / "a").mkdir()
+    (lab.root / "a" / "notes.txt").write_text("mine")
+    assert lab.run(lab.stage("a", 1))["a"]["found"] == ["inputs.json"]
+    (moved,) = (lab.root / "superseded").iterdir()
+    assert (moved / "notes.txt").read_text() == "mine"
+
+
+def test_two_runs_in_one_folder_are_refused(lab: Lab) -> None:
+    claim(lab.root)
+    with locked(lab.root, "it"), pytest.raises(ConfigError, match="another run is using"):
+        lab.run(lab.stage("a", 1))
+    lab.run(lab.stage("a", 1))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}'])
+def test_a_damaged_record_means_unfinished(lab: Lab, content: str) -> None:
+    lab.run(lab.stage("a", 1))
+    (lab.root / "a" / "stage.json").write_text(content)
+    lab.run(lab.stage("a", 1))
+    assert lab.calls == ["a"]
+
+
+def test_a_stage_whose_product_is_gone_is_done_again(lab: Lab) -> None:
+    stage = dataclasses.replace(lab.stage("a", 1), produces=("inputs.json", "product"))
+    lab.run(stage)
+    (lab.root / "a" / "product").touch()
+    lab.run(stage)
+    assert lab.calls == []
+    (lab.root / "a" / "product").unlink()
+    lab.run(stage)
+    assert lab.calls == ["a"]
+
+
+@pytest.mark.parametrize("root", ["file/below", "x" * 300])
+def test_a_place_that_cannot_be_written(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"can't be written|is a file"):
+        claim(tmp_path / root)
+
+
+def test_hash_ignores_key_order_and_sees_values() -> None:
+    assert canonical_hash({"a": 1, "b": [2]}) == canonical_hash({"b": [2], "a": 1})
+    assert canonical_hash({"a": 1}) != canonical_hash({"a": 1.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_hash({"a": float("nan")})
