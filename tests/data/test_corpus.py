@@ -1,10 +1,11 @@
 """Every kind of file and compression gives the same documents; bad ones stop with their name."""
 
+import codecs
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,8 +21,7 @@ from versatileffn.data.default_corpus import (
     source_files,
     standard_library,
 )
-from versatileffn.data.readers import HubReader
-from versatileffn.errors import DataError
+from versatileffn.errors import ConfigError, DataError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
@@ -100,9 +100,32 @@ def test_garbled_compressed_file(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", codecs.BOM_UTF8 + b"text"),
+        ("a.jsonl", codecs.BOM_UTF8 + b'{"text": "text"}'),
+        ("A.TXT", b"text"),
+        ("A.JSONL.GZ", gzip.compress(b'{"text": "text"}')),
+        ("a.jsonl", b'{"text": "text"}\n{"text": " \\n"}\n{"text": null}'),
+        (os.fsdecode(b"\xff.txt"), b"text"),
+    ],
+)
+def test_text_is_found(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read(find_corpus(tmp_path)) == read(find_corpus(tmp_path / name)) == ["text"]
+
+
+def test_blank_rows_are_no_documents(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "A.PARQUET", [" ", "text", None, "\n"])
+    assert read(find_corpus(tmp_path)) == ["text"]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.txt", b"text\0binary", r"a\.txt: a binary file"),
+        ("a.txt", "text".encode("utf-16"), r"a\.txt: UTF-16 .* convert it to UTF-8"),
+        ("a.jsonl", "{}".encode("utf-16"), r"a\.jsonl: UTF-16 .* convert it to UTF-8"),
         ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 text \(byte 3\)"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz: can't be read"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
@@ -127,10 +150,44 @@ def test_parquet_without_the_column(tmp_path: Path) -> None:
     assert read(find_corpus(tmp_path / "a.parquet", text_field="body")) == ["x"]
 
 
-def test_missing_path(tmp_path: Path) -> None:
-    for missing in (tmp_path / "none", "corpus/data.jsonl", "nothing"):
+def test_missing_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for missing in (
+        tmp_path / "none",
+        "corpus/data.jsonl",
+        "nothing",
+        "here/none",
+        "x" * 300,
+        "x" * 300 + "/y",
+    ):
         with pytest.raises(DataError, match="no such file or folder"):
             find_corpus(missing)
+
+
+def test_source_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        find_corpus(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match="SOURCE is empty text"):
+        find_corpus("")
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("a.txt", {"text_field": "text"}),
+        ("a.txt", {"hub_split": "train"}),
+        ("a.jsonl", {"hub_config": "small"}),
+        ("a.jsonl", {"document_separator": "#"}),
+        (None, {"text_field": "body"}),
+    ],
+)
+def test_option_without_effect(name: str | None, option: dict[str, str], tmp_path: Path) -> None:
+    if name is not None:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}=.* has no effect"):
+        find_corpus(name and tmp_path / name, **option)
 
 
 def test_unknown_extension_and_empty_folder(tmp_path: Path) -> None:
@@ -141,38 +198,6 @@ def test_unknown_extension_and_empty_folder(tmp_path: Path) -> None:
         find_corpus(tmp_path / "a.docx")
     with pytest.raises(DataError, match=r"empty corpus, found \.docx"):
         find_corpus(tmp_path)
-
-
-def test_hub_id_is_recognised_and_its_absence_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    found = find_corpus("no-such-owner/no-such-data", hub_config="small", hub_split="test")
-    assert found.source == "no-such-owner/no-such-data/small/test"
-    with pytest.raises(DataError, match="neither a path here nor a data set") as caught:
-        read(found)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_hub_reader_on_a_data_set_folder(
-    streaming: bool, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`datasets` loads a local folder as it does one of the Hub; the tasks share all rows."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "set").mkdir()
-    write_parquet(tmp_path / "set" / "train.parquet", list(texts))
-    reader = HubReader(str(tmp_path / "set"), None, "train", "text", streaming)
-    assert [document.text for document in reader.run()] == texts
-    shares = [[d.text for d in reader.run(rank=rank, world_size=3)] for rank in range(3)]
-    assert sorted(chain.from_iterable(shares)) == sorted(texts)
-    assert all(shares)
-    wrong = HubReader(str(tmp_path / "set"), None, "train", "body", streaming)
-    with pytest.raises(DataError, match=r"row 0.*no field 'body'"):
-        list(wrong.run())
-    with pytest.raises(DataError, match="hub-split"):
-        list(HubReader(str(tmp_path / "set"), None, "nope", "text", streaming).run())
 
 
 def test_default_corpus_is_pythons_own_text() -> None:

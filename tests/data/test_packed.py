@@ -58,12 +58,16 @@ def test_loader_with_sampler_continues(tokens: Path) -> None:
 def test_missing_and_half_written_folder(copy: Path) -> None:
     with pytest.raises(DataError, match="no such token folder; write it again"):
         PackedDataset(copy / "none")
+    with pytest.raises(DataError, match="no such token folder"):
+        PackedDataset(copy / ("x" * 300))
     (copy / "meta.json").unlink()
     with pytest.raises(DataError, match=r"no meta\.json.*only half of one; write it again"):
         PackedDataset(copy)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 1}', '{"format": 9}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", "", "[" * 99_999, '{"format": 1}', '{"format": 9}']
+)
 def test_unreadable_meta(content: str, copy: Path) -> None:
     (copy / "meta.json").write_text(content)
     with pytest.raises(DataError, match=r"meta\.json: (not a valid|format 9)"):
@@ -81,7 +85,7 @@ def test_damaged_shards(copy: Path) -> None:
     shard = next((copy / "train").glob("*.ds"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    with pytest.raises(DataError, match="no whole number of 2-byte tokens"):
+    with pytest.raises(DataError, match="aren't one or more whole 2-byte tokens"):
         PackedDataset(copy)
     shard.write_bytes(content[:-2])
     with pytest.raises(DataError, match=r"tokens, but meta\.json says"):
@@ -89,6 +93,51 @@ def test_damaged_shards(copy: Path) -> None:
     shard.unlink()
     with pytest.raises(DataError, match="0 tokens, but"):
         PackedDataset(copy)
+    shard.write_bytes(content)
+    (copy / "train" / "00001.ds").touch()
+    with pytest.raises(DataError, match=r"00001\.ds: 0 bytes aren't"):
+        PackedDataset(copy)
+
+
+def test_tokens_outside_the_vocabulary(copy: Path) -> None:
+    shard = next((copy / "train").glob("*.ds"))
+    content = np.fromfile(shard, "<u2")
+    content[100] = 400  # the vocabulary's size
+    content.tofile(shard)
+    dataset = PackedDataset(copy, seq_len=64)
+    assert len(dataset[0]["input_ids"]) == 64
+    with pytest.raises(DataError, match=r"token 400 among tokens 64-128 .*vocabulary of 400"):
+        dataset[1]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("tokenizer", "vocab_size"), "400"),
+        (("tokenizer", "vocab_size"), -1),
+        (("tokenizer", "eos_token_id"), 400),
+        (("tokenizer", "eos_token_id"), None),
+        (("tokenizer", "sha256"), "abc"),
+        (("splits", "train"), [1, 2, 3]),
+        (("splits", "train", "tokens"), 1.5),
+        (("splits", "train", "bytes"), 0),
+        (("splits", "val", "documents"), -3),
+        (("token_bytes",), 3),
+        (("seed",), 2**63),
+        (("versions",), {"python": 3}),
+        (("splits",), "train"),
+    ],
+)
+def test_meta_with_a_wrong_value(place: tuple[str, ...], value: object, copy: Path) -> None:
+    record = json.loads((copy / "meta.json").read_text())
+    inner = record
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    (copy / "meta.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=place[-1]) as caught:
+        PackedDataset(copy)
+    assert "\n" not in str(caught.value)
 
 
 def test_sequence_longer_than_the_data(tokens: Path) -> None:
@@ -105,6 +154,7 @@ def test_wide_tokens_keep_their_values(copy: Path) -> None:
     shard = next((copy / "train").glob("*.ds"))
     np.arange(65_530, 65_540, dtype="<u4").tofile(shard)
     record["token_bytes"] = 4
+    record["tokenizer"]["vocab_size"] = 65_540
     record["splits"]["train"]["tokens"] = 10
     (copy / "meta.json").write_text(json.dumps(record))
     assert PackedDataset(copy, seq_len=10)[0]["input_ids"].tolist() == list(range(65_530, 65_540))

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-import subprocess
-import sys
+import os
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,10 @@ from transformers import AutoTokenizer
 
 from versatileffn.data import corpus as corpus_module
 from versatileffn.data.meta import TokenMeta
-from versatileffn.data.output import replacing
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.pipeline import SplitTokenizer
 from versatileffn.data.tokenize import tokenize_corpus
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import DataError
 
 WIKI = Path(__file__).parents[2].parent / "shared" / "data" / "wiki_val.jsonl"
 
@@ -159,17 +159,6 @@ def test_output_is_protected(tokens: Path, corpus_folder: Path, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {"tokens", "bad.jsonl"}
 
 
-def test_overwrite_spares_what_is_no_token_folder(corpus_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match=r"not a token folder \(it has thesis\.tex\)"):
-        tokenize_corpus(corpus_folder, tmp_path, overwrite=True)
-    with pytest.raises(DataError, match="can't be written"):
-        tokenize_corpus(corpus_folder, tmp_path / "thesis.tex" / "out")
-    with pytest.raises(DataError, match="a file is in the way"):
-        tokenize_corpus(corpus_folder, tmp_path / "thesis.tex", overwrite=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-
 def test_interrupted_run_continues(
     corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,61 +183,32 @@ def test_interrupted_run_continues(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    holder = (
-        "import sys; from pathlib import Path; from versatileffn.data.output import replacing\n"
-        "with replacing(Path(sys.argv[1]), 'key', False): print(flush=True), sys.stdin.read()"
+def test_name_that_is_not_utf8(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"\xff.jsonl")
+    source.write_text('{"text": "one"}\n{"text": "two"}')
+    meta = tokenize_corpus(source, tmp_path / "out", vocab_size=300)
+    assert meta.source == str(tmp_path / "?.jsonl")
+    with pytest.raises(DataError, match="isn't valid UTF-8"):
+        tokenize_corpus(source, tmp_path / os.fsdecode(b"\xff"))
+
+
+def test_progress_tells_the_time_left(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "TASK_BYTES", 10_000)
+    run, lines = SplitTokenizer.run, []
+
+    def slowly(self, data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
+        run(self, data, rank, world_size)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(SplitTokenizer, "run", slowly)
+    tokenize_corpus(corpus_folder, tmp_path / "out", vocab_size=300, progress=lines.append)
+    assert "reading the corpus: 0/4 tasks" in lines
+    assert any(
+        re.fullmatch(r"tokenizing: .*M tokens, [1-3]/4 tasks, about 0:00:0\d left", line)
+        for line in lines
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path / "out")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        with (
-            pytest.raises(DataError, match="another run is writing here"),
-            replacing(tmp_path / "out", "key", False),
-        ):
-            pass
-        other.kill()
-    with replacing(tmp_path / "out", "key", False) as folder:  # what the killed run left
-        (folder / "meta.json").touch()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "message"),
-    [
-        ("", {}, "an empty corpus, no document holds any text"),
-        ('{"text": "same"}\n{"text": "same"}', {}, "the val split came out empty.*--val-fraction"),
-        ('{"text": "a"}\n{"text": "b"}', {"val_documents": 2}, "leaves none to train on"),
-        ('{"text": "a"}', {"text_field": "body"}, r"no field 'body', only \['text'\]"),
-        ('{"text": "a"}', {"tokenizer": "./none"}, "no such tokenizer"),
-    ],
-)
-def test_bad_corpus(content: str, options: dict, message: str, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(content)
-    with pytest.raises(DataError, match=message) as caught:
-        tokenize_corpus(tmp_path / "a.jsonl", tmp_path / "out", **options)
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"vocab_size": 100},
-        {"val_fraction": 1.0},
-        {"val_documents": -1},
-        {"workers": 0},
-        {"limit_documents": 0},
-    ],
-)
-def test_bad_argument(options: dict, corpus_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=next(iter(options))):
-        tokenize_corpus(corpus_folder, tmp_path / "out", **options)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not WIKI.exists(), reason="the shared Wikipedia sample isn't here")

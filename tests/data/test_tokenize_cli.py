@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from versatileffn.cli.tokenize import tokenize_command
-from versatileffn.errors import DataError
+from versatileffn.errors import ConfigError, DataError
 
 app = typer.Typer()
 app.command()(tokenize_command)
@@ -30,6 +30,25 @@ def test_error_is_raised_for_the_program_to_print(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "out")])
     assert isinstance(result.exception, DataError)
     assert "none.jsonl: no such file" in str(result.exception)
+
+
+def test_a_name_is_not_taken_for_markup(tmp_path: Path) -> None:
+    source = tmp_path / "[red]a.txt"
+    source.write_text("text")
+    arguments = [str(source), "-o", str(tmp_path / "[x]"), "--val-fraction", "0"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.output
+    assert "[red]a.txt" in result.output
+    assert "[x]" in result.output
+
+
+def test_option_without_effect_is_refused(corpus_folder: Path, tmp_path: Path) -> None:
+    for option in (["--hub-split", "train"], ["--eos-token", "x"], ["--document-separator", "x"]):
+        result = CliRunner().invoke(app, [str(corpus_folder), "-o", str(tmp_path / "o"), *option])
+        assert isinstance(result.exception, ConfigError)
+        assert "has no effect" in str(result.exception)
+    result = CliRunner().invoke(app, [""])
+    assert "SOURCE is empty" in str(result.exception)
 
 
 @pytest.mark.parametrize("option", ["--tokenizer", "--workers", "--overwrite", "--hub-config"])

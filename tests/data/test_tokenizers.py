@@ -1,5 +1,7 @@
 """Existing tokenizers are found or refused with a reason; trained ones give text back."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from versatileffn.data import tokenizers as tokenizers_module
+from versatileffn.data.meta import TokenMeta
 from versatileffn.data.tokenizers import (
     EOS_TOKEN,
     find_tokenizer,
@@ -39,7 +42,7 @@ def test_trained_bpe_saves_loads_and_learns(texts: list[str], tmp_path: Path) ->
         assert loaded.decode(ids) == text
         num_tokens += len(ids)
     assert num_tokens < 0.6 * sum(len(text.encode()) for text in texts)
-    assert load_tokenizer(tmp_path).get_vocab() == trained.get_vocab()
+    assert find_tokenizer(str(tmp_path / "tokenizer")).get_vocab() == trained.get_vocab()
 
 
 def test_training_is_the_same_in_another_process(texts: list[str]) -> None:
@@ -108,6 +111,87 @@ def test_olmo_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         find_tokenizer("olmo")
 
 
-def test_token_folder_without_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no tokenizer in this token folder"):
-        load_tokenizer(tmp_path)
+@pytest.fixture
+def copy(tokens: Path, tmp_path: Path) -> Path:
+    """A token folder to damage."""
+    return Path(shutil.copytree(tokens, tmp_path / "tokens"))
+
+
+def test_token_folder_knows_its_tokenizer(tokens: Path) -> None:
+    loaded = load_tokenizer(tokens)
+    assert len(loaded) == 400
+    assert find_tokenizer(str(tokens)).get_vocab() == loaded.get_vocab()
+
+
+def test_token_folder_without_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer" / "tokenizer.json").write_text('{"garbage": ')
+    with pytest.raises(DataError, match="no tokenizer could be loaded"):
+        load_tokenizer(copy)
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"no tokenizer\.json in this token folder"):
+        load_tokenizer(copy)
+    shutil.rmtree(copy / "tokenizer")
+    with pytest.raises(DataError, match=r"no tokenizer\.json in this token folder"):
+        load_tokenizer(copy)
+
+
+def test_token_folder_with_a_swapped_tokenizer(copy: Path, texts: list[str]) -> None:
+    own = TokenMeta.load(copy).tokenizer.sha256
+    shutil.rmtree(copy / "tokenizer")
+    other = save_tokenizer(train_bpe(texts[:5], 400), copy).sha256
+    with pytest.raises(DataError, match=f"sha256 is {other}, meta.json says {own}"):
+        load_tokenizer(copy)
+
+
+def test_token_folder_with_another_end_of_text(copy: Path) -> None:
+    path = copy / "tokenizer" / "tokenizer_config.json"
+    path.write_text(path.read_text().replace(EOS_TOKEN, "a"))
+    with pytest.raises(DataError, match=r"its eos_token_id is \d+, meta.json says 0"):
+        load_tokenizer(copy)
+
+
+def test_token_folder_that_names_another_folder(copy: Path) -> None:
+    meta = (copy / "meta.json").read_text()
+    (copy / "meta.json").write_text(meta.replace('"path": "tokenizer"', '"path": "."'))
+    with pytest.raises(DataError, match=r"its path is tokenizer, meta\.json says \."):
+        load_tokenizer(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("bpee", "did you mean `bpe`"), ("BPE", "`bpe`"), ("Olmo", "`olmo`"), ("", "name a")],
+)
+def test_slip_of_the_pen(name: str, remedy: str) -> None:
+    with pytest.raises(DataError, match=f"no such tokenizer.*{remedy}"):
+        find_tokenizer(name)
+
+
+def test_paths_never_go_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(tokenizers_module, "_from_hub", asked.append)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("here/none", "pipe", "~/tok", "tok/", "tok.json", "a b"):
+        with pytest.raises(DataError, match="no such tokenizer"):
+            find_tokenizer(name)
+    assert not asked
+
+
+def test_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the network gone, only what is on this machine is tried, and no retry is."""
+    calls = []
+
+    def unreachable(self: object, name: str, timeout: float) -> None:
+        calls.append(name)
+        raise ConnectionError
+
+    def load(name: str, local_files_only: bool) -> None:
+        calls.append(local_files_only)
+        raise OSError("not on this machine")
+
+    monkeypatch.setattr(tokenizers_module.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    with pytest.raises(DataError, match="not on this machine"):
+        find_tokenizer("some-owner/some-tokenizer")
+    assert calls == ["some-owner/some-tokenizer", True]

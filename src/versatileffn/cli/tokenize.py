@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from versatileffn.data.meta import TokenMeta
@@ -30,13 +31,21 @@ def tokenize_command(
             "a folder, or a Hugging Face id."
         ),
     ] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Tokens of a `bpe` vocabulary.")] = 4096,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Tokens of a `bpe` vocabulary.", show_default="4096")
+    ] = None,
     text_field: Annotated[
-        str, typer.Option(help="Field (JSONL) or column (Parquet, Hub) with the text.")
-    ] = "text",
+        str | None,
+        typer.Option(
+            help="Field (JSONL) or column (Parquet, Hub) with the text.", show_default="text"
+        ),
+    ] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of the documents to hold out; 0 holds none out.")
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            help="Share of the documents to hold out; 0 holds none out.", show_default="0.02"
+        ),
+    ] = None,
     val_documents: Annotated[
         int | None, typer.Option(help="Documents to hold out, instead of a share.")
     ] = None,
@@ -55,7 +64,10 @@ def tokenize_command(
     hub_config: Annotated[
         str | None, typer.Option(help="Configuration of the Hugging Face data set.")
     ] = None,
-    hub_split: Annotated[str, typer.Option(help="Split of the Hugging Face data set.")] = "train",
+    hub_split: Annotated[
+        str | None,
+        typer.Option(help="Split of the Hugging Face data set.", show_default="train"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the token folder once the new is complete.")
     ] = False,
@@ -90,7 +102,7 @@ def tokenize_command(
 
 
 def _print_summary(meta: TokenMeta, out: Path, seconds: float) -> None:
-    table = Table(title=f"{meta.source}: vocabulary {meta.vocab_size:,}, {seconds:.1f} s")
+    table = Table(title=f"{escape(meta.source)}: vocabulary {meta.vocab_size:,}, {seconds:.1f} s")
     table.add_column("split")
     for column in ("documents", "tokens", "bytes", "bytes per token"):
         table.add_column(column, justify="right")
@@ -104,4 +116,4 @@ def _print_summary(meta: TokenMeta, out: Path, seconds: float) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"Written to {out}", soft_wrap=True)
+    console.print(f"Written to {escape(str(out))}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """What SOURCE means: which files or data set a corpus consists of, and who reads them."""
 
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 from datatrove.data import Document
 
+from versatileffn.data.decoding import COMPRESSIONS
 from versatileffn.data.default_corpus import (
     TOPICS_FILE,
     default_corpus_name,
@@ -19,7 +21,6 @@ from versatileffn.data.default_corpus import (
     standard_library,
 )
 from versatileffn.data.readers import (
-    COMPRESSIONS,
     FileReader,
     HubReader,
     JsonlReader,
@@ -27,7 +28,7 @@ from versatileffn.data.readers import (
     TextReader,
     TopicsReader,
 )
-from versatileffn.errors import DataError
+from versatileffn.errors import ConfigError, DataError
 
 KINDS = {
     "text": (".txt", ".text", ".md", ".rst", ".py"),
@@ -37,7 +38,13 @@ KINDS = {
 TASK_BYTES = 4 * 2**20  # a task, and so a shard, reads about this much
 MAX_TASKS = 512
 HUB_TASKS = 16
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/[\w.-]{1,96}")
+_USED_BY: dict[str, tuple[type, ...]] = {
+    "text_field": (JsonlReader, ParquetReader, HubReader),
+    "document_separator": (TextReader,),
+    "hub_config": (HubReader,),
+    "hub_split": (HubReader,),
+}
 _READABLE = (
     "it reads " + " ".join(s for kind in KINDS.values() for s in kind) + ", each also .gz .zst .xz"
 )
@@ -84,53 +91,72 @@ class Corpus:
 def find_corpus(
     source: str | Path | None,
     *,
-    text_field: str = "text",
+    text_field: str | None = None,
     document_separator: str | None = None,
     hub_config: str | None = None,
-    hub_split: str = "train",
+    hub_split: str | None = None,
     limit_documents: int | None = None,
 ) -> Corpus:
     """Find the corpus that `source` names.
 
     Args:
         source: a folder, a file, the id of a Hub data set, or None for Python's own sources.
-        text_field: field (JSONL) or column (Parquet, Hub) with the text.
+        text_field: field (JSONL) or column (Parquet, Hub) with the text; None: `text`.
         document_separator: text between two documents of one text file; None: a file is one.
         hub_config: configuration of the Hub data set.
-        hub_split: split of the Hub data set.
+        hub_split: split of the Hub data set; None: `train`.
         limit_documents: read only so many; a Hub data set is then streamed, else downloaded whole.
 
     Raises:
+        ConfigError: an option was given that this kind of corpus makes no use of.
         DataError: nothing is there, or nothing that a reader knows.
     """
+    options = {
+        "text_field": text_field,
+        "document_separator": document_separator,
+        "hub_config": hub_config,
+        "hub_split": hub_split,
+    }
+    field = text_field or "text"
     if source is None:
-        corpus = _default_corpus()
+        corpus = _default_corpus(document_separator)
     elif _is_hub_id(source):
         streaming = limit_documents is not None
-        corpus = _hub_corpus(str(source), hub_config, hub_split, text_field, streaming)
+        corpus = _hub_corpus(str(source), hub_config, hub_split or "train", field, streaming)
     else:
-        corpus = _path_corpus(source, text_field, document_separator)
+        corpus = _path_corpus(source, field, document_separator)
+    for name, value in options.items():
+        if value is not None and not any(isinstance(r, _USED_BY[name]) for r in corpus.readers):
+            raise ConfigError(
+                f"{name}={value!r} has no effect on {corpus.source}, which is read "
+                "another way; leave it out"
+            )
     return corpus if limit_documents is None else corpus.first(limit_documents)
 
 
 def _is_hub_id(source: str | Path) -> bool:
     named = _HUB_ID.fullmatch(str(source)) and _kind(Path(source), named=True) is None
-    return bool(named) and not Path(source).exists()
+    owner = os.path.dirname(source)  # where it is a folder here, a path was meant
+    return bool(named) and not os.path.lexists(source) and not os.path.lexists(owner)
 
 
 def _path_corpus(source: str | Path, text_field: str, document_separator: str | None) -> Corpus:
     path = Path(source)
-    if path.is_dir():
+    if source == "":
+        raise DataError("SOURCE is empty text; name a file or folder, `.` for the current one")
+    if os.path.isdir(path):  # unlike Path's, these take a name that is too long for an answer
         root, found, skipped = path, *_scan_folder(path)
         if not found:
             seen = ", ".join(sorted(skipped)) or "no files at all"
             raise DataError(f"{path}: an empty corpus, found {seen}; {_READABLE}")
-    elif path.is_file():
+    elif os.path.isfile(path):
         kind = _kind(path, named=True)
         if kind is None:
             suffix = "".join(path.suffixes[-2:]) or "no suffix"
             raise DataError(f"{path}: unknown kind of file ({suffix}); {_READABLE}")
         root, found, skipped = path.parent, {kind: [path.name]}, {}
+    elif os.path.exists(path):
+        raise DataError(f"{source}: neither a file nor a folder; save its contents as a file")
     else:
         raise DataError(
             f"{source}: no such file or folder; a Hub data set is named owner/name, and without "
@@ -146,9 +172,11 @@ def _path_corpus(source: str | Path, text_field: str, document_separator: str | 
     return _local_corpus(str(source), root, readers, skipped)
 
 
-def _default_corpus() -> Corpus:
+def _default_corpus(document_separator: str | None) -> Corpus:
     root = standard_library()
-    readers: list[FileReader | HubReader] = [TextReader(str(root), source_files(root))]
+    readers: list[FileReader | HubReader] = [
+        TextReader(str(root), source_files(root), document_separator)
+    ]
     if read_topics() and (root / TOPICS_FILE).is_file():
         readers.append(TopicsReader(str(root), [TOPICS_FILE]))
     return _local_corpus(default_corpus_name(), root, readers, {})
@@ -202,6 +230,7 @@ def _kind(path: Path, named: bool) -> str | None:
     `.json` is JSON lines where the user named the file or it is compressed, as large corpora are;
     in a folder a plain .json is rather some tool's settings.
     """
+    path = Path(path.name.lower())
     compressed = path.suffix in COMPRESSIONS
     suffix = (path.with_suffix("") if compressed else path).suffix
     if suffix == ".json" and (named or compressed):

@@ -2,15 +2,21 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from versatileffn.errors import DataError
 
 FORMAT = 1
 META_FILE = "meta.json"
+MAX_SEED = 2**63 - 1
 _REMEDY = "write it again with `versatileffn tokenize`"
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,11 @@ class SplitMeta:
         bytes: UTF-8 bytes of the documents' text.
     """
 
-    documents: int
-    tokens: int
-    bytes: int
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    documents: _Count
+    tokens: _Count
+    bytes: _Count
 
     @property
     def bytes_per_token(self) -> float:
@@ -44,10 +52,12 @@ class TokenizerMeta:
         eos_token_id: the token after each document.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     path: str
-    sha256: str
-    vocab_size: int
-    eos_token_id: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    vocab_size: Annotated[int, Field(ge=1, le=2**32)]
+    eos_token_id: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -65,11 +75,13 @@ class TokenMeta:
         format: version of this layout.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     tokenizer: TokenizerMeta
     splits: dict[str, SplitMeta]
     source: str
-    seed: int
-    token_bytes: int
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    token_bytes: Literal[2, 4]
     settings: dict[str, Any]
     versions: dict[str, str]
     format: int = FORMAT
@@ -85,10 +97,10 @@ class TokenMeta:
         return self.tokenizer.eos_token_id
 
     def save(self, folder: Path) -> None:
-        """Write meta.json into `folder`."""
+        """Write meta.json into `folder`; of a path that isn't UTF-8, `?` replaces what isn't."""
         record = {"format": self.format} | dataclasses.asdict(self)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        (folder / META_FILE).write_text(text, encoding="utf-8")
+        (folder / META_FILE).write_bytes(text.encode("utf-8", "replace"))
 
     @classmethod
     def load(cls, folder: str | Path) -> "TokenMeta":
@@ -99,7 +111,7 @@ class TokenMeta:
         """
         folder = Path(folder)
         path = folder / META_FILE
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises at a name that is too long
             raise DataError(f"{folder}: no such token folder; {_REMEDY}")
         if not path.is_file():
             raise DataError(
@@ -107,18 +119,22 @@ class TokenMeta:
                 f"{_REMEDY}"
             )
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
+            content = path.read_text(encoding="utf-8")
+            found = json.loads(content)["format"]
+            if found != FORMAT:
                 raise DataError(
-                    f"{path}: format {record['format']!r}, but this version reads {FORMAT}; "
-                    f"{_REMEDY}"
+                    f"{path}: format {found!r}, but this version reads {FORMAT}; {_REMEDY}"
                 )
-            return cls(
-                **record
-                | {
-                    "tokenizer": TokenizerMeta(**record["tokenizer"]),
-                    "splits": {name: SplitMeta(**s) for name, s in record["splits"].items()},
-                }
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            meta = TypeAdapter(cls).validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise DataError(f"{path}: not a valid {META_FILE} ({reason}); {_REMEDY}") from error
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{path}: not a valid {META_FILE} ({error}); {_REMEDY}") from error
+        if meta.eos_token_id >= meta.vocab_size:
+            raise DataError(
+                f"{path}: eos_token_id {meta.eos_token_id} lies outside the vocabulary of "
+                f"{meta.vocab_size}; {_REMEDY}"
+            )
+        return meta

@@ -64,17 +64,29 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return self.size.bytes_per_token
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """The stream's tokens [start, stop), int64, whichever shards they lie in."""
+        """The stream's tokens [start, stop), int64, whichever shards they lie in.
+
+        Raises:
+            DataError: a token lies outside the vocabulary.
+        """
         if self._shards is None:
             self._shards = [np.memmap(path, self.dtype, mode="r") for path in self.files]
-        parts = []
+        parts = [np.empty(0, self.dtype)]
+        first = start
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         while start < stop:
             offset = int(self.starts[shard])
             end = min(stop, int(self.starts[shard + 1]))
             parts.append(self._shards[shard][start - offset : end - offset])
             start, shard = end, shard + 1
-        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+        tokens = np.concatenate(parts).astype(np.int64)
+        if tokens.max(initial=0) >= self.meta.vocab_size:
+            raise DataError(
+                f"{self.folder / self.split}: token {tokens.max()} among tokens {first}-{stop} "
+                f"lies outside the vocabulary of {self.meta.vocab_size}; the shards are damaged or "
+                "another tokenizer's, tokenize again"
+            )
+        return tokens
 
     def __len__(self) -> int:
         return self.num_tokens // self.seq_len
@@ -92,11 +104,12 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return self.__dict__ | {"_shards": None}
 
     def _tokens_in(self, path: Path) -> int:
-        count, rest = divmod(path.stat().st_size, self.dtype.itemsize)
-        if rest:
+        size = path.stat().st_size
+        count, rest = divmod(size, self.dtype.itemsize)
+        if rest or not count:
             raise DataError(
-                f"{path}: {path.stat().st_size} bytes is no whole number of "
-                f"{self.dtype.itemsize}-byte tokens; the file is damaged, tokenize again"
+                f"{path}: {size} bytes aren't one or more whole {self.dtype.itemsize}-byte tokens; "
+                "the file is damaged, tokenize again"
             )
         return count
 

@@ -3,8 +3,10 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -139,7 +141,7 @@ def run_stage(
     last: PipelineStep,
     folder: Path,
     workers: int,
-    on_progress: Callable[[int], None],
+    on_progress: Progress,
 ) -> dict[str, int]:
     """Run one stage over all tasks, those that an interrupted run has finished excepted.
 
@@ -148,7 +150,7 @@ def run_stage(
         last: the step that consumes the documents.
         folder: datatrove's records of what is done.
         workers: processes.
-        on_progress: called twice a second with the number of tasks done.
+        on_progress: called twice a second with the tasks done and an estimate of the time left.
 
     Returns:
         The total of each number that `last` has counted.
@@ -159,7 +161,7 @@ def run_stage(
         workers=max(1, min(workers, corpus.tasks)),
         logging_dir=str(folder),
     )
-    with _quiet(), _prepared(executor.workers), _watching(folder, on_progress):
+    with _quiet(), _prepared(executor.workers), _watching(folder, corpus.tasks, on_progress):
         executor.run()
     totals: dict[str, int] = {}
     for path in sorted((folder / "stats").glob("*.json")):
@@ -216,13 +218,25 @@ def _prepared(workers: int) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(folder: Path, on_progress: Callable[[int], None]) -> Iterator[None]:
-    """Report, twice a second, how many tasks are done."""
+def _watching(folder: Path, tasks: int, on_progress: Progress) -> Iterator[None]:
+    """Report, at once and then twice a second, the tasks done and the time left.
+
+    Tasks are alike enough for that: each reads about as many bytes as any other.
+    """
     stop = threading.Event()
+    finished = folder / "completions"
+    began, done_before = time.monotonic(), len(list(finished.glob("*")))
 
     def watch() -> None:
-        while not stop.wait(0.5):
-            on_progress(len(list((folder / "completions").glob("*"))))
+        while True:
+            done = len(list(finished.glob("*")))
+            state = f"{done}/{tasks} tasks"
+            if done > done_before:
+                seconds = (time.monotonic() - began) * (tasks - done) / (done - done_before)
+                state += f", about {timedelta(seconds=round(seconds))} left"
+            on_progress(state)
+            if stop.wait(0.5):
+                return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

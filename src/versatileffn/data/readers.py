@@ -1,51 +1,20 @@
 """datatrove readers that stop at bad input, with its file and line, instead of skipping it."""
 
-import gzip
 import io
-import lzma
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import orjson
-import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.data import Document
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
 from loguru import logger
 
+from versatileffn.data.decoding import COMPRESSIONS, naming, open_input, without_bom
 from versatileffn.data.default_corpus import read_topics
 from versatileffn.errors import DataError
-
-COMPRESSIONS = (".gz", ".zst", ".xz")
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Turn what a damaged file makes a decoder raise into an error that names the file."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: can't be read ({reason}); is it complete and intact?") from error
-
-
-def open_input(raw: IO[bytes], path: str) -> IO[bytes]:
-    """Decompress `raw` by the last suffix of `path`.
-
-    For .zst it takes pyarrow's stream: unlike the common one it reads all frames of a file and
-    complains when the last is cut off.
-    """
-    if path.endswith(".gz"):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if path.endswith(".xz"):
-        return lzma.LZMAFile(raw)
-    if path.endswith(".zst"):
-        return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
-    return raw
 
 
 class _QuietStep:
@@ -86,7 +55,7 @@ class FileReader(_QuietStep, BaseDiskReader):
             DataError: the file is damaged or is not what its name says.
         """
         path = self.data_folder.resolve_paths(filepath)
-        with _naming(path), self.data_folder.open(filepath, "rb") as raw:
+        with naming(path), self.data_folder.open(filepath, "rb") as raw:
             for document_id, text in self.texts(open_input(raw, path), path):
                 if text:
                     yield Document(text=text, id=f"{filepath}/{document_id}")
@@ -109,11 +78,11 @@ class TextReader(FileReader):
 
     def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
         """Yield the file's text, whole or in parts."""
-        content = file.read()
+        content = without_bom(file.read(), path)
         if b"\0" in content:
             raise DataError(f"{path}: a binary file (it has NUL bytes), not text; leave it out")
         try:
-            text = content.decode("utf-8-sig")
+            text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}: not UTF-8 text (byte {error.start}); convert it or leave it out"
@@ -128,6 +97,8 @@ class JsonlReader(FileReader):
     def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
         """Yield each line's text, with its 1-based line number."""
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = without_bom(line, path)
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
@@ -149,7 +120,7 @@ class ParquetReader(FileReader):
 
     def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
         """Yield each row's text, with its 0-based row number."""
-        compressed = path.endswith(COMPRESSIONS)  # such a stream can't seek, Parquet has to
+        compressed = path.lower().endswith(COMPRESSIONS)  # such a stream can't seek, Parquet has to
         with pq.ParquetFile(io.BytesIO(file.read()) if compressed else file) as table:
             if self.text_key not in table.schema_arrow.names:
                 raise missing_field(self.text_key, table.schema_arrow.names, path)
@@ -218,7 +189,7 @@ def _hub_adapter(
 
 
 def field_text(record: dict[str, Any], field: str, where: str) -> str:
-    """The text of a record; empty for null, which readers then pass over.
+    """The text of a record; empty for null or mere white space, which readers then pass over.
 
     Raises:
         DataError: the field is missing or isn't text.
@@ -233,7 +204,7 @@ def field_text(record: dict[str, Any], field: str, where: str) -> str:
             f"{where}: field {field!r} holds {type(text).__name__}, not text; "
             "name the right one with --text-field"
         )
-    return text
+    return text if text.strip() else ""
 
 
 def missing_field(field: str, present: list[str], where: str) -> DataError:

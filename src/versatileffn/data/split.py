@@ -26,16 +26,18 @@ def document_key(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, salt=salt).digest(), "little")
 
 
-def check_val_size(val_fraction: float, val_documents: int | None) -> None:
-    """Raise ConfigError unless the two ask for a possible held-out split."""
-    if not 0 <= val_fraction < 1:
+def check_val_size(val_fraction: float | None, val_documents: int | None) -> None:
+    """Raise ConfigError unless the two ask for one possible held-out split."""
+    if val_fraction is not None and val_documents is not None:
+        raise ConfigError("val_fraction has no effect beside val_documents; give one of them")
+    if val_fraction is not None and not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction={val_fraction} must lie in [0, 1)")
-    if val_documents is not None and val_documents < 0:
-        raise ConfigError(f"val_documents={val_documents} must not be negative")
+    if val_documents is not None and not 0 <= val_documents < 2**63:
+        raise ConfigError(f"val_documents={val_documents} must be at least 0 and below 2**63")
 
 
 def val_threshold(
-    keys: np.ndarray, val_fraction: float, val_documents: int | None, source: str
+    keys: np.ndarray, val_fraction: float | None, val_documents: int | None, source: str
 ) -> int | None:
     """The largest key that is held out; the documents with smaller keys are, too.
 
@@ -44,7 +46,7 @@ def val_threshold(
 
     Args:
         keys: `document_key` of every document, uint64 of shape (documents,).
-        val_fraction: share of the documents to hold out.
+        val_fraction: share of the documents to hold out; None or 0 is none.
         val_documents: number of documents to hold out; if given, `val_fraction` has no effect.
         source: the corpus's name, for the errors.
 

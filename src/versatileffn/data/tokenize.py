@@ -9,27 +9,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from versatileffn.data.corpus import Corpus, find_corpus
-from versatileffn.data.meta import SplitMeta, TokenMeta
-from versatileffn.data.output import check_output, replacing
+from versatileffn.data.meta import MAX_SEED, SplitMeta, TokenMeta
+from versatileffn.data.output import check_output, replacing, resolve_output
 from versatileffn.data.pipeline import DocumentKeys, Progress, SplitTokenizer, run_stage
 from versatileffn.data.split import TRAIN, VAL, check_val_size, split_of, val_threshold
 from versatileffn.data.tokenizers import (
+    MAX_VOCAB_SIZE,
     MIN_VOCAB_SIZE,
     TOKENIZER_FOLDER,
     describe,
     find_tokenizer,
-    load_tokenizer,
     save_tokenizer,
     train_bpe,
 )
 from versatileffn.errors import ConfigError
 
+VOCAB_SIZE = 4096
+VAL_FRACTION = 0.02
 BPE_SAMPLE_BYTES = 32 * 2**20  # more text hardly changes a small vocabulary
 _WORK = "work"  # datatrove's records, removed before publishing
 _PACKAGES = ("versatileffn", "datatrove", "tokenizers", "transformers")
@@ -40,9 +42,9 @@ def tokenize_corpus(
     output: str | Path,
     *,
     tokenizer: str = "bpe",
-    vocab_size: int = 4096,
-    text_field: str = "text",
-    val_fraction: float = 0.02,
+    vocab_size: int | None = None,
+    text_field: str | None = None,
+    val_fraction: float | None = None,
     val_documents: int | None = None,
     seed: int = 0,
     workers: int = 1,
@@ -50,7 +52,7 @@ def tokenize_corpus(
     document_separator: str | None = None,
     eos_token: str | None = None,
     hub_config: str | None = None,
-    hub_split: str = "train",
+    hub_split: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TokenMeta:
@@ -63,9 +65,9 @@ def tokenize_corpus(
         source: a folder, a file, a Hub data set, or None for Python's own sources.
         output: the folder to make.
         tokenizer: `bpe` (trained on the train split), `olmo`, a path, or a Hub id.
-        vocab_size: tokens of a `bpe` vocabulary.
-        text_field: field or column with the text.
-        val_fraction: share of the documents to hold out; 0 holds none out.
+        vocab_size: tokens of a `bpe` vocabulary; None: `VOCAB_SIZE`.
+        text_field: field or column with the text; None: `text`.
+        val_fraction: share of the documents to hold out; 0 holds none out; None: `VAL_FRACTION`.
         val_documents: number of documents to hold out, instead of the fraction.
         seed: chooses which documents are held out.
         workers: processes; a file is read by one.
@@ -73,7 +75,7 @@ def tokenize_corpus(
         document_separator: text between two documents of one text file; None: a file is one.
         eos_token: the tokenizer's end-of-text token, where it doesn't say.
         hub_config: configuration of the Hub data set.
-        hub_split: split of the Hub data set.
+        hub_split: split of the Hub data set; None: `train`.
         overwrite: replace an existing token folder, once the new one is complete.
         progress: called with one line now and then.
 
@@ -81,14 +83,19 @@ def tokenize_corpus(
         What meta.json says.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or has no effect beside the others.
         DataError: the corpus, the tokenizer or the output folder can't be used.
     """
     report = progress or (lambda line: None)
-    output = Path(output)
-    _check_arguments(tokenizer, vocab_size, workers, limit_documents)
+    _check_tokenizer_options(tokenizer, vocab_size, eos_token)
     check_val_size(val_fraction, val_documents)
-    check_output(output, overwrite)
+    _check_range("seed", seed, 0, MAX_SEED)
+    _check_range("workers", workers, 1)
+    _check_range("limit_documents", limit_documents, 1)
+    if document_separator == "":
+        raise ConfigError("document_separator is empty text; leave it out, or name what cuts")
+    output = resolve_output(output)
+    check_output(output, overwrite, source)
     corpus = find_corpus(
         source,
         text_field=text_field,
@@ -97,10 +104,13 @@ def tokenize_corpus(
         hub_split=hub_split,
         limit_documents=limit_documents,
     )
+    vocab_size = vocab_size or VOCAB_SIZE
+    if val_fraction is None and val_documents is None:
+        val_fraction = VAL_FRACTION
     given = None if tokenizer == "bpe" else find_tokenizer(tokenizer, eos_token)
     settings = {
         "tokenizer": tokenizer,
-        "text_field": text_field,
+        "text_field": text_field or "text",
         "val_fraction": val_fraction,
         "val_documents": val_documents,
         "limit_documents": limit_documents,
@@ -113,17 +123,17 @@ def tokenize_corpus(
         job = _Job(corpus, folder, seed, workers, report)
         threshold = val_threshold(_read_keys(job), val_fraction, val_documents, corpus.source)
         if (folder / TOKENIZER_FOLDER).is_dir():  # an interrupted run got this far
-            chosen = load_tokenizer(folder)
+            chosen = find_tokenizer(str(folder / TOKENIZER_FOLDER))
             described = describe(chosen, folder)
         else:
             chosen = given if given is not None else _train(job, threshold, vocab_size)
             described = save_tokenizer(chosen, folder)
-        token_bytes = 2 if described.vocab_size <= 2**16 else 4
+        token_bytes: Literal[2, 4] = 2 if described.vocab_size <= 2**16 else 4
         splits = _write_shards(job, threshold, str(chosen.eos_token), token_bytes)
         shutil.rmtree(folder / _WORK)
         meta = TokenMeta(described, splits, corpus.source, seed, token_bytes, settings, versions)
         meta.save(folder)
-    return meta
+    return TokenMeta.load(output)
 
 
 @dataclass(frozen=True)
@@ -140,10 +150,9 @@ class _Job:
 def _read_keys(job: _Job) -> np.ndarray:
     """Look at every document once: all bad input shows here, before anything expensive."""
 
-    def on_progress(done: int) -> None:
-        job.report(f"reading the corpus: {done}/{job.corpus.tasks} tasks")
+    def on_progress(state: str) -> None:
+        job.report(f"reading the corpus: {state}")
 
-    on_progress(0)
     folder = job.folder / _WORK / "keys"
     step = DocumentKeys(folder, job.seed)
     run_stage(job.corpus, step, job.folder / _WORK / "read", job.workers, on_progress)
@@ -173,11 +182,10 @@ def _write_shards(
 ) -> dict[str, SplitMeta]:
     """Tokenize both splits into shards, and count them."""
 
-    def on_progress(done: int) -> None:
+    def on_progress(state: str) -> None:
         tokens = sum(path.stat().st_size for path in job.folder.glob("*/*.ds")) // token_bytes
-        job.report(f"tokenizing: {tokens / 1e6:.1f}M tokens, {done}/{job.corpus.tasks} tasks")
+        job.report(f"tokenizing: {tokens / 1e6:.1f}M tokens, {state}")
 
-    on_progress(0)
     file = job.folder / TOKENIZER_FOLDER / "tokenizer.json"
     step = SplitTokenizer(job.folder, file, eos_token, token_bytes, job.seed, threshold)
     records = job.folder / _WORK / "tokenize"
@@ -193,15 +201,18 @@ def _write_shards(
     }
 
 
-def _check_arguments(
-    tokenizer: str, vocab_size: int, workers: int, limit_documents: int | None
-) -> None:
-    if tokenizer == "bpe" and vocab_size < MIN_VOCAB_SIZE:
-        raise ConfigError(f"vocab_size={vocab_size} must be at least {MIN_VOCAB_SIZE}")
-    if workers < 1:
-        raise ConfigError(f"workers={workers} must be at least 1")
-    if limit_documents is not None and limit_documents < 1:
-        raise ConfigError(f"limit_documents={limit_documents} must be at least 1")
+def _check_tokenizer_options(tokenizer: str, vocab_size: int | None, eos_token: str | None) -> None:
+    _check_range("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
+    if tokenizer == "bpe" and eos_token is not None:
+        raise ConfigError(f"eos_token={eos_token!r} has no effect on `bpe`, which has its own")
+    if tokenizer != "bpe" and vocab_size is not None:
+        raise ConfigError(f"vocab_size={vocab_size} has no effect on {tokenizer}, only on `bpe`")
+
+
+def _check_range(name: str, value: int | None, low: int, high: int = 2**63 - 1) -> None:
+    if value is not None and not low <= value <= high:
+        bound = f"at least {low}" if value < low else f"at most {high}"
+        raise ConfigError(f"{name}={value} must be {bound}")
 
 
 def _versions() -> dict[str, str]:

@@ -1,20 +1,29 @@
 """Which tokenizer: any Hugging Face one, OLMo's, or a byte-level BPE trained on the corpus."""
 
+import dataclasses
+import difflib
 import hashlib
 import importlib.util
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from versatileffn.data.meta import TokenizerMeta
+from versatileffn.data.meta import META_FILE, TokenizerMeta, TokenMeta
 from versatileffn.errors import ConfigError, DataError
 
 EOS_TOKEN = "<|endoftext|>"
 TOKENIZER_FOLDER = "tokenizer"
 MIN_VOCAB_SIZE = 257  # every byte, and the end of text
+MAX_VOCAB_SIZE = 2**24
+HUB_TIMEOUT = 10  # seconds
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _OLMO_FILE = "tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"
 _USUAL_EOS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
@@ -62,15 +71,15 @@ def find_tokenizer(name: str, eos_token: str | None = None) -> PreTrainedTokeniz
             tokenizer: PreTrainedTokenizerFast = _from_file(_olmo_file())
         elif path.is_file():
             tokenizer = _from_file(path)
+        elif (path / META_FILE).is_file():
+            tokenizer = load_tokenizer(path)
         elif (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
             tokenizer = _from_file(path / "tokenizer.json")
-        elif path.is_dir() or not _looks_like_path(name):
+        elif name and path.is_dir():
             tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(name))
         else:
-            raise DataError(
-                f"{name}: no such tokenizer; name a tokenizer.json, a folder, a Hub id, "
-                "`olmo`, or `bpe`"
-            )
+            _check_hub_id(name)
+            tokenizer = _from_hub(name)
     except DataError:
         raise
     except Exception as error:  # the loaders raise whatever their format's parser does
@@ -82,15 +91,24 @@ def find_tokenizer(name: str, eos_token: str | None = None) -> PreTrainedTokeniz
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a token folder.
+    """Load the tokenizer of a token folder: the one that made its tokens.
 
     Raises:
-        DataError: it's missing or damaged.
+        DataError: it's missing, damaged, or not the one that meta.json describes.
     """
+    described = TokenMeta.load(folder).tokenizer
     path = Path(folder) / TOKENIZER_FOLDER
-    if not path.is_dir():
-        raise DataError(f"{folder}: no tokenizer in this token folder; tokenize again")
-    return find_tokenizer(str(path))
+    if not (path / "tokenizer.json").is_file():
+        raise DataError(f"{path}: no tokenizer.json in this token folder; tokenize again")
+    tokenizer = find_tokenizer(str(path))
+    found = dataclasses.asdict(describe(tokenizer, Path(folder)))
+    for name, value in dataclasses.asdict(described).items():
+        if found[name] != value:
+            raise DataError(
+                f"{path}: another tokenizer than the one that made the tokens (its {name} is "
+                f"{found[name]}, {META_FILE} says {value}); put that back or tokenize again"
+            )
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenizerMeta:
@@ -147,5 +165,36 @@ def _with_eos(
     return tokenizer
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".json")
+def _check_hub_id(name: str) -> None:
+    """Raise DataError for what is rather a path, or one of our own names with a slip in it."""
+    slip = difflib.get_close_matches(name.lower(), ["bpe", "olmo"], n=1)
+    owner = os.path.dirname(name)
+    if (
+        slip
+        or not _HUB_ID.fullmatch(name)
+        or name.endswith(".json")
+        or os.path.lexists(name)
+        or (owner and os.path.lexists(owner))
+    ):
+        remedy = (
+            f"did you mean `{slip[0]}`?"
+            if slip
+            else "name a tokenizer.json, a folder, a Hub id, `olmo`, or `bpe`"
+        )
+        raise DataError(f"{name or 'an empty name'}: no such tokenizer; {remedy}")
+
+
+def _from_hub(name: str) -> PreTrainedTokenizerFast:
+    """Load from the Hub, or what was downloaded before where it can't be reached.
+
+    Asking it once saves the loader's many slow retries without a network.
+    """
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+        reachable = True
+    except HfHubHTTPError:  # an answer: there is no such tokenizer, or not for this user
+        raise
+    except Exception:  # which one depends on the HTTP library
+        reachable = False
+    loaded = AutoTokenizer.from_pretrained(name, local_files_only=not reachable)
+    return cast(PreTrainedTokenizerFast, loaded)
