@@ -7,6 +7,7 @@ from support.layers import make_hidden, make_layer
 from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import active_tokens, run_packed
+from versatileffn.execution.packed_training import run_packed_training
 from versatileffn.execution.select import select_executor
 from versatileffn.ffn.dense import ACTIVATIONS, hidden_activations
 
@@ -15,18 +16,33 @@ def plan_of(**settings):
     return make_layer(**settings).eval().controller(make_hidden(6, 16))
 
 
+def chosen(execution, plan, **settings):
+    layer = make_layer(**settings)
+    return select_executor(execution, plan, layer.norm, layer.mlp)
+
+
 def test_auto_packs_inference_and_masks_the_rest():
     hard, soft = plan_of(), plan_of(loop_mix="soft")
-    assert select_executor("auto", hard) is run_masked
+    assert chosen("auto", hard) is run_masked
     with torch.no_grad():
-        assert select_executor("auto", hard) is run_packed
-        assert select_executor("auto", soft) is run_masked
-        assert select_executor("masked", hard) is run_masked
+        assert chosen("auto", hard) is run_packed
+        assert chosen("auto", soft) is run_masked
+        assert chosen("masked", hard) is run_masked
+
+
+def test_packed_trains_where_it_may_read_the_weights():
+    assert chosen("packed", plan_of()) is run_packed_training
+    with torch.no_grad():
+        assert chosen("packed", plan_of(), bias=True) is run_packed
+    with pytest.raises(ConfigError, match="biases or adapters"):
+        chosen("packed", plan_of(), bias=True)
+    layer = make_layer()
+    layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+    with pytest.raises(ConfigError, match="biases or adapters"):
+        select_executor("packed", plan_of(), layer.norm, layer.mlp)
 
 
 def test_packed_is_refused_where_it_is_invalid():
-    with pytest.raises(ConfigError, match=r"use torch\.no_grad"):
-        make_layer(execution="packed")(make_hidden(4, 16))
     with torch.no_grad(), pytest.raises(ConfigError, match="loop_mix='hard'"):
         make_layer(execution="packed", loop_mix="soft")(make_hidden(4, 16))
     with pytest.raises(ValueError, match="soft plan"):

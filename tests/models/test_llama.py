@@ -63,6 +63,21 @@ def test_left_padding_and_batching_change_nothing(settings):
     assert torch.equal(together[1, 9:], model.generate(long, **arguments)[0, 9:])
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_training_gives_the_masked_gradients(checkpointing):
+    ids, results = make_ids(2, 11), []
+    for execution in ("masked", "packed"):
+        model = make_model(execution=execution, reuse_gains="learned").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(5)
+        out = model(input_ids=ids, labels=ids, use_cache=False)
+        out.loss.backward()
+        results.append([out.loss, *(p.grad for p in model.parameters())])
+    for masked, packed in zip(*results, strict=True):
+        torch.testing.assert_close(packed, masked)
+
+
 @every_variant
 def test_gradient_checkpointing_changes_no_gradient(settings):
     ids = make_ids(2, 11)
@@ -268,8 +283,8 @@ def test_settings_reach_the_layers():
     plain, normed = make_model(), make_model(normed_controller=True)
     with torch.no_grad():
         assert not torch.allclose(plain(ids).logits, normed(ids).logits)
-    with pytest.raises(ConfigError, match="execution='packed' is for eager inference"):
-        make_model(execution="packed")(ids)
+    with pytest.raises(ConfigError, match="execution='packed' needs"):
+        make_model(execution="packed", loop_mix="soft")(ids)
 
 
 def test_logits_to_keep():

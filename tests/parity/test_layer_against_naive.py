@@ -8,6 +8,7 @@ import torch
 from support.layers import as_naive, gumbel, make_hidden, make_layer
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
+from versatileffn.execution.packed_training import reads_plain_weights, run_packed_training
 from versatileffn.ffn import naive
 
 VARIANTS = {
@@ -111,6 +112,68 @@ def test_prescribed_loop_counts(counts, executor, settings):
         actual = executor(hidden, layer.norm, layer.mlp, plan)
         expected, _ = naive.infer(as_naive(layer), hidden)
     assert relative_error(actual, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [v for v in VARIANTS.values() if v.get("loop_mix") != "soft" and not v.get("bias")],
+    ids=str,
+)
+def test_packed_training_equals_algorithm_1(settings, dtype):
+    layer = make_layer(dtype=dtype, **settings)
+    layer.controller.tau = 0.7
+    assert reads_plain_weights(layer.norm, layer.mlp)
+    hidden = make_hidden(9, 16, dtype=dtype).requires_grad_()
+    assert max(training_errors(layer, hidden, run_packed_training)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("counts", [[4] * 6, [1] * 6, [4], [1], [2, 2, 3], [3, 1, 1, 4]], ids=str)
+def test_packed_training_at_prescribed_loop_counts(counts):
+    """Noise that forces given counts: all at L, none past 1, one token, every mixture."""
+    layer, hidden = make_layer(), make_hidden(len(counts), 16).requires_grad_()
+    noise = 50.0 * torch.nn.functional.one_hot(torch.tensor(counts) - 1, 4).double()
+    plan = layer.controller(hidden, noise)
+    assert plan.loop_count.tolist() == counts
+    layer.controller.tau = 40.0
+    plan = layer.controller(hidden, noise)
+    actual = run_packed_training(hidden, layer.norm, layer.mlp, plan)
+    expected = naive.train(as_naive(layer), hidden, noise)
+    assert relative_error(actual, expected) <= 1e-10
+    for ours, truth in zip(
+        gradients(layer, hidden, actual), gradients(layer, hidden, expected), strict=True
+    ):
+        assert relative_error(ours, truth) <= 1e-10
+
+
+def test_packed_training_without_a_gradient_in_the_plan():
+    layer, hidden = make_layer(), make_hidden(9, 16).requires_grad_()
+    with torch.no_grad():
+        plan = layer.controller(hidden, gumbel(hidden, 4))
+    results = []
+    for executor in (run_masked, run_packed_training):
+        output = executor(hidden, layer.norm, layer.mlp, plan)
+        results.append([output, *gradients(layer, hidden, output)])
+    for ours, truth in zip(*results, strict=True):
+        if truth is not None:
+            assert relative_error(ours, truth) <= 1e-10
+
+
+@pytest.mark.parametrize("gains", ["fixed", "learned"])
+def test_packed_training_under_autocast(gains):
+    """bfloat16 has 8 bits of mantissa; both executors stay as close to float32 as each other."""
+    layer = make_layer(dtype=torch.float32, reuse_gains=gains)
+    hidden = make_hidden(40, 16, dtype=torch.float32).requires_grad_()
+    noise = gumbel(hidden, 4)
+    results = []
+    for executor, enabled in ((run_masked, False), (run_masked, True), (run_packed_training, True)):
+        plan = layer.controller(hidden, noise)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = executor(hidden, layer.norm, layer.mlp, plan)
+        results.append([output, *gradients(layer, hidden, output.float())])
+    for exact, masked, packed in zip(*results, strict=True):
+        assert packed.dtype == masked.dtype
+        assert relative_error(packed, exact) <= 2 * relative_error(masked, exact) + 2e-2
 
 
 def drop_width(hidden, norm, mlp, plan):

@@ -5,7 +5,9 @@
 | `auto`    | hard, gradients off, no graph being recorded     | packed   |
 | `auto`    | anything else                                    | masked   |
 | `masked`  | always valid                                     | masked   |
-| `packed`  | as in the first row, else a ConfigError          | packed   |
+| `packed`  | hard, gradients off, no graph being recorded     | packed   |
+| `packed`  | hard, gradients on, no graph, plain weights      | packed_training |
+| `packed`  | anything else                                    | a ConfigError |
 
 A recorded graph (torch.compile, export, tracing, CUDA graphs) must hold for other tokens too, so it
 takes static shapes: every token then runs all L loops.
@@ -19,6 +21,7 @@ from torch import Tensor
 from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
+from versatileffn.execution.packed_training import reads_plain_weights, run_packed_training
 from versatileffn.ffn.config import Execution
 from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.plan import ReusePlan
@@ -26,21 +29,25 @@ from versatileffn.ffn.plan import ReusePlan
 Executor = Callable[[Tensor, Norm, FeedForward, ReusePlan], Tensor]
 
 
-def select_executor(execution: Execution, plan: ReusePlan) -> Executor:
+def select_executor(
+    execution: Execution, plan: ReusePlan, norm: Norm, mlp: FeedForward
+) -> Executor:
     """Choose by the table above.
 
     Raises:
         ConfigError: `packed` was asked for where it isn't valid.
     """
-    packed_is_valid = plan.hard and not torch.is_grad_enabled() and not _is_recorded(plan)
-    if execution == "packed":
-        if not packed_is_valid:
-            raise ConfigError(
-                "execution='packed' is for eager inference with hard loops: use torch.no_grad(), "
-                "loop_mix='hard', or execution='auto'"
-            )
+    may_pack = plan.hard and not _is_recorded(plan)
+    if may_pack and not torch.is_grad_enabled() and execution != "masked":
         return run_packed
-    return run_packed if execution == "auto" and packed_is_valid else run_masked
+    if execution != "packed":
+        return run_masked
+    if may_pack and reads_plain_weights(norm, mlp):
+        return run_packed_training
+    raise ConfigError(
+        "execution='packed' needs loop_mix='hard' and eager mode, and in training also plain "
+        "linears without biases or adapters: use execution='auto'"
+    )
 
 
 def _is_recorded(plan: ReusePlan) -> bool:
@@ -66,5 +73,5 @@ def execute(
             f"plan for tokens of shape {tuple(plan.loop_count.shape)} given hidden states of shape "
             f"{tuple(hidden.shape)}: the leading dimensions must agree"
         )
-    run = select_executor(execution, plan)
+    run = select_executor(execution, plan, norm, mlp)
     return run(hidden.reshape(-1, hidden.shape[-1]), norm, mlp, plan.flatten()).view_as(hidden)

@@ -37,7 +37,7 @@ class FFNConfig:
         normed_controller: the controller reads norm(H) instead of H.
         router_aux_loss_coef: weight of the balance loss in the training loss.
         tau: temperature τ of Eq. 10. Training anneals it; `soft` mixes use it at inference too.
-        execution: which executor carries out a plan; `auto` takes the fastest valid one.
+        execution: which executor carries out a plan, see `execution/select.py`.
 
     Raises:
         ConfigError: a value is unknown or out of range, with the remedy.

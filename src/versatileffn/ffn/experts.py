@@ -78,6 +78,14 @@ class ExpertSlices:
         owners = self.owner_of_neuron(activations_MF.device)
         return activations_MF * torch.cat([weights_MN, rest_M1], dim=-1)[:, owners]
 
+    def sum_neurons(self, values_MF: Tensor) -> Tensor:
+        """Sum values of hidden neurons over each expert's neurons, [M, N]."""
+        if self.tiles:
+            return values_MF.unflatten(-1, (self.num_experts, self.d_expert)).sum(-1)
+        sums_MN = values_MF.new_zeros(*values_MF.shape[:-1], self.num_experts + 1)
+        owners_F = self.owner_of_neuron(values_MF.device)
+        return sums_MN.index_add(-1, owners_F, values_MF)[..., : self.num_experts]
+
 
 def spread_gates(gates_MK: Tensor, experts_MK: Tensor, num_experts: int) -> Tensor:
     """The K gates of each token laid out over all N experts, [M, N]; zero where not selected."""

@@ -91,6 +91,37 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def short_table(results: Mapping[str, Any]) -> str:
+    """The rows as a Markdown table that fits a README.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    lines = [
+        "| model | parameters | FFN MFLOPs per token, executed | held-out nats: converted "
+        "| trained | bits per byte | against the control (95 % interval) |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for record in results["summary"]:
+        title = f"**{record['title']}**" if record["arm"] == CONTROL else record["title"]
+        difference, cell = record["difference"], MISSING
+        if difference is not None:
+            cell = _signed(difference["mean"])
+            if difference["low"] is not None:
+                cell += f" ({_signed(difference['low'])} to {_signed(difference['high'])})"
+        cells = [
+            title,
+            _thousands(record["parameters"]),
+            _millions(record["flops_executed"]),
+            _fixed(record["nats_before"]),
+            _fixed(_nats(record)),
+            _fixed(record["bits_per_byte"]["mean"]),
+            cell,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _difference_sentence(record: Mapping[str, Any], seeds: int) -> str:
     difference = record["difference"]
     size = f"{abs(difference['mean']):.3f} nats"
