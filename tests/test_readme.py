@@ -1,0 +1,66 @@
+"""What the README says is what the code does and what the committed results hold."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from versatileffn.cli.main import app
+from versatileffn.reproduce.report import short_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "results" / "tiny-3-seeds" / "results.json"
+
+
+def commands() -> list[str]:
+    """Every `versatileffn VERB ...` line of the README's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    pattern = re.compile(r"(?:^|/|-m )versatileffn(?:\.cli\.main)? (?=[a-z])")
+    return [line[match.end() :] for line in lines if (match := pattern.search(line))]
+
+
+def test_the_readme_has_commands():
+    assert {command.split()[0] for command in commands()} == {
+        "upcycle",
+        "tokenize",
+        "train",
+        "reproduce",
+    }
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_parses(command):
+    """Verb, options and their types exist; nothing is run."""
+    verb, *arguments = shlex.split(command)
+    parser = get_command(app).commands[verb]
+    parser.make_context(verb, arguments)
+
+
+def test_every_file_the_readme_links_to_exists():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_file_of_the_tree_exists():
+    tree = README.split("src/versatileffn/\n")[1].split("```")[0]
+    names = re.findall(r"^  ( *)((?:[a-z_]+(?:\.py|/) ?)+)", tree, re.MULTILINE)
+    room = Path()
+    for indent, entries in names:
+        for entry in entries.split():
+            if not indent and entry.endswith("/"):
+                room = Path(entry)
+            path = room / entry if indent else Path(entry)
+            assert (ROOT / "src" / "versatileffn" / path).exists(), path
+
+
+def test_the_table_is_the_committed_run():
+    results = json.loads(RESULTS.read_text())
+    assert short_table(results) in README
+    assert results["command"] in README
+    assert len(results["seeds"]) >= 3
+    assert any(record["arm"] == "dense" for record in results["summary"])
