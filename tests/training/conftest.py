@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from versatileffn.data.meta import SplitMeta, TokenizerMeta, TokenMeta
+from versatileffn.data.meta import SplitMeta, TokenMeta
+from versatileffn.data.tokenizers import save_tokenizer
 from versatileffn.training.config import TrainConfig
 
 VOCAB = 64
@@ -32,11 +33,9 @@ def write_tokens(folder: Path, train: int = 20_000, val: int = 1_600, vocab: int
         walk.astype("<u2").tofile(folder / split / "000.ds")
     words = {f"w{i}": i for i in range(vocab - 1)} | {"<|end|>": vocab - 1}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(
-        folder / "tokenizer"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
     TokenMeta(
-        tokenizer=TokenizerMeta("tokenizer", "0" * 64, vocab, vocab - 1),
+        tokenizer=save_tokenizer(fast, folder),
         splits={"train": SplitMeta(1, train, 3 * train), "val": SplitMeta(1, val, 3 * val)},
         source="made for tests",
         seed=0,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from versatileffn.data.packed import PackedDataset
@@ -20,7 +21,8 @@ class KeepGradients(TrainerCallback):
         self.gradients: dict[str, torch.Tensor] = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        if state.global_step == 0:
+            self.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 def trainer_gradients(config, monkeypatch) -> dict[str, torch.Tensor]:
@@ -70,3 +72,26 @@ def test_accumulated_gradients_are_the_mean(make_config, monkeypatch, ffn):
     for name, gradient in expected.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
     assert (wrong[router] - expected[router]).norm() > 0.5 * expected[router].norm()
+
+
+def test_the_balance_loss_reaches_the_router_in_proportion_to_its_coefficient(
+    make_config, monkeypatch, tmp_path
+):
+    """A balance loss that was logged but had no gradient would leave the router as it is."""
+    gradients, weights = [], []
+    for coefficient in (0.0, 10.0, 20.0):
+        ffn = {"num_experts": 4, "fusion": "width", "router_aux_loss_coef": coefficient}
+        config = make_config(
+            model__ffn=ffn,
+            optim__max_grad_norm=1e9,
+            run__max_steps=2,
+            run__output_dir=str(tmp_path / str(coefficient)),
+        )
+        with monkeypatch.context() as patch:
+            gradients.append(trainer_gradients(config, patch))
+        weights.append(load_file(tmp_path / str(coefficient) / "model" / "model.safetensors"))
+    router = "model.layers.1.controller.router.weight"
+    once, twice = (g[router] - gradients[0][router] for g in gradients[1:])
+    assert once.norm() > 1e-4
+    torch.testing.assert_close(twice, 2 * once, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(weights[0][router], weights[1][router])

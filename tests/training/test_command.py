@@ -50,5 +50,5 @@ def test_an_interruption_says_how_to_continue(config_file, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(SpeedCallback, "on_step_begin", interrupt)
         assert call(monkeypatch, str(config_file)) == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert "the same command again to continue" in capsys.readouterr().err
     assert call(monkeypatch, str(config_file)) == 0

@@ -48,7 +48,14 @@ def test_every_knob_is_described():
 
 
 BASE = {
-    "model": {"architecture": {"hidden_size": 32}},
+    "model": {
+        "architecture": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
+    },
     "data": {"tokens": "t", "seq_len": 32},
     "optim": {"learning_rate": 1e-3},
     "run": {"output_dir": "o", "max_steps": 10, "tokens_per_batch": 64, "save_steps": 10},
@@ -73,8 +80,11 @@ def test_overrides_are_yaml_and_make_sections(tmp_path):
 
 
 def test_numbers_like_1e_5_are_numbers(tmp_path):
-    path = write(tmp_path, yaml.safe_dump(BASE).replace("hidden_size: 32", "rms_norm_eps: 1e-6"))
-    assert load_config(path).model.architecture == {"rms_norm_eps": 1e-6}
+    path = write(
+        tmp_path,
+        yaml.safe_dump(BASE).replace("hidden_size: 32", "hidden_size: 32\n    rms_norm_eps: 3e-5"),
+    )
+    assert load_config(path).model.architecture.rms_norm_eps == 3e-5
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -82,11 +92,11 @@ def test_numbers_like_1e_5_are_numbers(tmp_path):
     ("optim.tau.strat=1", r"unknown key 'optim.tau.strat'; did you mean 'start'\?"),
     ("learning_rate=1", r"unknown key 'learning_rate'; did you mean 'optim.learning_rate'\?"),
     ("model.ffn.num_expert=4", r"model.ffn: unknown key 'num_expert'; did you mean 'num_experts'"),
-    ("model.architecture.hidden=4", "model.architecture: unknown key 'hidden'; did you mean 'hid"),
+    ("model.architecture.hidden=4", "unknown key 'model.architecture.hidden'; did you mean 'hid"),
     ("model.ffn.top_k=9", "model.ffn: top_k=9 exceeds num_experts=8"),
-    ("model.ffn.top_k=two", "model.ffn: top_k='two': input should be a valid integer"),
+    ("model.ffn.top_k=two", "model.ffn: top_k='two' must be a whole number"),
     ("model.ffn.variant=mixture", "model.ffn: variant='mixture'.*'dense'"),
-    ("model.ffn.max_loops=0", "model.ffn: max_loops=0 must be a whole number of at least 1"),
+    ("model.ffn.max_loops=0", "model.ffn: max_loops=0 must be a whole number"),
     ("model.init_from=x", "model: give exactly one of init_from and architecture"),
     ("optim.learning_rate=0", "optim.learning_rate=0: input should be greater than 0"),
     ("optim.learning_rate=.nan", "optim.learning_rate=nan: input should be a finite number"),
@@ -100,6 +110,33 @@ def test_numbers_like_1e_5_are_numbers(tmp_path):
     ("data.seq_len.x=1", "data.seq_len is 32, not a section"),
     ("nonsense", "write it as section.key=value"),
     ("run.seed=[", "can't be parsed"),
+    ("run.seed=2024-13-45", "can't be parsed.*month"),
+    ("run.seed=0b_", "can't be parsed"),
+    ("run.seed={a: 1, a: 2}", "key 'a' is given twice"),
+    ("run.max_steps=true", "run.max_steps=True: input should be a valid integer"),
+    ("run.max_steps='10'", "run.max_steps='10': input should be a valid integer"),
+    ("run.max_steps=10000000000000", "run.max_steps=.*less than or equal"),
+    ("optim.learning_rate=true", "learning_rate=True: input should be a valid number"),
+    ('run.output_dir="a\\0b"', "run.output_dir: .* is no path"),
+    ('run.output_dir="\\ud800"', "run.output_dir: .* is no path"),
+    ("run.output_dir=''", "run.output_dir: '' is no path"),
+    ("model.architecture={}", "model.architecture.hidden_size is missing; add it"),
+    ("model.architecture.num_hidden_layers=0", "num_hidden_layers=0: input should be greater"),
+    ("model.architecture.num_hidden_layers=-1", "num_hidden_layers=-1: input should be greater"),
+    ("model.architecture.intermediate_size=0", "intermediate_size=0: input should be greater"),
+    ("model.architecture.hidden_size=0", "hidden_size=0: input should be greater"),
+    ("model.architecture.hidden_size=33", "not a multiple of num_attention_heads=2"),
+    ("model.architecture.hidden_size=wide", "hidden_size='wide': input should be a valid integer"),
+    ("model.architecture.num_key_value_heads=5", "not a multiple of num_key_value_heads=5"),
+    ("model.architecture.num_key_value_heads=0", "num_key_value_heads=0: input should be greater"),
+    ("model.architecture.head_dim=0", "head_dim=0: input should be greater"),
+    ("model.architecture.head_dim=7", "head_dim=7 .* must be even"),
+    ("model.architecture.hidden_act=bogus", "hidden_act='bogus': input should be 'silu'"),
+    ("model.architecture.attention_dropout=5", "attention_dropout=5: input should be less"),
+    ("model.architecture.pad_token_id=99999", "unknown key 'model.architecture.pad_token_id'"),
+    ("model.architecture.rope_scaling={rope_type: x}", "unknown key .*rope_scaling"),
+    ("model.architecture.rope_theta=0", "rope_theta=0: input should be greater"),
+    ("model.architecture.rms_norm_eps=.nan", "rms_norm_eps=nan: input should be a finite"),
 ])  # fmt: skip
 def test_bad_values_are_one_line(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message) as caught:
@@ -111,7 +148,10 @@ def test_bad_values_are_one_line(tmp_path, override, message):
     ("model: [", r"run.yaml: can't be parsed in line \d"),
     ("just text", "must hold a mapping"),
     ("", "must hold a mapping"),
-    ("model: {architecture: {}}", "data is missing; add it"),
+    ("model: {init_from: x}", "data is missing; add it"),
+    ("model: {init_from: x}\ndata: 1\nmodel: {}", "in line 3: the key 'model' is given twice"),
+    ("data: {seq_len: 1, seq_len: 2}", "the key 'seq_len' is given twice"),
+    ("a: " + "[" * 5000, "can't be parsed"),
 ])  # fmt: skip
 def test_bad_files_are_one_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
@@ -125,3 +165,19 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(ConfigError, match="not UTF-8 text"):
         load_config(tmp_path / "binary.yaml")
+
+
+def test_a_merged_key_may_be_given_again(tmp_path):
+    text = yaml.safe_dump(BASE) + "  tokens_per_batch: 128\n"
+    with pytest.raises(ConfigError, match="'tokens_per_batch' is given twice"):
+        load_config(write(tmp_path, text))
+    rest = yaml.safe_dump({k: v for k, v in BASE.items() if k != "optim"})
+    merged = "optim: {<<: &o {learning_rate: 1}, learning_rate: 2}\n" + rest
+    config = load_config(write(tmp_path, merged))
+    assert config.optim.learning_rate == 2
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_config(write(tmp_path), ["run.output_dir=~/x", "data.tokens=~/t"])
+    assert (config.run.output_dir, config.data.tokens) == ("/home/someone/x", "/home/someone/t")

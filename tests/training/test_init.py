@@ -1,6 +1,8 @@
 """Where models come from: initialisation, paper sizes, checkpoints that don't fit."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.config import ModelSection, load_config
-from versatileffn.training.init import architecture_config, build_model, new_model, truncated_init
+from versatileffn.training.init import build_model, new_model, truncated_init
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 TINY = {
@@ -59,7 +62,7 @@ def test_paper_hyper_parameters(name, rate, batch):
 
 
 def fresh(ffn: FFNConfig | None, seed: int = 0) -> torch.nn.Module:
-    model = new_model(architecture_config(TINY, ffn, vocab_size=512))
+    model = new_model(architecture_config(Architecture(**TINY), ffn, vocab_size=512))
     truncated_init(model, 0.02, seed)
     return model
 
@@ -75,7 +78,7 @@ def test_init_is_a_truncated_normal():
 
 def test_init_touches_every_matrix_and_leaves_norms_and_gains():
     ffn = FFNConfig(variant="versatile", num_experts=4, reuse_gains="learned")
-    model = new_model(architecture_config(TINY, ffn, vocab_size=512))
+    model = new_model(architecture_config(Architecture(**TINY), ffn, vocab_size=512))
     before = {name: p.clone() for name, p in model.named_parameters()}
     truncated_init(model, 0.02, 0)
     for name, parameter in model.named_parameters():
@@ -152,27 +155,73 @@ def test_a_window_longer_than_the_positions_is_refused(checkpoint):
         build({"init_from": checkpoint}, seq_len=65)
 
 
-def test_values_that_transformers_refuses_are_one_line():
-    for bad in ({"hidden_size": 65}, {"hidden_size": "wide"}):
-        with pytest.raises(ConfigError, match=r"model\.architecture") as caught:
-            build({"architecture": TINY | bad})
-        assert "\n" not in str(caught.value)
-
-
 def test_experts_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="exceeds"):
         build({"architecture": TINY, "ffn": {"d_expert": 100}})
 
 
+def refused(error: type[Exception], source: object, match: str) -> None:
+    with pytest.raises(error, match=match) as caught:
+        build({"init_from": str(source)})
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_and_damaged_checkpoints_are_refused(checkpoint, tmp_path):
-    with pytest.raises(CheckpointError, match="no such folder"):
-        build({"init_from": str(tmp_path / "nowhere")})
+    refused(CheckpointError, tmp_path / "nowhere", "no such folder")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text((Path(checkpoint) / "config.json").read_text())
-    with pytest.raises(CheckpointError, match=r"model\.init_from"):
-        build({"init_from": str(broken)})
+    refused(CheckpointError, broken, "can't be read")
     (broken / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=r"model\.init_from") as caught:
-        build({"init_from": str(broken)})
+    refused(CheckpointError, broken, "can't be read")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"num_hidden_layers": 1}, "weights its config doesn't know"),
+    ({"num_hidden_layers": 3}, "lacks"),
+    ({"num_hidden_layers": -1}, "no layers"),
+    ({"intermediate_size": 128}, "has the shape"),
+    ({"model_type": "mistral"}, "'mistral', which isn't supported"),
+])  # fmt: skip
+def test_a_checkpoint_whose_config_lies_is_refused(checkpoint, tmp_path, changes, message):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changes))
+    refused(CheckpointError, copy, message)
+
+
+def test_weights_that_are_not_numbers_are_refused(checkpoint, tmp_path):
+    model = build({"init_from": checkpoint})
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] = float("nan")
+    model.save_pretrained(tmp_path)
+    refused(CheckpointError, tmp_path, "NaN")
+
+
+def test_a_run_folder_is_pointed_to_its_model(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    refused(CheckpointError, tmp_path, f"give {tmp_path}/model")
+
+
+def test_a_hub_id_with_an_owner_is_asked_for(monkeypatch):
+    """With no network and no cache, the answer is the hub's, not that a folder is missing."""
+    asked = []
+
+    def offline(source, **_):
+        asked.append(source)
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
+    refused(CheckpointError, "owner/name", "offline")
+    assert asked == ["owner/name"]
+
+
+def test_an_architecture_that_memory_can_not_hold_is_one_line(monkeypatch):
+    def too_large(config):
+        raise RuntimeError("can't allocate memory: you tried to allocate 1 TB\nmore")
+
+    monkeypatch.setattr("versatileffn.training.init.new_model", too_large)
+    with pytest.raises(ConfigError, match="choose smaller sizes") as caught:
+        build({"architecture": TINY})
     assert "\n" not in str(caught.value)

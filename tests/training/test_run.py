@@ -2,18 +2,23 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from versatileffn.data.packed import PackedDataset
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.held_out import held_out_loss
+from versatileffn.training import arguments
+from versatileffn.training import run as run_module
 from versatileffn.training.run import train
+from versatileffn.training.schedules import tau_at
 
+TINY_LAYERS = 2
 VERSATILE = {"variant": "versatile", "num_experts": 4, "max_loops": 3}
 
 
@@ -60,7 +65,7 @@ def test_dense_run_learns_and_leaves_a_complete_folder(make_config):
         "checkpoint-30",
     ]
     assert list((run / "tensorboard").iterdir())
-    assert not list(run.glob(".*"))
+    assert [p.name for p in run.glob(".*")] == [".lock"]
     assert not list((run / "checkpoints").glob(".*"))
 
 
@@ -196,3 +201,96 @@ def test_a_batch_that_does_not_divide_is_named(make_config):
 def test_divergence_is_an_error(make_config):
     with pytest.raises(ConfigError, match="training diverged"):
         train(make_config(optim__learning_rate=1e30, run__max_steps=20))
+
+
+@pytest.mark.parametrize("damage", ["record emptied", "model deleted"])
+def test_a_finished_run_that_lost_something_is_finished_again(make_config, damage):
+    run = train(make_config())
+    before = weights(run)
+    if damage == "record emptied":
+        (run / "run.json").write_text("")
+    else:
+        shutil.rmtree(run / "model")
+    train(make_config())
+    assert json.loads((run / "run.json").read_text())["steps"] == 6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
+
+
+def test_a_model_without_its_weights_is_named(make_config):
+    run = train(make_config())
+    (run / "model" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="lacks its weights"):
+        train(make_config())
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "file/x", "link", "file"])
+def test_a_run_folder_that_can_not_be_is_one_line(make_config, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"can't be written|is a file"):
+        train(make_config(run__output_dir=str(tmp_path / name)))
+
+
+def test_another_tokenizer_in_the_token_folder_is_named(make_config, tokens, tmp_path):
+    shutil.copytree(tokens, tmp_path / "t")
+    path = tmp_path / "t" / "tokenizer" / "tokenizer.json"
+    for content in ("garbage", path.read_text().replace("w5", "w_5")):
+        path.write_text(content)
+        with pytest.raises(DataError, match="tokenizer"):
+            train(make_config(data__tokens=str(tmp_path / "t")))
+    path.unlink()
+    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+        train(make_config(data__tokens=str(tmp_path / "t")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "get_available_reporting_integrations", list)
+    with pytest.raises(ConfigError, match="wandb isn't installed"):
+        train(make_config(run__report_to=["wandb"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("optimizer.pt", b"torn"), ("optimizer.pt", None), ("model.safetensors", b"torn"),
+    ("model.safetensors", None), ("trainer_state.json", b"{"), ("rng_state.pth", None),
+    ("contents.json", b"[]"), ("", None), ("", b"a file"),
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(make_config, file, content):
+    run = train(make_config())
+    before = weights(run)
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "model")
+    newest = run / "checkpoints" / "checkpoint-6"
+    target = newest / file
+    if target.is_dir():
+        shutil.rmtree(target)
+        if content is None:
+            target.mkdir()
+    else:
+        target.unlink()
+    if content is not None:
+        target.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint-6 is damaged .* delete it"):
+        train(make_config())
+    shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
+    train(make_config())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
+
+
+def test_every_layer_trains_with_the_temperature_of_its_step(make_config):
+    """The whole schedule reaches all layers, not only the config or the first layer."""
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.append([layer.controller.tau for layer in model.model.layers])
+
+    original = run_module._add_callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            run_module, "_add_callbacks", lambda t, *a: (original(t, *a), t.add_callback(Watch()))
+        )
+        train(make_config(model__ffn=VERSATILE))
+    expected = [tau_at(step, 6, 5.0, 0.1, 0.96) for step in range(6)]
+    assert seen == [[tau] * TINY_LAYERS for tau in expected]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from versatileffn.errors import ConfigError
-from versatileffn.training.checkpoints import clear_partial, commit, complete_checkpoints, prune
+from versatileffn.training.checkpoints import commit, complete_checkpoints, leftovers, prune, remove
 from versatileffn.training.run_folder import RunFolder, differences, keep_log_until
 
 INPUTS = {"config": {"run": {"seed": 0}, "optim": {"tau": {"end": 0.1}}}, "world_size": 1}
@@ -37,7 +37,7 @@ def test_half_written_checkpoints_do_not_count_and_go_away(tmp_path):
     (tmp_path / ".partial" / "checkpoint-6").mkdir(parents=True)
     (tmp_path / ".partial-checkpoint-1").mkdir()
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-3"]
-    clear_partial(tmp_path)
+    remove(leftovers(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
@@ -54,7 +54,8 @@ def test_a_new_folder_then_the_same_run_then_another(tmp_path):
     folder = RunFolder(tmp_path / "run")
     assert folder.check(INPUTS) is None
     assert not folder.path.exists()
-    folder.prepare(INPUTS, 0)
+    folder.path.mkdir()
+    folder.prepare(INPUTS)
     make_checkpoint(folder.checkpoints, 4)
     assert folder.check(INPUTS).name == "checkpoint-4"
     with pytest.raises(ConfigError, match="world_size is 2, was 1"):
@@ -69,7 +70,7 @@ def test_a_folder_killed_at_birth_is_taken_up(tmp_path):
     folder.path.mkdir()
     (folder.path / ".inputs.json.partial").write_text("{")
     assert folder.check(INPUTS) is None
-    folder.prepare(INPUTS, 0)
+    folder.prepare(INPUTS)
     assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "inputs.json"]
 
 
@@ -86,3 +87,44 @@ def test_log_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
     keep_log_until(log, 0)
     assert log.read_text() == ""
+
+
+def test_lines_that_are_not_the_logs_are_dropped(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'5\n{"step": 1}\n\xff\xfe\n{"step": "x"}\n[]\n{"step": 2}\n')
+    keep_log_until(log, 2)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("content", ["[]", "", "5", "[" * 100_000])
+def test_damaged_inputs_are_one_short_line(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    folder.inputs.write_text(content)
+    with pytest.raises(ConfigError, match="is damaged") as caught:
+        folder.check(INPUTS)
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
+
+
+def test_a_users_partial_files_are_foreign_and_kept(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.held():
+        folder.prepare(INPUTS)
+    (folder.path / ".thesis.partial").write_text("precious")
+    (folder.path / ".photos.partial").mkdir()
+    folder.prepare(INPUTS)
+    assert (folder.path / ".thesis.partial").read_text() == "precious"
+    assert (folder.path / ".photos.partial").is_dir()
+    folder.inputs.unlink()
+    folder.checkpoints.rmdir()
+    with pytest.raises(ConfigError, match="holds no training run"):
+        folder.check(INPUTS)
+
+
+def test_a_held_folder_refuses_a_second_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.held():
+        with pytest.raises(ConfigError, match="another run is using"), folder.held():
+            pass
+        assert folder.check(INPUTS) is None  # the lock itself isn't foreign
+    with folder.held():
+        pass

@@ -5,9 +5,10 @@ from torch.utils.data import TensorDataset
 
 from versatileffn.data.packed import PackedDataset
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.arguments import training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.init import architecture_config, new_model
+from versatileffn.training.init import new_model
 from versatileffn.training.trainer import ReuseTrainer, whole_batches
 
 ARCHITECTURE = {
@@ -24,7 +25,9 @@ def test_norms_biases_and_gains_do_not_decay_and_embeddings_do(make_config, tmp_
     config = make_config()
     data = PackedDataset(config.data.tokens, "train", 32)
     plan = plan_batches(config, len(data), 1)
-    model = new_model(architecture_config(ARCHITECTURE, FFNConfig(reuse_gains="learned")))
+    model = new_model(
+        architecture_config(Architecture(**ARCHITECTURE), FFNConfig(reuse_gains="learned"))
+    )
     args = training_arguments(config, plan, tmp_path, eval_batch_size=8)
     trainer = ReuseTrainer(model, args, plan, data, data, 256, 3.0)
     decays, spared = trainer.create_optimizer().param_groups

@@ -20,13 +20,4 @@ def train_command(
     from versatileffn.training.config import load_config
     from versatileffn.training.run import train
 
-    loaded = load_config(config, set_ or [])
-    try:
-        train(loaded)
-    except KeyboardInterrupt:
-        typer.echo(
-            "interrupted: the same command continues from the last checkpoint in "
-            f"{loaded.run.output_dir}",
-            err=True,
-        )
-        raise typer.Exit(130) from None
+    train(load_config(config, set_ or []))

@@ -4,9 +4,24 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
+from versatileffn.errors import ConfigError
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
+
+
+def check_trackers(names: list[str]) -> None:
+    """See that each tracker's package is installed.
+
+    Raises:
+        ConfigError: one isn't.
+    """
+    for name in names:
+        if name not in get_available_reporting_integrations():
+            raise ConfigError(
+                f"run.report_to={names}: {name} isn't installed; install it, or leave it out"
+            )
 
 
 def training_arguments(

@@ -4,47 +4,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
-from transformers import LlamaConfig
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.training.architecture import Architecture
 from versatileffn.training.config_file import (
+    Section,
+    UserPath,
     apply_overrides,
     check_keys,
-    first_problem,
     read_yaml,
     suggestion,
     validate,
 )
 
-ARCHITECTURE_KEYS = (*LlamaConfig.__annotations__, "rope_theta")
+MOST = 2**40  # of any count of steps, windows or tokens
 TAU_PRESETS: dict[str, dict[str, float]] = {
     "paper": {"start": 5.0, "end": 0.1, "anneal_fraction": 0.96},
     "as-released": {"start": 5.0, "end": 5.0, "anneal_fraction": 0.96},
 }
-
-
-class _Section(BaseModel):
-    """A frozen part of the configuration in which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _known_architecture(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    if value is not None:
-        check_keys(value, ARCHITECTURE_KEYS)
-    return value
 
 
 def _valid_ffn(value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -52,25 +32,21 @@ def _valid_ffn(value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     check_keys(value, tuple(FFNConfig.__dataclass_fields__))
     try:
-        TypeAdapter(FFNConfig).validate_python(value)
-    except ValidationError as error:
-        raise ValueError(first_problem(error)) from None
+        FFNConfig(**value)
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return value
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """Where the weights come from: a checkpoint, or an architecture to initialise."""
 
-    init_from: str | None = Field(
+    init_from: UserPath | None = Field(
         None,
         description="Checkpoint folder or hub id to start from; optimizer state is not taken over.",
     )
-    architecture: Annotated[dict[str, Any] | None, AfterValidator(_known_architecture)] = Field(
-        None,
-        description="Fields of transformers' LlamaConfig for a model from scratch (sizes in "
-        "neurons, lengths in tokens). Vocabulary and longest position default to the data's.",
+    architecture: Architecture | None = Field(
+        None, description="Sizes of a model from scratch, under LlamaConfig's names."
     )
     ffn: Annotated[dict[str, Any] | None, AfterValidator(_valid_ffn)] = Field(
         None,
@@ -86,17 +62,17 @@ class ModelSection(_Section):
 
     def ffn_config(self) -> FFNConfig | None:
         """The FFN as its own record, or None where the section leaves it out."""
-        return None if self.ffn is None else TypeAdapter(FFNConfig).validate_python(self.ffn)
+        return None if self.ffn is None else FFNConfig(**self.ffn)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Which tokens are read, in windows of which length."""
 
-    tokens: str = Field(description="Token folder written by `versatileffn tokenize` (a path).")
-    seq_len: int = Field(ge=2, description="Length of one window, in tokens.")
+    tokens: UserPath = Field(description="Token folder, written by `versatileffn tokenize`.")
+    seq_len: int = Field(ge=2, le=MOST, description="Length of one window, in tokens.")
 
 
-class TauSection(_Section):
+class TauSection(Section):
     """How the temperature of the loop choice falls (versatile FFNs only)."""
 
     start: float = Field(5.0, gt=0, description="τ at the first step (dimensionless).")
@@ -116,7 +92,7 @@ def _tau_preset(value: Any) -> Any:
     return TAU_PRESETS[value]
 
 
-class OptimSection(_Section):
+class OptimSection(Section):
     """AdamW and its schedule; the defaults are the paper's."""
 
     learning_rate: float = Field(gt=0, description="Peak learning rate (per step, dimensionless).")
@@ -144,23 +120,30 @@ class OptimSection(_Section):
     )
 
 
-class RunSection(_Section):
+class RunSection(Section):
     """How long, how often, how large, and where to."""
 
-    output_dir: str = Field(description="Run folder (a path). An unfinished run in it is resumed.")
+    output_dir: UserPath = Field(description="Run folder. An unfinished run in it is resumed.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seeds weights, data order and noise.")
-    max_steps: int | None = Field(None, ge=1, description="Length of the run, in optimizer steps.")
+    max_steps: int | None = Field(
+        None, ge=1, le=MOST, description="Length of the run, in optimizer steps."
+    )
     num_train_epochs: float | None = Field(
         None, gt=0, description="Length of the run, in passes over the training windows."
     )
     tokens_per_batch: int = Field(
-        ge=1, description="Tokens of one optimizer step over all processes (a multiple of seq_len)."
+        ge=1,
+        le=MOST,
+        description="Tokens of one optimizer step over all processes (a multiple of seq_len).",
     )
     per_device_train_batch_size: int = Field(
-        8, ge=1, description="Windows that one process takes at once; the rest is accumulated."
+        8,
+        ge=1,
+        le=MOST,
+        description="Windows that one process takes at once; the rest is accumulated.",
     )
     per_device_eval_batch_size: int = Field(
-        8, ge=1, description="Held-out windows that one process takes at once."
+        8, ge=1, le=MOST, description="Held-out windows that one process takes at once."
     )
     bf16: bool = Field(False, description="bfloat16 autocast; weights and optimizer stay float32.")
     gradient_checkpointing: bool = Field(
@@ -171,14 +154,19 @@ class RunSection(_Section):
     dataloader_num_workers: int = Field(
         0, ge=0, description="Processes that read windows ahead; 0 reads in the training process."
     )
-    eval_steps: int = Field(250, ge=1, description="Optimizer steps between held-out evaluations.")
-    eval_windows: int | None = Field(
-        None, ge=1, description="Held-out windows per evaluation, from the first; null means all."
+    eval_steps: int = Field(
+        250, ge=1, le=MOST, description="Optimizer steps between held-out evaluations."
     )
-    save_steps: int = Field(250, ge=1, description="Optimizer steps between checkpoints.")
-    save_total_limit: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    eval_windows: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="Held-out windows per evaluation, from the first; null means all.",
+    )
+    save_steps: int = Field(250, ge=1, le=MOST, description="Optimizer steps between checkpoints.")
+    save_total_limit: int = Field(2, ge=1, le=MOST, description="Newest checkpoints that are kept.")
     logging_steps: int = Field(
-        10, ge=1, description="Optimizer steps between log lines; the loss is their mean."
+        10, ge=1, le=MOST, description="Optimizer steps between log lines; the loss is their mean."
     )
     report_to: list[str] = Field(
         default=["tensorboard"], description="Trackers that Transformers knows by name, or []."
@@ -200,7 +188,7 @@ class RunSection(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Everything that defines a training run; see `configs/` for complete examples."""
 
     model: ModelSection

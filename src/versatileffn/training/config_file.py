@@ -1,21 +1,54 @@
 """From a YAML file and `key=value` overrides to a validated record, or to one clear line."""
 
 import difflib
+import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from yaml.constructor import ConstructorError
 
 from versatileffn.errors import ConfigError
 
 Schema = TypeVar("Schema", bound=BaseModel)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+class Section(BaseModel):
+    """A frozen part of a configuration: unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+def _expand(path: str) -> str:
+    # What isn't UTF-8 couldn't be written into the run's record.
+    if not path or "\0" in path or any("\ud800" <= letter <= "\udfff" for letter in path):
+        raise ValueError(f"{path!r} is no path: name a file or folder")
+    return os.path.expanduser(path)
+
+
+UserPath = Annotated[str, AfterValidator(_expand)]
+"""A path as people write it; `~` is their home."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that `1e-5` is a number and not a text."""
+    """YAML 1.1 as PyYAML reads it, but `1e-5` is a number, and a key may be given only once."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Compose a mapping; PyYAML would silently let the last of equal keys win."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and (key.tag, key.value) in seen:
+                problem = f"the key {key.value!r} is given twice; remove one"
+                raise ConstructorError(None, None, problem, key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -33,6 +66,8 @@ def _parse(text: str, where: str) -> Any:
         line = f" in line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "is not YAML"
         raise ConfigError(f"{where}: can't be parsed{line}: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date that isn't one, brackets without end
+        raise ConfigError(f"{where}: can't be parsed: {error}; quote it if it is a text") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -71,7 +106,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             inner = section.get(part)
             if inner is not None and not isinstance(inner, Mapping):
                 here = ".".join(parts[:depth])
-                raise ConfigError(f"--set {override}: {here} is {inner!r}, not a section")
+                raise ConfigError(
+                    f"--set {override}: {here} is {_SHORT.repr(inner)}, not a section"
+                )
             section[part] = dict(inner or {})
             section = section[part]
         section[parts[-1]] = _parse(text, f"--set {override}")
@@ -91,12 +128,19 @@ def check_keys(mapping: Mapping[str, Any], valid: Sequence[str]) -> None:
             raise ValueError(f"unknown key {key!r}; {suggestion(str(key), valid)}")
 
 
+def _inner_schema(annotation: Any) -> type[BaseModel] | None:
+    """The record that a field holds, be it optional or not; None for plain values."""
+    options = (annotation, *get_args(annotation))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
 def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _dotted_keys(field.annotation, f"{prefix}{name}.")
+        inner = _inner_schema(field.annotation)
+        if inner is not None:
+            keys += _dotted_keys(inner, f"{prefix}{name}.")
     return keys
 
 
@@ -130,7 +174,7 @@ def first_problem(error: ValidationError, schema: type[BaseModel] | None = None)
         elif problem["type"] == "value_error":
             text = f"{where}: {message}" if where else message
         else:
-            text = f"{where}={given!r}: {message[:1].lower()}{message[1:]}"
+            text = f"{where}={_SHORT.repr(given)}: {message[:1].lower()}{message[1:]}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return " ".join(text.split()) + more
 

@@ -1,22 +1,18 @@
 """How a run's model comes to be: initialised from an architecture, loaded, or upcycled."""
 
-import os
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedModel as Model
 
-from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.models.checkpoint import first_line, load_checkpoint, read_config
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.training.architecture import architecture_config
 from versatileffn.training.config import ModelSection
-from versatileffn.models.checkpoint import first_line
 from versatileffn.upcycle import upcycle
 
 # What a checkpoint's weights were trained for; the other fields of FFNConfig may change at will.
@@ -57,44 +53,6 @@ def truncated_init(model: nn.Module, std: float = 0.02, seed: int = 0) -> None:
                 parameter.zero_()
 
 
-def architecture_config(
-    architecture: Mapping[str, Any],
-    ffn: FFNConfig | None,
-    vocab_size: int | None = None,
-    eos_token_id: int | None = None,
-    seq_len: int = 2048,
-) -> LlamaConfig:
-    """The configuration of a model from scratch.
-
-    Args:
-        architecture: fields of LlamaConfig, and `rope_theta` (dimensionless).
-        ffn: the FFN; None for a plain Llama.
-        vocab_size: tokens in the vocabulary, where `architecture` doesn't say.
-        eos_token_id: end-of-text token, where `architecture` doesn't say.
-        seq_len: longest position in tokens, where `architecture` doesn't say.
-
-    Returns:
-        A VersatileLlamaConfig, or a LlamaConfig where `ffn` is None.
-
-    Raises:
-        ConfigError: Transformers refuses a value.
-    """
-    fields: dict[str, Any] = {"max_position_embeddings": seq_len}
-    fields |= {"bos_token_id": None, "eos_token_id": eos_token_id}
-    if vocab_size is not None:
-        fields["vocab_size"] = vocab_size
-    fields.update(architecture)
-    try:
-        if "rope_theta" in fields:
-            theta = float(fields.pop("rope_theta"))
-            fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-        config = LlamaConfig(**fields)
-    except Exception as error:  # its strict dataclasses raise several unrelated types
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"model.architecture: {reason}") from None
-    return config if ffn is None else VersatileLlamaConfig.from_ffn(config, ffn)
-
-
 def new_model(config: LlamaConfig) -> Model:
     """A model of `config` in the current default device and dtype, weights not yet chosen."""
     if isinstance(config, VersatileLlamaConfig):
@@ -117,7 +75,7 @@ def build_model(
     Raises:
         ConfigError: the vocabulary or the window length doesn't fit the model, or `model.ffn`
             contradicts the checkpoint's FFN.
-        CheckpointError: the checkpoint can't be read.
+        CheckpointError: the checkpoint can't be read, is of another family, or lacks weights.
     """
     ffn = section.ffn_config()
     if section.architecture is not None:
@@ -128,7 +86,12 @@ def build_model(
                 f"{vocab_size} tokens of data.tokens: raise it, or leave it out"
             )
         _check_length(config, seq_len, "model.architecture")
-        model = new_model(config)
+        try:
+            model = new_model(config)
+        except (RuntimeError, MemoryError) as error:  # torch's word for too little memory
+            raise ConfigError(
+                f"model.architecture can't be built ({first_line(error)}): choose smaller sizes"
+            ) from None
         truncated_init(model, config.initializer_range, seed)
         return model
     assert section.init_from is not None
@@ -138,12 +101,7 @@ def build_model(
 def _from_checkpoint(
     source: str, ffn: FFNConfig | None, vocab_size: int, seq_len: int, seed: int
 ) -> Model:
-    if (os.sep in source or source.startswith(".")) and not Path(source).is_dir():
-        raise CheckpointError(f"model.init_from={source}: no such folder; train or copy it first")
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model.init_from={source}: {first_line(error)}") from None
+    config = read_config(source)
     _check_vocabulary(config, vocab_size, source)
     _check_length(config, seq_len, source)
     own = config.ffn() if isinstance(config, VersatileLlamaConfig) else None
@@ -153,22 +111,10 @@ def _from_checkpoint(
     if ffn is not None and own is not None:
         _check_same_ffn(own, ffn, source)
         config = VersatileLlamaConfig.from_ffn(config, ffn)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"model.init_from={source}: {first_line(error)}") from None
-    model, info = loaded
-    if info["missing_keys"]:
-        raise CheckpointError(
-            f"model.init_from={source} lacks {len(info['missing_keys'])} weights, "
-            f"{sorted(info['missing_keys'])[0]} among them: it is incomplete, copy it again"
-        )
-    return model
+    return load_checkpoint(AutoModelForCausalLM, source, config, dtype=torch.float32)
 
 
-def _check_vocabulary(config: Any, vocab_size: int, source: str) -> None:
+def _check_vocabulary(config: LlamaConfig, vocab_size: int, source: str) -> None:
     spare = config.vocab_size - vocab_size  # padding to a multiple is usual, anything else is not
     if not 0 <= spare <= max(128, config.vocab_size // 100):
         raise ConfigError(
@@ -177,7 +123,7 @@ def _check_vocabulary(config: Any, vocab_size: int, source: str) -> None:
         )
 
 
-def _check_length(config: Any, seq_len: int, where: str) -> None:
+def _check_length(config: LlamaConfig, seq_len: int, where: str) -> None:
     if seq_len > config.max_position_embeddings:
         raise ConfigError(
             f"data.seq_len={seq_len} exceeds max_position_embeddings="

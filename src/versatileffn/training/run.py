@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.data import Dataset, Subset
-from transformers import AutoTokenizer
 from transformers import logging as hf_logging
 
 from versatileffn.data.packed import PackedDataset
+from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.files import beside, write_json
-from versatileffn.training.arguments import training_arguments
+from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import BatchPlan, plan_batches
 from versatileffn.training.callbacks import (
     LastStepCallback,
@@ -49,7 +49,8 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ConfigError: settings contradict each other, the checkpoint, or the run in the folder.
         DataError: the token folder is missing, damaged, or too short for one window.
-        CheckpointError: the checkpoint to start from can't be read.
+        CheckpointError: the checkpoint to start from can't be read, or the one to resume from is
+            damaged.
     """
     with _without_progress_bars():
         return _train(config)
@@ -68,17 +69,19 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _train(config: TrainConfig) -> Path:
+    check_trackers(config.run.report_to)
     folder = RunFolder(Path(config.run.output_dir))
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
     held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
     plan = plan_batches(config, len(data), world_size)
     inputs = run_inputs(config, world_size)
-    checkpoint = folder.check(inputs)
+    folder.check(inputs)
     if folder.finished:
         _say(rank, f"{folder.path} is finished already: its model is in {folder.model}")
         return folder.path
 
+    tokenizer = load_tokenizer(config.data.tokens)
     model = build_model(
         config.model,
         data.meta.vocab_size,
@@ -86,24 +89,39 @@ def _train(config: TrainConfig) -> Path:
         config.data.seq_len,
         config.run.seed,
     )
-    eval_windows, eval_batch_size = _eval_windows(held_out, config, world_size)
-    args = training_arguments(config, plan, folder.checkpoints, eval_batch_size)
-    trainer = ReuseTrainer(
-        model,
-        args,
-        plan,
-        data,
-        eval_windows,
-        tokens_per_step=config.run.tokens_per_batch,
-        bytes_per_token=held_out.bytes_per_token,
-        keep=config.run.save_total_limit,
-        tokenizer=AutoTokenizer.from_pretrained(Path(config.data.tokens) / "tokenizer"),
-    )
+    with folder.held() if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            folder.prepare(inputs)
+        eval_windows, eval_batch_size = _eval_windows(held_out, config, world_size)
+        args = training_arguments(config, plan, folder.checkpoints, eval_batch_size)
+        trainer = ReuseTrainer(
+            model,
+            args,
+            plan,
+            data,
+            eval_windows,
+            tokens_per_step=config.run.tokens_per_batch,
+            bytes_per_token=held_out.bytes_per_token,
+            keep=config.run.save_total_limit,
+            tokenizer=tokenizer,
+        )
+        _run(trainer, config, folder, inputs, rank)
+    _say(rank, f"finished: {folder.model}")
+    return folder.path
+
+
+def _run(
+    trainer: ReuseTrainer,
+    config: TrainConfig,
+    folder: RunFolder,
+    inputs: dict[str, Any],
+    rank: int,
+) -> None:
+    """Train in a folder that is held, from its last checkpoint if it has one."""
+    plan = trainer.plan
+    trainer.accelerator.wait_for_everyone()  # until the folder is prepared
+    checkpoint = folder.check(inputs)
     resumed_step = step_of(checkpoint) if checkpoint else 0
-    trainer.accelerator.wait_for_everyone()
-    if rank == 0:
-        folder.prepare(inputs, resumed_step)
-    trainer.accelerator.wait_for_everyone()
     speed = SpeedCallback(config.run.tokens_per_batch)
     _add_callbacks(trainer, config, plan, folder, speed)
     _announce(rank, config, plan, trainer, resumed_step)
@@ -113,8 +131,6 @@ def _train(config: TrainConfig) -> Path:
     started = time.time()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish(trainer, config, plan, folder, speed, time.time() - started)
-    _say(rank, f"finished: {folder.model}")
-    return folder.path
 
 
 def _say(rank: int, text: str) -> None:
@@ -177,7 +193,7 @@ def _finish(
     speed: SpeedCallback,
     seconds: float,
 ) -> None:
-    if not folder.model.exists():
+    if not folder.has_model:
         partial = beside(folder.model)
         trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()

@@ -2,13 +2,22 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from versatileffn.errors import ConfigError
-from versatileffn.files import PARTIAL, beside, write_json
-from versatileffn.training.checkpoints import clear_partial, complete_checkpoints
+from versatileffn.files import LOCK, beside, locked, write_json, writing
+from versatileffn.training.checkpoints import (
+    check_whole,
+    complete_checkpoints,
+    leftovers,
+    remove,
+    step_of,
+)
 from versatileffn.training.config import TrainConfig
 
 # What may differ between the start of a run and its continuation without changing its outcome.
@@ -32,6 +41,15 @@ def run_inputs(config: TrainConfig, world_size: int) -> dict[str, Any]:
         del settings[section][key]
     meta = file_sha256(Path(config.data.tokens) / "meta.json")
     return {"config": settings, "tokens_meta_sha256": meta, "world_size": world_size}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of ours; empty where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
@@ -83,8 +101,26 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its end."""
-        return self.summary.is_file()
+        """Whether the run reached its end, and its record and model are still there."""
+        return bool(_read_object(self.summary)) and self.has_model
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the final model is there; it is renamed into place, so then it is whole."""
+        return (self.model / "config.json").is_file() and any(self.model.glob("*.safetensors"))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder if need be, and keep other runs out of it.
+
+        Raises:
+            ConfigError: it can't be written, or another run is using it.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / LOCK).touch()
+        with locked(self.path, f"run.output_dir={self.path}"):
+            yield
 
     def check(self, inputs: dict[str, Any]) -> Path | None:
         """See what can be done in this folder with `inputs`; nothing is written.
@@ -95,22 +131,32 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds something else, or a run with other inputs.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"run.output_dir={self.path} is a file: choose another folder")
-        if not self.inputs.is_file():
-            foreign = (p for p in self.path.glob("*") if not p.name.endswith(PARTIAL))
-            if any(foreign):
+        with writing(self.path):
+            if os.path.lexists(self.path) and not self.path.is_dir():
                 raise ConfigError(
-                    f"run.output_dir={self.path} is not empty and holds no training run: choose "
-                    "another folder, or empty it"
+                    f"run.output_dir={self.path} is a file, or a link to nothing: choose another "
+                    "folder"
                 )
+            new = not self.inputs.is_file()
+            own = {LOCK, beside(self.inputs).name}  # of a run that was killed at birth
+            foreign = new and self.path.is_dir() and {p.name for p in self.path.iterdir()} - own
+        if foreign:
+            raise ConfigError(
+                f"run.output_dir={self.path} is not empty and holds no training run: choose "
+                "another folder, or empty it"
+            )
+        if new:
             return None
-        try:
-            started_with = json.loads(self.inputs.read_text(encoding="utf-8"))
-        except ValueError:
+        started_with = _read_object(self.inputs)
+        if not started_with:
             raise ConfigError(
                 f"{self.inputs} is damaged: choose another run.output_dir, or delete this one"
-            ) from None
+            )
+        if self.model.exists() and not self.has_model:
+            raise ConfigError(
+                f"{self.model} lacks its weights or its config.json: delete it, and the same "
+                "command writes it again"
+            )
         differing = differences(inputs, started_with)
         if differing:
             raise ConfigError(
@@ -120,29 +166,37 @@ class RunFolder:
         checkpoints = complete_checkpoints(self.checkpoints)
         return checkpoints[-1] if checkpoints else None
 
-    def prepare(self, inputs: dict[str, Any], resumed_step: int) -> None:
-        """Make the folder ready: leftovers of an interruption and log lines after it go away."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        clear_partial(self.path)
-        clear_partial(self.checkpoints)
+    def prepare(self, inputs: dict[str, Any]) -> None:
+        """Make the held folder ready: an interruption's leftovers and later log lines go away.
+
+        Raises:
+            ConfigError: see `check`.
+            CheckpointError: the checkpoint to resume from is damaged.
+        """
+        checkpoint = self.check(inputs)  # again: time has passed before the folder was held
+        if checkpoint:
+            check_whole(checkpoint)
+        remove(beside(path) for path in (self.inputs, self.model, self.log, self.summary))
+        remove(leftovers(self.checkpoints))
         if not self.inputs.is_file():  # first of all: from now on the folder is known as ours
             write_json(self.inputs, inputs)
         self.checkpoints.mkdir(exist_ok=True)
-        keep_log_until(self.log, resumed_step)
+        keep_log_until(self.log, step_of(checkpoint) if checkpoint else 0)
 
 
 def keep_log_until(log: Path, step: int) -> None:
-    """Drop the lines of `log` that belong to steps after `step`, and a torn last line."""
+    """Drop the lines of `log` that belong to steps after `step`, and what isn't a line of ours."""
     if not log.is_file():
         return
     kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if entry["step"] <= step and step > 0:
-            kept.append(line)
+        at = entry.get("step") if isinstance(entry, dict) else None
+        if isinstance(at, int) and at <= step and step > 0:
+            kept.append(line + b"\n")
     partial = beside(log)
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial.write_bytes(b"".join(kept))
     partial.replace(log)

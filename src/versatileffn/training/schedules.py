@@ -7,7 +7,8 @@ def tau_at(step: int, max_steps: int, start: float, end: float, anneal_fraction:
     τ(t) = start · (end/start)^(t / (anneal_fraction · T)), held at `end` afterwards. It depends on
     nothing but the step, so a resumed run has exactly the temperatures of an uninterrupted one.
 
-    Source: Algorithm 1 (exponential from 5.0 to 0.1); the fraction 0.96 is the released code's.
+    Source: Algorithm 1 gives the two ends (5.0 and 0.1) and the exponential form; the fraction
+    0.96 is our decision.
 
     Args:
         step: t, optimizer steps already finished, 0-based.

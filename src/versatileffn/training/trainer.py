@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from versatileffn.errors import ConfigError
 from versatileffn.files import PARTIAL
 from versatileffn.training.batches import BatchPlan, WindowBatches
-from versatileffn.training.checkpoints import commit, prune
+from versatileffn.training.checkpoints import commit, prune, seal
 from versatileffn.training.telemetry import Telemetry, learned_gains
 
 
@@ -169,6 +169,7 @@ class ReuseTrainer(Trainer):
         if self.args.should_save:
             folder = Path(cast(str, self.args.output_dir))
             name = f"checkpoint-{self.state.global_step}"
+            seal(folder / PARTIAL / name)
             commit(folder / PARTIAL / name, folder / name)
             (folder / PARTIAL).rmdir()
             prune(folder, self.keep)

@@ -1,0 +1,99 @@
+"""The architecture of a model from scratch: the fields of LlamaConfig that we train with."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from transformers import LlamaConfig
+
+from versatileffn.ffn.config import LARGEST, FFNConfig
+from versatileffn.models.llama import VersatileLlamaConfig
+from versatileffn.training.config_file import Section
+
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+
+
+class Architecture(Section):
+    """Names are LlamaConfig's; what isn't here stays at its default there."""
+
+    hidden_size: Count = Field(description="D, width of the residual stream, in neurons.")
+    intermediate_size: Count = Field(description="F, hidden neurons of the FFN.")
+    num_hidden_layers: Count = Field(description="Layers.")
+    num_attention_heads: Count = Field(description="Attention heads; must divide hidden_size.")
+    num_key_value_heads: Count | None = Field(
+        None, description="Heads of keys and values; null is as many as attention heads."
+    )
+    head_dim: Count | None = Field(
+        None, description="Neurons of one head, an even number; null is hidden_size / heads."
+    )
+    hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"] = Field(
+        "silu", description="Activation of the gated FFN."
+    )
+    vocab_size: Count | None = Field(
+        None, description="Rows of the embedding, in tokens; null is the data's vocabulary."
+    )
+    max_position_embeddings: Count | None = Field(
+        None, description="Longest position, in tokens; null is data.seq_len."
+    )
+    rms_norm_eps: float = Field(1e-6, gt=0, le=1, description="Added to the mean square in norms.")
+    rope_theta: float = Field(10_000.0, ge=1, description="Base of the rotary wavelengths.")
+    initializer_range: float = Field(
+        0.02, gt=0, le=1, description="Standard deviation of new weights, truncated at three times."
+    )
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of attention weights dropped in training (0 to 1)."
+    )
+    tie_word_embeddings: bool = Field(False, description="One matrix for embedding and output.")
+    attention_bias: bool = Field(False, description="Biases in the attention's projections.")
+    mlp_bias: bool = Field(False, description="Biases in the FFN.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "Architecture":
+        heads = self.num_attention_heads
+        if self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={heads}"
+            )
+        if heads % (self.num_key_value_heads or heads):
+            raise ValueError(
+                f"num_attention_heads={heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        head_dim = self.head_dim or self.hidden_size // heads
+        if head_dim % 2:
+            raise ValueError(
+                f"head_dim={head_dim} (hidden_size / num_attention_heads where it isn't given) "
+                "must be even: rotary positions turn pairs of neurons"
+            )
+        return self
+
+
+def architecture_config(
+    architecture: Architecture,
+    ffn: FFNConfig | None,
+    vocab_size: int | None = None,
+    eos_token_id: int | None = None,
+    seq_len: int = 2048,
+) -> LlamaConfig:
+    """The configuration of a model from scratch.
+
+    Args:
+        architecture: sizes.
+        ffn: the FFN; None for a plain Llama.
+        vocab_size: tokens in the vocabulary, where `architecture` doesn't say.
+        eos_token_id: end-of-text token.
+        seq_len: longest position in tokens, where `architecture` doesn't say.
+
+    Returns:
+        A VersatileLlamaConfig, or a LlamaConfig where `ffn` is None.
+
+    Raises:
+        ConfigError: the FFN's experts don't fit.
+    """
+    fields = architecture.model_dump(exclude_none=True)
+    theta = fields.pop("rope_theta")
+    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    fields.setdefault("max_position_embeddings", seq_len)
+    if vocab_size is not None:
+        fields.setdefault("vocab_size", vocab_size)
+    config = LlamaConfig(**fields, bos_token_id=None, eos_token_id=eos_token_id)
+    return config if ffn is None else VersatileLlamaConfig.from_ffn(config, ffn)
