@@ -136,14 +136,24 @@ def _check_finite(model: PreTrainedModel, source: str | Path) -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Loading is checked by us and reported in one line, so the library needn't comment on it."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Our own lines are the progress; a bar for each file that is read or written buries them."""
+    shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(level)
-        if bars:
+        if shown:
             hf_logging.enable_progress_bar()
 
 

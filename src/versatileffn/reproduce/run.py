@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as hf_logging
 
 from versatileffn.data.meta import TokenMeta
 from versatileffn.errors import ConfigError
 from versatileffn.files import write_json
+from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.reproduce.figures import draw_all
 from versatileffn.reproduce.plan import TOKENS, build_stages
 from versatileffn.reproduce.progress import Progress
@@ -64,7 +64,7 @@ def reproduce(
     if inside:
         raise ConfigError(f"{out} lies inside the corpus {corpus}: choose another output")
     stages = build_stages(protocol, out, seeds, tokens, corpus)
-    with quiet_transformers(), cpu_threads(protocol.threads):
+    with without_progress_bars(), cpu_threads(protocol.threads):
         outcomes = StageRunner(out, Progress(stages)).run(stages)
         summaries = {name: outcome.summary for name, outcome in outcomes.items()}
         rows = [row for seed in range(seeds) for row in gather(protocol, seed, summaries)]
@@ -72,18 +72,6 @@ def reproduce(
         results = assemble(protocol, rows, outcomes, data_record(folder))
     write_json(out / "results.json", results)
     return render(results, out)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars for the loading and writing of small models: they would bury the progress lines."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -4,18 +4,17 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch.utils.data import Dataset, Subset
-from transformers import logging as hf_logging
 
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.files import beside, write_json
+from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import BatchPlan, plan_batches
 from versatileffn.training.callbacks import (
@@ -52,20 +51,8 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: the checkpoint to start from can't be read, or the one to resume from is
             damaged.
     """
-    with _without_progress_bars():
+    with without_progress_bars():
         return _train(config)
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Our own line per log entry is the progress; a bar per written file would bury it."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
 
 
 def _train(config: TrainConfig) -> Path:
