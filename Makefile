@@ -9,7 +9,7 @@ OUT ?= runs/tiny
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test slow check format clean
+.PHONY: help install demo test check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -36,9 +36,6 @@ demo: $(VENV)/.installed  ## train, upcycle, compare: a report in ten minutes on
 
 test: $(VENV)/.dev  ## the default test suite
 	$(bin)/python -m pytest
-
-slow: $(VENV)/.dev  ## the tests that take minutes
-	$(bin)/python -m pytest -m slow
 
 check: $(VENV)/.dev  ## lint, format, types, layers
 	$(bin)/ruff check .

@@ -70,7 +70,7 @@ def test_a_plain_llama_counts_as_dense() -> None:
     assert controller_flops_per_token(config) == 0
 
 
-# SPEC of the paper: D, parameters in millions (dense and MoE), and Table 2's GFLOPs as printed.
+# The paper: D, parameters in millions (dense and MoE), and Table 2's GFLOPs as printed.
 PAPER = {
     "354M": (1024, 354.712576, 543.6, "0.38", "0.47", ("0.75", "1.50", "2.25")),
     "720M": (1536, 720.813, 1145.7, "0.85", "1.06", ("1.70", "3.40", "5.10")),

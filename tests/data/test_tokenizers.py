@@ -107,7 +107,7 @@ def test_olmo_tokenizer() -> None:
 
 def test_olmo_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizers_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"versatileffn\[eval\]"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[eval\]'"):
         find_tokenizer("olmo")
 
 

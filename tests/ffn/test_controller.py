@@ -3,7 +3,8 @@ import torch
 
 from support.layers import gumbel, make_hidden, make_layer
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import ReuseController, sample_gumbel
+from versatileffn.ffn.controller import Controller, ReuseController, sample_gumbel
+from versatileffn.ffn.plan import ReusePlan
 
 
 def test_only_the_controller_is_new():
@@ -107,3 +108,36 @@ def test_a_plan_for_other_tokens_is_refused():
     plan = layer.controller(make_hidden(3, 16))
     with pytest.raises(ValueError, match="leading dimensions must agree"):
         layer(make_hidden(4, 16), plan)
+
+
+class AlwaysTwice(Controller):
+    """Somebody else's way to decide, and a way to get it wrong."""
+
+    def __init__(self, forget_probs=False):
+        super().__init__()
+        self.forget_probs = forget_probs
+
+    def forward(self, hidden, gumbel_noise=None):
+        twos = torch.full(hidden.shape[:-1], 2)
+        ones = torch.ones_like(twos)
+        counted = ones if self.forget_probs else twos
+        probs = torch.nn.functional.one_hot(counted - 1, 4).to(hidden)
+        return ReusePlan(twos, probs, lam=torch.zeros_like(probs[..., 0]))
+
+
+def test_another_controller_can_take_the_place():
+    layer, hidden = make_layer().eval(), make_hidden(5, 16)
+    layer.controller = AlwaysTwice()
+    expected = hidden
+    for _ in range(2):
+        expected = expected + layer.mlp(layer.norm(expected))
+    torch.testing.assert_close(layer(hidden).hidden, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(hidden).hidden, expected)
+
+
+def test_another_controllers_mistake_is_found():
+    layer = make_layer().eval()
+    layer.controller = AlwaysTwice(forget_probs=True)
+    with pytest.raises(ValueError, match="one-hot at loop_count"):
+        layer(make_hidden(5, 16))

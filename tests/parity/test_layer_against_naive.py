@@ -1,6 +1,9 @@
 """Every executor equals Algorithms 1 and 2, token by token, in outputs and gradients."""
 
+import ast
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,3 +235,48 @@ def test_bfloat16_trains():
     out = layer(make_hidden(6, 16, dtype=torch.bfloat16))
     (out.hidden.float().pow(2).mean() + out.balance_loss).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_the_truth_imports_torch_and_the_standard_library_alone():
+    tree = ast.parse(Path(naive.__file__).read_text(encoding="utf-8"))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+    }
+    assert "torch" in imported
+    assert imported <= {"torch"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("frozen", ["norm", "mlp", "controller"])
+def test_packed_training_with_frozen_parts(frozen):
+    layer, hidden = make_layer(reuse_gains="learned"), make_hidden(9, 16).requires_grad_()
+    getattr(layer, frozen).requires_grad_(False)
+    noise, results = gumbel(hidden, 4), []
+    for executor in (run_masked, run_packed_training):
+        output = executor(hidden, layer.norm, layer.mlp, layer.controller(hidden, noise))
+        trained = [hidden, *(p for p in layer.parameters() if p.requires_grad)]
+        results.append([output, *torch.autograd.grad(output.square().sum(), trained)])
+    for masked, packed in zip(*results, strict=True):
+        assert relative_error(packed, masked) <= 1e-10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("executor", [run_masked, run_packed_training], ids=["masked", "packed"])
+def test_cuda_equals_the_cpu(executor, dtype):
+    results = []
+    for device in ("cpu", "cuda"):
+        layer = make_layer(dtype=dtype).to(device)
+        hidden = make_hidden(9, 16, dtype=dtype).to(device).requires_grad_()
+        noise = gumbel(hidden.cpu(), 4).to(device)
+        output = executor(hidden, layer.norm, layer.mlp, layer.controller(hidden, noise))
+        grads = torch.autograd.grad(output.square().sum(), [hidden, *layer.parameters()])
+        results.append([output, *grads])
+    for expected, actual in zip(*results, strict=True):
+        assert relative_error(actual.cpu(), expected) <= TOLERANCE[dtype]

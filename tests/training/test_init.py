@@ -35,7 +35,7 @@ def count(name: str, variant: str | None) -> int:
 
 @pytest.mark.parametrize("name", DENSE_PARAMETERS)
 def test_paper_sizes_build_with_the_papers_parameters(name):
-    """Source: SPEC, Table 2's exact parameters."""
+    """Source: Table 2's exact parameters."""
     width = {"354m": 1024, "720m": 1536, "1.21b": 2048}[name]
     dense = count(name, None)
     assert dense == DENSE_PARAMETERS[name] or round(dense, -3) == DENSE_PARAMETERS[name]

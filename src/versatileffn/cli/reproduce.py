@@ -1,5 +1,7 @@
 """`versatileffn reproduce`: the paper's protocol at a chosen scale, down to a report."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,5 +40,6 @@ def reproduce_command(
 
     chosen = protocol(scale)
     folder = out if out is not None else Path("runs") / scale
-    report = reproduce(chosen, folder, seeds=seeds, tokens=tokens, corpus=corpus)
+    command = shlex.join(["versatileffn", *sys.argv[1:]])
+    report = reproduce(chosen, folder, seeds=seeds, tokens=tokens, corpus=corpus, command=command)
     typer.echo(f"\nresults: {folder / 'results.json'}\nreport:  {report}")

@@ -190,7 +190,7 @@ def _hub_corpus(
     except ImportError as error:
         raise DataError(
             f"{name}: reading the Hugging Face Hub needs its extra; "
-            "pip install 'versatileffn[hub]', or name a file or folder that exists"
+            "pip install -e '.[hub]', or name a file or folder that exists"
         ) from error
     tasks = 1 if streaming else HUB_TASKS
     source = "/".join(filter(None, (name, config, split)))

@@ -136,11 +136,11 @@ def _olmo_file() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
             "olmo: this tokenizer comes with ai2-olmo-eval, which isn't installed; "
-            "pip install 'versatileffn[eval]'"
+            "pip install -e '.[eval]'"
         )
     path = Path(spec.submodule_search_locations[0]) / _OLMO_FILE
     if not path.is_file():
-        raise DataError(f"olmo: {path} is missing; reinstall 'versatileffn[eval]'")
+        raise DataError(f"olmo: {path} is missing; reinstall the extra `eval`")
     return path
 
 

@@ -145,9 +145,13 @@ class PackedBackward:
         with torch.enable_grad():
             state_RD = loop.state_RD.detach().requires_grad_()
             x_RD = self.layer.norm(state_RD)
-        inputs = [state_RD, *self.layer.norm.parameters()]
+        trained = [weight for weight in self.layer.norm.parameters() if weight.requires_grad]
+        inputs = [state_RD, *trained]
         d_state_RD, *d_norm = torch.autograd.grad(x_RD, inputs, d_x_RD.to(x_RD.dtype))
-        self.d_norm = [total + part for total, part in zip(self.d_norm, d_norm, strict=True)]
+        parts = iter(d_norm)
+        for index, weight in enumerate(self.layer.norm.parameters()):
+            if weight.requires_grad:
+                self.d_norm[index] = self.d_norm[index] + next(parts)
         return d_state_RD
 
     def _keep_exit_dot(self, index: int, leave: slice, a_RF: Tensor) -> None:

@@ -21,7 +21,7 @@ LARGEST = 2**20
 class FFNConfig:
     """How one feed-forward network is used, for every variant.
 
-    Source: SPEC of arXiv 2512.14531, Eq. 3–13; Section 3 for the baselines.
+    Source: arXiv 2512.14531, Eq. 3–13, and its baselines.
 
     Args:
         variant: `versatile` (the paper), or a baseline: `dense`, `k-loop`, `moe`.

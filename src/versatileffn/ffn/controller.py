@@ -28,8 +28,8 @@ class Controller(nn.Module):
 class ReuseController(Controller):
     """Router and loop predictor. Source: Eq. 7, 10, 12, 13.
 
-    Both are linear, without bias, and read H (or norm(H): `normed_controller`). Softmaxes run in
-    at least float32.
+    Both are linear, without bias, and read what they are given: H, or norm(H) from a layer with
+    `normed_controller`. Softmaxes run in at least float32.
 
     Args:
         d_model: D.

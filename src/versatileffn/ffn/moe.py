@@ -95,7 +95,7 @@ def grouped_linear(rows_S: Tensor, weight_Noi: Tensor, sizes_N: Tensor) -> Tenso
     Returns:
         [S, out]. On CUDA it is torch's grouped product, elsewhere one product for each group.
     """
-    if rows_S.is_cuda:
+    if rows_S.is_cuda and rows_S.dtype != torch.float64:  # which the grouped product lacks
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
             rows_S, weight_Noi = rows_S.to(dtype), weight_Noi.to(dtype)

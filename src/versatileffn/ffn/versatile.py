@@ -1,5 +1,6 @@
 """VersatileFFN: one feed-forward network, reused in width and depth, mixed by difficulty."""
 
+import torch
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
@@ -103,4 +104,6 @@ def versatile(
     """
     if plan is None:
         plan = controller(norm(hidden) if config.normed_controller else hidden)
+        if not isinstance(controller, ReuseController) and not torch.compiler.is_compiling():
+            plan.check()
     return execute(hidden, norm, mlp, plan, config.execution), plan

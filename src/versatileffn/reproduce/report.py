@@ -14,9 +14,8 @@ from versatileffn.reproduce.results import BASE, CONTROL
 
 CAPTIONS = {
     "loss-curves": "Held-out loss along continued training. Every model starts from the same base "
-    "checkpoint and sees the same windows in the same order. All rise at first, the control too: "
-    "the optimizer starts afresh and the learning rate returns to its peak. A curve that begins "
-    "above the cut axis was also shocked by the conversion.",
+    "checkpoint and sees the same windows in the same order, with a new optimizer and the learning "
+    "rate back at its peak. A curve that begins above the cut axis was shocked by the conversion.",
     "quality-against-flops": "Held-out loss after training against the FFN work that one token "
     "really costs at inference. Lower left is better.",
     "loops-per-layer": "How often tokens pass through the shared FFN, layer by layer, on held-out "

@@ -1,11 +1,8 @@
 """`reproduce`: run the stages, gather what they measured, write the report."""
 
 import datetime
-import importlib.metadata
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +20,7 @@ from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.report import write_report
 from versatileffn.reproduce.results import BASE, FORMAT, Row, finite, row_from_json, summarize
-from versatileffn.reproduce.stages import Outcome, StageRunner, package_version
-
-LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy")
+from versatileffn.reproduce.stages import Outcome, StageRunner, source_digest, versions
 
 
 def reproduce(
@@ -34,6 +29,7 @@ def reproduce(
     seeds: int = 1,
     tokens: Path | None = None,
     corpus: str | None = None,
+    command: str = "versatileffn.reproduce.run.reproduce",
 ) -> Path:
     """Run the paper's protocol at one scale, or what is missing of it, and write the report.
 
@@ -45,6 +41,7 @@ def reproduce(
         seeds: independent repetitions (seeds 0, 1, …), each with a base of its own.
         tokens: token folder to use instead of tokenizing.
         corpus: text to tokenize; None takes the default corpus.
+        command: what the report says it was made by.
 
     Returns:
         Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
@@ -69,7 +66,7 @@ def reproduce(
         summaries = {name: outcome.summary for name, outcome in outcomes.items()}
         rows = [row for seed in range(seeds) for row in gather(protocol, seed, summaries)]
         folder = tokens if tokens is not None else out / TOKENS / "tokens"
-        results = assemble(protocol, rows, outcomes, data_record(folder))
+        results = assemble(protocol, rows, outcomes, data_record(folder), command)
     write_json(out / "results.json", results)
     return render(results, out)
 
@@ -124,15 +121,20 @@ def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) ->
 
 
 def assemble(
-    protocol: Protocol, rows: list[Row], outcomes: Mapping[str, Outcome], data: dict[str, Any]
+    protocol: Protocol,
+    rows: list[Row],
+    outcomes: Mapping[str, Outcome],
+    data: dict[str, Any],
+    command: str,
 ) -> dict[str, Any]:
     """The content of `results.json`, strict JSON."""
     return finite(
         {
             "format": FORMAT,
-            "command": shlex.join(["versatileffn", *sys.argv[1:]]),
+            "command": command,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": versions(),
+            "source_sha256": source_digest(),
             "device": device_record(),
             "seeds": sorted({row.seed for row in rows}),
             "protocol": protocol.to_dict(),
@@ -159,12 +161,6 @@ def data_record(folder: Path) -> dict[str, Any]:
         "val_tokens": meta.splits["val"].tokens,
         "bytes_per_token": meta.splits["val"].bytes_per_token,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a number could depend on."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"versatileffn": package_version(), "python": platform.python_version(), **found}
 
 
 def device_record() -> dict[str, Any]:

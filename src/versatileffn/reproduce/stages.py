@@ -1,12 +1,15 @@
 """Stages: folders that know which inputs they were made from, so that a rerun skips or resumes.
 
-A stage's hash covers its own inputs and the hashes of the stages it needs. Its folder holds
+A stage's hash covers its own inputs, this package's sources, the versions of the libraries, and the
+hashes of the stages it needs. Its folder holds
 `inputs.json` from the moment the work starts and `stage.json`, written last and by rename, once it
 is complete. A folder made from other inputs is moved to `superseded/`, never deleted.
 """
 
+import functools
 import hashlib
 import json
+import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -15,10 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import versatileffn
 from versatileffn.errors import ConfigError
 from versatileffn.files import locked, write_json, writing
 
 MARKER = "reproduce.json"
+LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy")
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,12 @@ class StageRunner:
     def _run_one(self, stage: Stage, position: int, total: int) -> Outcome:
         folder = self.root / stage.name
         needed = {name: self.outcomes[name].hash for name in stage.needs}
-        inputs = {"version": package_version(), "inputs": stage.inputs, "needs": needed}
+        inputs = {
+            "source": source_digest(),
+            "versions": versions(),
+            "inputs": stage.inputs,
+            "needs": needed,
+        }
         digest = canonical_hash(inputs)
         finished = read_json(folder / "stage.json")
         if finished and finished.get("hash") == digest:
@@ -126,6 +136,23 @@ class StageRunner:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "inputs.json", {"hash": digest, **inputs})
         return False
+
+
+@functools.cache
+def source_digest() -> str:
+    """SHA-256 of this package's source files: other code may give other results."""
+    root = Path(versatileffn.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a number could depend on."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return {"versatileffn": package_version(), "python": platform.python_version(), **found}
 
 
 def package_version() -> str:

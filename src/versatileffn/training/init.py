@@ -34,7 +34,7 @@ def truncated_init(model: nn.Module, std: float = 0.02, seed: int = 0) -> None:
     depend on `seed` and its name only, so two variants of one architecture share their common
     weights.
 
-    Source: SPEC §2 of arXiv 2512.14531 (initialisation).
+    Source: arXiv 2512.14531, hyper-parameters (initialisation).
 
     Args:
         model: changed in place.
