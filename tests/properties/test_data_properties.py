@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from versatileffn.data.default_corpus import standard_library
 from versatileffn.data.meta import SplitMeta, TokenizerMeta, TokenMeta
-from versatileffn.data.order import WindowSampler, window_order
+from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split import document_key, split_of, val_threshold
 from versatileffn.data.tokenizers import train_bpe
@@ -44,27 +44,6 @@ def test_order_refuses_negative_arguments() -> None:
     for arguments in ((-1, 0, 0), (1, -1, 0), (1, 0, -1)):
         with pytest.raises(ConfigError, match="must not be negative"):
             window_order(*arguments)
-
-
-@given(st.integers(1, 60), SEEDS, st.integers(0, 200))
-def test_sampler_continues_exactly(num_windows: int, seed: int, seen: int) -> None:
-    whole = WindowSampler(num_windows, seed)
-    stream: list[int] = []
-    for epoch in range(seen // num_windows + 2):
-        whole.set_epoch(epoch)
-        stream += list(whole)
-    continued = WindowSampler(num_windows, seed)
-    continued.continue_after(seen)
-    continued.set_epoch(continued.epoch)  # what a trainer does first: the place is kept
-    rest = list(continued)
-    assert len(rest) == len(continued)
-    continued.set_epoch(continued.epoch + 1)
-    assert (rest + list(continued))[: len(stream) - seen] == stream[seen:]
-
-
-def test_sampler_refuses_a_start_outside_the_epoch() -> None:
-    with pytest.raises(ConfigError, match="start=6"):
-        WindowSampler(5, 0, start=6)
 
 
 @settings(deadline=None)

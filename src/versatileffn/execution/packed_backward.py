@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from versatileffn.execution.blend import blend_first_loop
-from versatileffn.ffn.dense import FeedForward
+from versatileffn.ffn.dense import FeedForward, activate, linears
 from versatileffn.ffn.plan import ReusePlan
 
 
@@ -41,18 +41,6 @@ class Loop:
     state_RD: Tensor
     x_RD: Tensor
     projected_RF: tuple[Tensor, ...]
-
-
-def linears(mlp: FeedForward) -> list[nn.Linear]:
-    """The linears of an FFN: gate (if any), up, down."""
-    gate_proj = getattr(mlp, "gate_proj", None)
-    return [*([] if gate_proj is None else [gate_proj]), mlp.up_proj, mlp.down_proj]
-
-
-def activate(mlp: FeedForward, *projected: Tensor) -> Tensor:
-    """a = φ from its projections: act(gate)·up, or act(up)."""
-    first, *second = projected
-    return mlp.act_fn(first) * second[0] if second else mlp.act_fn(first)
 
 
 class PackedBackward:

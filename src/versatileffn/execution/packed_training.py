@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from versatileffn.execution.blend import blend_first_loop
 from versatileffn.execution.packed import active_tokens, routed_activations
-from versatileffn.execution.packed_backward import Layer, Loop, PackedBackward, activate, linears
-from versatileffn.ffn.dense import FeedForward, Norm
+from versatileffn.execution.packed_backward import Layer, Loop, PackedBackward
+from versatileffn.ffn.dense import FeedForward, Norm, activate, linears
 from versatileffn.ffn.plan import ReusePlan
 
 

@@ -106,10 +106,19 @@ def hidden_activations(mlp: FeedForward, x: Tensor) -> Tensor:
 
     The linears are called, never read, so adapters and quantized weights take part.
     """
+    return activate(mlp, *[linear(x) for linear in linears(mlp)[:-1]])
+
+
+def linears(mlp: FeedForward) -> list[nn.Linear]:
+    """The linears of an FFN: gate (if any), up, down."""
     gate_proj = getattr(mlp, "gate_proj", None)
-    if gate_proj is None:
-        return mlp.act_fn(mlp.up_proj(x))
-    return mlp.act_fn(gate_proj(x)) * mlp.up_proj(x)
+    return [*([] if gate_proj is None else [gate_proj]), mlp.up_proj, mlp.down_proj]
+
+
+def activate(mlp: FeedForward, *projected: Tensor) -> Tensor:
+    """a = φ from its projections: act(gate)·up, or act(up)."""
+    first, *second = projected
+    return mlp.act_fn(first) * second[0] if second else mlp.act_fn(first)
 
 
 class DenseFFN(nn.Module):

@@ -49,11 +49,6 @@ class ExpertSlices:
         """Whether the experts cover every neuron."""
         return self.num_experts * self.d_expert == self.d_hidden
 
-    @property
-    def unused_neurons(self) -> int:
-        """Hidden neurons that belong to no expert."""
-        return self.d_hidden - self.num_experts * self.d_expert
-
     def owner_of_neuron(self, device: torch.device | None = None) -> Tensor:
         """The expert of each neuron, [F] int64; N where a neuron belongs to none."""
         owner_F = torch.full((self.d_hidden,), self.num_experts, device=device)
