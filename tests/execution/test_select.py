@@ -6,7 +6,8 @@ import torch
 from support.layers import make_hidden, make_layer
 from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
-from versatileffn.execution.packed import active_tokens, run_packed
+from versatileffn.execution.order import count_active
+from versatileffn.execution.packed import run_packed
 from versatileffn.execution.packed_training import run_packed_training
 from versatileffn.execution.select import select_executor
 from versatileffn.ffn.dense import ACTIVATIONS, hidden_activations
@@ -63,7 +64,7 @@ def test_packed_does_exactly_the_planned_work():
         plan = layer(hidden).plan
     planned = plan.loop_count.sum().item()
     assert rows == {"up": planned, "down": planned}
-    assert sum(active_tokens(plan)) == planned
+    assert sum(count_active(plan.loop_count, plan.max_loops)()) == planned
     assert 50 < planned < 200
 
 

@@ -11,7 +11,8 @@ import torch
 from support.layers import as_naive, gumbel, make_hidden, make_layer
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
-from versatileffn.execution.packed_training import reads_plain_weights, run_packed_training
+from versatileffn.execution.packed_training import run_packed_training, run_recomputed
+from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn import naive
 
 VARIANTS = {
@@ -39,6 +40,7 @@ VARIANTS = {
     "biases-average-plain": {"bias": True, "fusion": "average", "gated": False},
     "normed-controller": {"normed_controller": True},
 }
+PACKED_TRAINING = [run_packed_training, run_recomputed]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*belong to no expert.*:UserWarning")
@@ -118,21 +120,23 @@ def test_prescribed_loop_counts(counts, executor, settings):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("executor", PACKED_TRAINING, ids=["keep", "recompute"])
 @pytest.mark.parametrize(
     "settings",
     [v for v in VARIANTS.values() if v.get("loop_mix") != "soft" and not v.get("bias")],
     ids=str,
 )
-def test_packed_training_equals_algorithm_1(settings, dtype):
+def test_packed_training_equals_algorithm_1(settings, executor, dtype):
     layer = make_layer(dtype=dtype, **settings)
     layer.controller.tau = 0.7
     assert reads_plain_weights(layer.norm, layer.mlp)
     hidden = make_hidden(9, 16, dtype=dtype).requires_grad_()
-    assert max(training_errors(layer, hidden, run_packed_training)) <= TOLERANCE[dtype]
+    assert max(training_errors(layer, hidden, executor)) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("executor", PACKED_TRAINING, ids=["keep", "recompute"])
 @pytest.mark.parametrize("counts", [[4] * 6, [1] * 6, [4], [1], [2, 2, 3], [3, 1, 1, 4]], ids=str)
-def test_packed_training_at_prescribed_loop_counts(counts):
+def test_packed_training_at_prescribed_loop_counts(counts, executor):
     """Noise that forces given counts: all at L, none past 1, one token, every mixture."""
     layer, hidden = make_layer(), make_hidden(len(counts), 16).requires_grad_()
     noise = 50.0 * torch.nn.functional.one_hot(torch.tensor(counts) - 1, 4).double()
@@ -140,7 +144,7 @@ def test_packed_training_at_prescribed_loop_counts(counts):
     assert plan.loop_count.tolist() == counts
     layer.controller.tau = 40.0
     plan = layer.controller(hidden, noise)
-    actual = run_packed_training(hidden, layer.norm, layer.mlp, plan)
+    actual = executor(hidden, layer.norm, layer.mlp, plan)
     expected = naive.train(as_naive(layer), hidden, noise)
     assert relative_error(actual, expected) <= 1e-10
     for ours, truth in zip(
@@ -154,29 +158,30 @@ def test_packed_training_without_a_gradient_in_the_plan():
     with torch.no_grad():
         plan = layer.controller(hidden, gumbel(hidden, 4))
     results = []
-    for executor in (run_masked, run_packed_training):
+    for executor in (run_masked, *PACKED_TRAINING):
         output = executor(hidden, layer.norm, layer.mlp, plan)
         results.append([output, *gradients(layer, hidden, output)])
-    for ours, truth in zip(*results, strict=True):
-        if truth is not None:
-            assert relative_error(ours, truth) <= 1e-10
+    for masked, *packed in zip(*results, strict=True):
+        if masked is not None:
+            assert all(relative_error(ours, masked) <= 1e-10 for ours in packed)
 
 
+@pytest.mark.parametrize("packed", PACKED_TRAINING, ids=["keep", "recompute"])
 @pytest.mark.parametrize("gains", ["fixed", "learned"])
-def test_packed_training_under_autocast(gains):
+def test_packed_training_under_autocast(gains, packed):
     """bfloat16 has 8 bits of mantissa; both executors stay as close to float32 as each other."""
     layer = make_layer(dtype=torch.float32, reuse_gains=gains)
     hidden = make_hidden(40, 16, dtype=torch.float32).requires_grad_()
     noise = gumbel(hidden, 4)
     results = []
-    for executor, enabled in ((run_masked, False), (run_masked, True), (run_packed_training, True)):
+    for executor, enabled in ((run_masked, False), (run_masked, True), (packed, True)):
         plan = layer.controller(hidden, noise)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             output = executor(hidden, layer.norm, layer.mlp, plan)
         results.append([output, *gradients(layer, hidden, output.float())])
-    for exact, masked, packed in zip(*results, strict=True):
-        assert packed.dtype == masked.dtype
-        assert relative_error(packed, exact) <= 2 * relative_error(masked, exact) + 2e-2
+    for exact, masked, ours in zip(*results, strict=True):
+        assert ours.dtype == masked.dtype
+        assert relative_error(ours, exact) <= 2 * relative_error(masked, exact) + 2e-2
 
 
 def drop_width(hidden, norm, mlp, plan):
@@ -253,17 +258,18 @@ def test_the_truth_imports_torch_and_the_standard_library_alone():
     assert imported <= {"torch"} | sys.stdlib_module_names
 
 
+@pytest.mark.parametrize("packed", PACKED_TRAINING, ids=["keep", "recompute"])
 @pytest.mark.parametrize("frozen", ["norm", "mlp", "controller"])
-def test_packed_training_with_frozen_parts(frozen):
+def test_packed_training_with_frozen_parts(frozen, packed):
     layer, hidden = make_layer(reuse_gains="learned"), make_hidden(9, 16).requires_grad_()
     getattr(layer, frozen).requires_grad_(False)
     noise, results = gumbel(hidden, 4), []
-    for executor in (run_masked, run_packed_training):
+    for executor in (run_masked, packed):
         output = executor(hidden, layer.norm, layer.mlp, layer.controller(hidden, noise))
         trained = [hidden, *(p for p in layer.parameters() if p.requires_grad)]
         results.append([output, *torch.autograd.grad(output.square().sum(), trained)])
-    for masked, packed in zip(*results, strict=True):
-        assert relative_error(packed, masked) <= 1e-10
+    for masked, ours in zip(*results, strict=True):
+        assert relative_error(ours, masked) <= 1e-10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -12,7 +12,7 @@ Legend: M tokens, D d_model, F d_hidden, L max_loops.
 
 from torch import Tensor
 
-from versatileffn.execution.blend import blend_first_loop
+from versatileffn.execution.blend import Blend
 from versatileffn.ffn.dense import FeedForward, Norm, hidden_activations
 from versatileffn.ffn.plan import ReusePlan
 
@@ -31,7 +31,7 @@ def run_masked(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
     """
     depth_ML = depth_weights(plan)
     a_MF = hidden_activations(mlp, norm(hidden_MD))
-    blend_MF = blend_first_loop(plan, a_MF, depth_ML[:, :1])
+    blend_MF = Blend.of(plan).first_loop(a_MF, depth_ML[:, :1])
     state_MD = hidden_MD
     for loop in range(1, plan.max_loops):
         update_MD = mlp.down_proj(a_MF)

@@ -1,7 +1,6 @@
 """Each token runs its own ℓ̂ loops and stops: Σ ℓ̂ FFN applications, no more. For inference.
 
-Tokens are ordered by loop count once, so the tokens still running are always a prefix. With
-U_ℓ = H_ℓ − H₀, a token's last down-projection carries the blend of its last loop and of the
+With U_ℓ = H_ℓ − H₀, a token's last down-projection carries the blend of its last loop and of the
 virtual experts, and the shared part of the width pathway is σ·U₁, which loop 1 already computed:
 
     Y = H₀ + λσU₁ + (1 − λ) U_{ℓ̂−1} + W_out[ (1 − λ) γ_ℓ̂ a_ℓ̂ + λ s·m ⊙ a₁ ]        for ℓ̂ > 1
@@ -9,15 +8,21 @@ virtual experts, and the shared part of the width pathway is σ·U₁, which loo
 Legend: M tokens, D d_model, F d_hidden, L max_loops, R tokens still running.
 """
 
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from versatileffn.execution.blend import blend_first_loop
-from versatileffn.ffn.dense import FeedForward, Norm, hidden_activations
+from versatileffn.execution.activation import activate_in_place
+from versatileffn.execution.blend import Blend
+from versatileffn.execution.order import count_active, longest_first
+from versatileffn.execution.plain import is_plain
+from versatileffn.ffn.dense import FeedForward, Norm, activate, linears
 from versatileffn.ffn.plan import ReusePlan
+
+BLOCK = 512
+"""Tokens at once on the CPU: enough for matrix products at full speed, few enough that their
+hidden activations stay in memory that the process has already touched."""
 
 
 def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
@@ -37,61 +42,89 @@ def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
     """
     if not plan.hard:
         raise ValueError("a soft plan mixes all loops: it needs the masked executor")
-    order_M = plan.loop_count.argsort(descending=True, stable=True)
-    plan = plan.take(order_M)
-    start_MD = hidden_MD[order_M]
-    kept_M1 = 1 - plan.lam[:, None]
+    tokens = len(hidden_MD)
+    count = count_active(plan.loop_count, plan.max_loops)
+    blend, gains = Blend.of(plan), plan.loop_gains
+    if not hidden_MD.is_cuda and set(count()) <= {0, tokens}:  # all alike: they are in order
+        return _by_blocks(hidden_MD, norm, mlp, blend, gains, plan.shared, count)
+    order_M = longest_first(plan.loop_count)
+    sorted_MD = _by_blocks(
+        hidden_MD[order_M], norm, mlp, blend.take(order_M), gains, plan.shared, count
+    )
+    return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD)
 
-    finished: list[Tensor] = []
-    total_RD = torch.zeros_like(start_MD)
-    width_RD, width_RF = total_RD, None
-    active = active_tokens(plan)
-    for loop, (running, staying) in enumerate(pairwise(active)):
-        stay, leave = slice(staying), slice(staying, running)
-        a_RF = hidden_activations(mlp, norm(start_MD[:running] + total_RD))
-        gain = kept_M1.new_ones(()) if plan.loop_gains is None else plan.loop_gains[loop]
-        weight_R1 = kept_M1[leave] * gain
-        if loop == 0:
-            width_RF = routed_activations(plan.take(stay), a_RF[stay])
-            a_RF[leave] = blend_first_loop(plan.take(leave), a_RF[leave], weight_R1)
-        else:
-            a_RF[leave] *= weight_R1.to(a_RF.dtype)
-            if width_RF is not None:
-                a_RF[leave] += width_RF[leave]
-        if plan.loop_gains is not None:
-            a_RF[stay] *= gain.to(a_RF.dtype)
 
-        kept = kept_M1[leave].to(total_RD.dtype)
-        total_RD[leave] = torch.lerp(width_RD[leave], total_RD[leave], kept)
-        update_RD = mlp.down_proj(a_RF)
-        if mlp.down_proj.bias is not None:
-            # W_out's bias was added once; the plan wants γ of it, and once for the width pathway,
-            # whose shared part has it from loop 1.
-            missing = 1.0 if loop == 0 else 1.0 - plan.shared
-            times_R1 = torch.cat(
-                [gain.expand(staying, 1), weight_R1 + missing * plan.lam[leave, None]]
-            )
-            update_RD = update_RD + (times_R1 - 1).to(update_RD.dtype) * mlp.down_proj.bias
-        total_RD = total_RD + update_RD
-        finished.append(start_MD[leave] + total_RD[leave])
-        total_RD = total_RD[stay]
-        if loop == 0:
-            width_RD = plan.shared * total_RD
-
-    output_MD = torch.empty_like(hidden_MD)
-    output_MD[order_M] = torch.cat(finished[::-1]).to(hidden_MD.dtype)
+def _by_blocks(
+    start_MD: Tensor,
+    norm: Norm,
+    mlp: FeedForward,
+    blend: Blend,
+    gains_L: Tensor | None,
+    shared: float,
+    count: Callable[[], list[int]],
+) -> Tensor:
+    """Carry out a plan for tokens in order, a block at a time, [M, D]."""
+    tokens = len(start_MD)
+    if start_MD.is_cuda or tokens <= BLOCK:
+        return _run(start_MD, norm, mlp, blend, gains_L, shared, count)
+    output_MD, active = torch.empty_like(start_MD), count()
+    for first in range(0, tokens, BLOCK):
+        rows = slice(first, min(first + BLOCK, tokens))
+        here = [min(max(running - first, 0), rows.stop - first) for running in active]
+        output_MD[rows] = _run(
+            start_MD[rows], norm, mlp, blend.take(rows), gains_L, shared, lambda here=here: here
+        )
     return output_MD
 
 
-def routed_activations(plan: ReusePlan, first_MF: Tensor) -> Tensor | None:
-    """λ·s·m ⊙ a₁, kept for the tokens whose last loop comes later, [M, F]."""
-    if plan.gates is None:
-        return None
-    routed = replace(plan, shared=0.0)
-    return blend_first_loop(routed, first_MF, torch.zeros_like(plan.lam[:, None]))
+def _run(
+    start_MD: Tensor,
+    norm: Norm,
+    mlp: FeedForward,
+    blend: Blend,
+    gains_L: Tensor | None,
+    shared: float,
+    count: Callable[[], list[int]],
+) -> Tensor:
+    """Run the loops over a shrinking prefix of tokens, [M, D]."""
+    *proj, down_proj = linears(mlp)
+    phi = activate_in_place if is_plain(mlp) else lambda mlp, p: activate(mlp, *p)
+    output_MD = torch.empty_like(start_MD)
+    first_RD = total_RD = width_RF = None  # U₁, U_ℓ, and λ·s·m ⊙ a₁ of the tokens still running
+    running, loop = len(start_MD), 0
+    while running:
+        x_RD = norm(start_MD[:running] if total_RD is None else start_MD[:running] + total_RD)
+        a_RF = phi(mlp, [linear(x_RD) for linear in proj])
+        staying = count()[loop + 1]
+        stay, leave = slice(staying), slice(staying, running)
+        gain = None if gains_L is None else gains_L[loop]
+        kept_R1 = blend.kept_M1[leave]
+        weight_R1 = kept_R1 if gain is None else kept_R1 * gain
+        if loop == 0:
+            width_RF = blend.take(stay).routed(a_RF[stay]) if staying else None
+            blend.take(leave).first_loop(a_RF[leave], weight_R1, out=a_RF[leave])
+        elif width_RF is not None:
+            w_R1 = weight_R1.to(a_RF.dtype)
+            torch.addcmul(width_RF[leave], a_RF[leave], w_R1, out=a_RF[leave])
+        else:
+            a_RF[leave] *= weight_R1.to(a_RF.dtype)
 
+        update_RD = down_proj(a_RF)
+        if down_proj.bias is not None:
+            # W_out's bias was added once; the plan wants (1 − λ)γ of it, and λ for the width
+            # pathway, whose shared part has it from loop 1.
+            missing = 1.0 if loop == 0 else 1.0 - shared
+            times_R1 = weight_R1 + missing * (1 - kept_R1)
+            update_RD[leave] += (times_R1 - 1).to(update_RD.dtype) * down_proj.bias
+        base_RD = start_MD[leave]
+        if total_RD is not None and first_RD is not None:
+            kept_R1 = kept_R1.to(total_RD.dtype)
+            base_RD = base_RD + torch.lerp(shared * first_RD[leave], total_RD[leave], kept_R1)
+        torch.add(base_RD, update_RD[leave], out=output_MD[leave])
 
-def active_tokens(plan: ReusePlan) -> list[int]:
-    """How many tokens run loop 1, 2, … up to the longest, then 0; their sum is Σ ℓ̂."""
-    exits = torch.bincount(plan.loop_count - 1, minlength=1)
-    return [*exits.flip(0).cumsum(0).flip(0).tolist(), 0]
+        step_RD = update_RD[stay].to(start_MD.dtype)
+        step_RD = step_RD if gain is None else gain.to(step_RD.dtype) * step_RD
+        total_RD = step_RD if total_RD is None else total_RD[stay] + step_RD
+        first_RD = total_RD if first_RD is None else first_RD[stay]
+        running, loop = staying, loop + 1
+    return output_MD

@@ -6,6 +6,10 @@ are differentiated. With v = W_outᵀ ∂Y, the gradients of gates, gains and λ
 with activations that are there anyway. Tokens are ordered by loop count, so those still running
 are a prefix.
 
+Two memory modes. `keep_activations` saves what W_proj gave in a token's ℓ̂ loops (2·F·ℓ̂ values
+beside 3·D); without it only the states U₁ … U_{L−1} are saved (3·D for L = 4, and the layer's own
+input), and the backward pass projects once more.
+
 Legend: M tokens, D d_model, F d_hidden, L max_loops, N num_experts, R tokens still running;
 U_ℓ = H_ℓ − H₀; `d_x` is the gradient of the loss in x.
 """
@@ -16,14 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from versatileffn.execution.blend import blend_first_loop
-from versatileffn.execution.packed import active_tokens, routed_activations
-from versatileffn.execution.packed_backward import Layer, Loop, PackedBackward
-from versatileffn.ffn.dense import FeedForward, Norm, activate, linears
+from versatileffn.execution.order import count_active, longest_first
+from versatileffn.execution.packed_backward import PackedBackward
+from versatileffn.execution.packed_forward import PackedForward, Weights
+from versatileffn.ffn.dense import FeedForward, Norm, linears
 from versatileffn.ffn.plan import ReusePlan
 
 
-def run_packed_training(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
+def run_packed_training(
+    hidden_MD: Tensor,
+    norm: Norm,
+    mlp: FeedForward,
+    plan: ReusePlan,
+    keep_activations: bool = True,
+) -> Tensor:
     """Carry out a hard plan, differentiably, doing only the work that the gradient needs.
 
     Source: Algorithm 1 with one-hot p; docs/algebra.md for the gradient.
@@ -33,6 +43,7 @@ def run_packed_training(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: R
         norm: the norm before the FFN, a module.
         mlp: an FFN for which `reads_plain_weights` holds.
         plan: a flat, hard plan for the same M tokens.
+        keep_activations: save projections for the backward pass instead of computing them again.
 
     Returns:
         Y, [M, D]. Its gradient in `loop_probs` is right up to a constant for each token, which
@@ -40,9 +51,8 @@ def run_packed_training(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: R
     """
     assert plan.hard
     assert isinstance(norm, nn.Module)
-    weights = [*norm.parameters(), *(linear.weight for linear in linears(mlp))]
     return _PackedTraining.apply(
-        Layer(norm, mlp),
+        (norm, mlp, compute_dtype(hidden_MD, mlp), keep_activations),
         plan,
         hidden_MD,
         plan.loop_probs,
@@ -50,32 +60,29 @@ def run_packed_training(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: R
         plan.gates,
         plan.width_gain,
         plan.loop_gains,
-        *weights,
+        *norm.parameters(),
+        *(linear.weight for linear in linears(mlp)),
     )
 
 
-def reads_plain_weights(norm: Norm, mlp: FeedForward) -> bool:
-    """Whether the weights may be read: plain, bias-free linears that nothing has wrapped or hooked.
+def run_recomputed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
+    """`run_packed_training` in the mode that saves states only."""
+    return run_packed_training(hidden_MD, norm, mlp, plan, keep_activations=False)
 
-    Adapters, quantized weights and parametrizations change what calling a linear does, and
-    reading its weight would leave them out.
-    """
-    return isinstance(norm, nn.Module) and all(
-        type(linear) is nn.Linear
-        and linear.bias is None
-        and type(linear.weight) in (Tensor, nn.Parameter)
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
-        and not linear._backward_hooks
-        for linear in linears(mlp)
-    )
+
+def compute_dtype(hidden_MD: Tensor, mlp: FeedForward) -> torch.dtype:
+    """The dtype of the matrix products: autocast's where it is on, else the weights'."""
+    device = hidden_MD.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return mlp.up_proj.weight.dtype
 
 
 class _PackedTraining(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        layer: Layer,
+        layer: tuple[nn.Module, FeedForward, torch.dtype, bool],
         plan: ReusePlan,
         hidden_MD: Tensor,
         loop_probs_ML: Tensor,
@@ -85,91 +92,44 @@ class _PackedTraining(torch.autograd.Function):
         loop_gains_L: Tensor | None,
         *weights: Tensor,
     ) -> Tensor:
-        order_M = plan.loop_count.argsort(descending=True, stable=True)
-        plan = plan.take(order_M)
-        active = active_tokens(plan)
-        active += [0] * (plan.max_loops + 1 - len(active))
-        start_MD = hidden_MD[order_M]
-        all_loops = ctx.needs_input_grad[3]
-        kept_M1 = 1 - plan.lam[:, None]
-
-        loops: list[Loop] = []
-        totals: list[Tensor] = []  # U_1 …, for all tokens whose p needs a gradient
-        exit_MF = base_MD = last_MF = width_RF = None
-        total_MD = torch.zeros_like(start_MD)
-        for loop in range(plan.max_loops):
-            running, staying = active[loop], active[loop + 1]
-            rows = len(start_MD) if all_loops else running
-            leave = slice(staying, running)
-            state_MD = start_MD[:rows] + total_MD[:rows]
-            x_MD = layer.norm(state_MD)
-            projected = tuple(linear(x_MD) for linear in linears(layer.mlp)[:-1])
-            a_MF = activate(layer.mlp, *projected)
-            loops.append(
-                Loop(state_MD[:running], x_MD[:running], tuple(p[:running] for p in projected))
-            )
-            gain = kept_M1.new_ones(()) if loop_gains_L is None else loop_gains_L[loop]
-            weight_R1 = kept_M1[leave] * gain
-            if exit_MF is None or base_MD is None:
-                exit_MF, base_MD = torch.empty_like(a_MF), torch.zeros_like(start_MD)
-                width_RF = routed_activations(plan.take(slice(staying)), a_MF[:staying])
-                exit_MF[leave] = blend_first_loop(plan.take(leave), a_MF[leave], weight_R1)
-            else:
-                exit_MF[leave] = weight_R1.to(a_MF.dtype) * a_MF[leave]
-                if width_RF is not None:
-                    exit_MF[leave] += width_RF[leave]
-                shared_RD = plan.shared * totals[0][leave]
-                kept = kept_M1[leave].to(total_MD.dtype)
-                base_MD[leave] = torch.lerp(shared_RD, total_MD[leave], kept)
-            if loop + 1 < plan.max_loops:
-                rows = len(start_MD) if all_loops else staying
-                update_MD = layer.mlp.down_proj(a_MF[:rows])
-                if loop_gains_L is not None:
-                    update_MD = gain.to(update_MD.dtype) * update_MD
-                total_MD = total_MD[:rows] + update_MD
-                totals.append(total_MD)
-            else:
-                last_MF = a_MF[running:]
-        assert exit_MF is not None
-        assert base_MD is not None
-        assert last_MF is not None
-        output_MD = torch.empty_like(hidden_MD)
-        output_MD[order_M] = (start_MD + base_MD + layer.mlp.down_proj(exit_MF)).to(hidden_MD.dtype)
-
-        ctx.layer, ctx.plan, ctx.active, ctx.num_weights = layer, plan, active, len(weights)
-        ctx.num_totals = len(totals)
-        saved = [t for loop in loops for t in (loop.state_RD, loop.x_RD, *loop.projected_RF)]
-        ctx.save_for_backward(order_M, exit_MF, last_MF, *weights, *totals, *saved)
-        return output_MD
+        norm, mlp, dtype, keep_activations = layer
+        order_M = longest_first(plan.loop_count)
+        active = count_active(plan.loop_count, plan.max_loops)()
+        cast = Weights.of(norm, mlp, dtype)
+        run = PackedForward(
+            norm, mlp, cast, plan.take(order_M), active,
+            all_loops=ctx.needs_input_grad[3] or ctx.needs_input_grad[4],
+            keep_activations=keep_activations,
+        )  # fmt: skip
+        sorted_MD = run(hidden_MD[order_M])
+        ctx.norm, ctx.mlp, ctx.plan, ctx.active = norm, mlp, plan, active
+        ctx.all_loops, ctx.num_linears, ctx.num_totals = (
+            run.all_loops, len(cast.linears), len(run.totals)
+        )  # fmt: skip
+        ctx.wanted = [w.dtype if w.requires_grad else None for w in weights]
+        ctx.save_for_backward(hidden_MD, order_M, *cast.linears, *run.totals, *run.saved)
+        return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output_MD: Tensor) -> tuple[Tensor | None, ...]:
-        order_M, exit_MF, last_MF, *rest = ctx.saved_tensors
-        weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
-        totals, rest = rest[: ctx.num_totals], rest[ctx.num_totals :]
-        step = len(rest) // ctx.plan.max_loops
-        chunks = [rest[i : i + step] for i in range(0, len(rest), step)]
-        loops = [Loop(state, x, tuple(projected)) for state, x, *projected in chunks]
-        run = PackedBackward(
-            ctx.layer, ctx.plan, ctx.active, weights, loops, exit_MF, d_output_MD[order_M]
-        )
-        d_hidden_MD = run.chain()
-        d_probs_ML = run.loop_probs(totals, last_MF) if ctx.needs_input_grad[3] else None
-        d_lam_M, d_gates_MK, d_width_gain = run.width()
-        inverse_M = order_M.argsort()
-
-        def unsort(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[inverse_M]
-
-        return (
-            None,
-            None,
-            unsort(d_hidden_MD),
-            unsort(d_probs_ML),
-            unsort(d_lam_M),
-            unsort(d_gates_MK),
-            d_width_gain,
-            run.loop_gains(),
-            *run.weights(),
-        )
+        hidden_MD, order_M, *rest = ctx.saved_tensors
+        linear_weights, rest = rest[: ctx.num_linears], rest[ctx.num_linears :]
+        totals, saved = rest[: ctx.num_totals], rest[ctx.num_totals :]
+        weights = Weights(list(ctx.norm.parameters()), linear_weights)
+        with torch.autocast(d_output_MD.device.type, enabled=False):
+            run = PackedBackward(
+                ctx.norm, ctx.mlp, weights, ctx.plan.take(order_M), ctx.active,
+                hidden_MD[order_M], totals, saved, d_output_MD[order_M],
+            )  # fmt: skip
+            d_hidden_MD = run.chain()
+            plan_grads = run.plan_gradients(ctx.all_loops)
+            weight_grads = run.weight_gradients(ctx.wanted)
+        inverse_M = torch.empty_like(order_M)
+        inverse_M[order_M] = torch.arange(len(order_M), device=order_M.device)
+        d_probs_ML, d_lam_M, d_gates_MK, d_width_gain, d_loop_gains_L = plan_grads
+        unsorted = [
+            None if grad is None else grad[inverse_M]
+            for grad in (d_hidden_MD, d_probs_ML, d_lam_M, d_gates_MK)
+        ]
+        return (None, None, *unsorted, d_width_gain, d_loop_gains_L, *weight_grads)

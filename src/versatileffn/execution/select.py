@@ -21,7 +21,8 @@ from torch import Tensor
 from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
-from versatileffn.execution.packed_training import reads_plain_weights, run_packed_training
+from versatileffn.execution.packed_training import run_packed_training, run_recomputed
+from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn.config import Execution
 from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.plan import ReusePlan
@@ -40,10 +41,10 @@ def select_executor(
     may_pack = plan.hard and not _is_recorded(plan)
     if may_pack and not torch.is_grad_enabled() and execution != "masked":
         return run_packed
-    if execution != "packed":
+    if execution not in ("packed", "recompute"):
         return run_masked
     if may_pack and reads_plain_weights(norm, mlp):
-        return run_packed_training
+        return run_packed_training if execution == "packed" else run_recomputed
     raise ConfigError(
         "execution='packed' needs loop_mix='hard' and eager mode, and in training also plain "
         "linears without biases or adapters: use execution='auto'"

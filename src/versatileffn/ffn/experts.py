@@ -57,7 +57,13 @@ class ExpertSlices:
         experts_N = torch.arange(self.num_experts, device=device)
         return owner_F.index_put((neurons_Nf,), experts_N[:, None].expand_as(neurons_Nf))
 
-    def scale_neurons(self, weights_MN: Tensor, rest_M1: Tensor, activations_MF: Tensor) -> Tensor:
+    def scale_neurons(
+        self,
+        weights_MN: Tensor,
+        rest_M1: Tensor,
+        activations_MF: Tensor,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Multiply the hidden activations of each expert by its weight, [M, F].
 
         Source: Eq. 6–7 in one product.
@@ -66,17 +72,23 @@ class ExpertSlices:
             weights_MN: a weight for each token and expert.
             rest_M1: the weight of neurons that belong to no expert.
             activations_MF: hidden activations of the whole FFN.
+            out: where to put the result, contiguous; may be the activations.
         """
         if self.tiles:
-            blocks_MNf = activations_MF.unflatten(-1, (self.num_experts, self.d_expert))
-            return (blocks_MNf * weights_MN.unsqueeze(-1)).flatten(-2)
+            by_expert = (self.num_experts, self.d_expert)
+            blocks_MNf = activations_MF.unflatten(-1, by_expert)
+            out_MNf = None if out is None else out.unflatten(-1, by_expert)
+            return torch.mul(blocks_MNf, weights_MN.unsqueeze(-1), out=out_MNf).flatten(-2)
         owners = self.owner_of_neuron(activations_MF.device)
-        return activations_MF * torch.cat([weights_MN, rest_M1], dim=-1)[:, owners]
+        weights_MF = torch.cat([weights_MN, rest_M1], dim=-1)[:, owners]
+        return torch.mul(activations_MF, weights_MF, out=out)
 
-    def sum_neurons(self, values_MF: Tensor) -> Tensor:
-        """Sum values of hidden neurons over each expert's neurons, [M, N]."""
+    def sum_neurons(self, values_MF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Sum values of hidden neurons over each expert's neurons, in `dtype`, [M, N]."""
         if self.tiles:
-            return values_MF.unflatten(-1, (self.num_experts, self.d_expert)).sum(-1)
+            by_expert = (self.num_experts, self.d_expert)
+            return values_MF.unflatten(-1, by_expert).sum(-1, dtype=dtype)
+        values_MF = values_MF.to(dtype or values_MF.dtype)
         sums_MN = values_MF.new_zeros(*values_MF.shape[:-1], self.num_experts + 1)
         owners_F = self.owner_of_neuron(values_MF.device)
         return sums_MN.index_add(-1, owners_F, values_MF)[..., : self.num_experts]

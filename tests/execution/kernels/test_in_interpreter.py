@@ -1,0 +1,29 @@
+"""The default suite's way to the kernels where there is no GPU: a process with the interpreter."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton isn't installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
+def test_the_kernels_in_tritons_interpreter():
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", str(HERE), "-p", "no:cacheprovider", "-q"],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=HERE.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed
+    assert int(passed[1]) > 50, "the interpreter's tests were skipped:\n" + run.stdout[-2000:]
