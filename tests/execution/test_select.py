@@ -8,7 +8,7 @@ from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.order import count_active
 from versatileffn.execution.packed import run_packed
-from versatileffn.execution.packed_training import run_packed_training
+from versatileffn.execution.packed_training import run_packed_training, run_recomputed
 from versatileffn.execution.select import select_executor
 from versatileffn.ffn.dense import ACTIVATIONS, hidden_activations
 
@@ -22,25 +22,47 @@ def chosen(execution, plan, **settings):
     return select_executor(execution, plan, layer.norm, layer.mlp)
 
 
-def test_auto_packs_inference_and_masks_the_rest():
-    hard, soft = plan_of(), plan_of(loop_mix="soft")
-    assert chosen("auto", hard) is run_masked
+@pytest.mark.parametrize("execution", ["auto", "packed", "recompute"])
+def test_hard_plans_are_packed(execution):
+    training = run_recomputed if execution == "recompute" else run_packed_training
+    assert chosen(execution, plan_of()) is training
     with torch.no_grad():
-        assert chosen("auto", hard) is run_packed
-        assert chosen("auto", soft) is run_masked
-        assert chosen("masked", hard) is run_masked
+        assert chosen(execution, plan_of()) is run_packed
+        assert chosen(execution, plan_of(), bias=True) is run_packed
 
 
-def test_packed_trains_where_it_may_read_the_weights():
-    assert chosen("packed", plan_of()) is run_packed_training
-    with torch.no_grad():
-        assert chosen("packed", plan_of(), bias=True) is run_packed
-    with pytest.raises(ConfigError, match="biases or adapters"):
-        chosen("packed", plan_of(), bias=True)
-    layer = make_layer()
+def test_masked_and_soft_plans_are_masked():
+    for plan, execution in ((plan_of(loop_mix="soft"), "auto"), (plan_of(), "masked")):
+        assert chosen(execution, plan) is run_masked
+        with torch.no_grad():
+            assert chosen(execution, plan) is run_masked
+
+
+def hook(layer):
     layer.mlp.up_proj.register_forward_hook(lambda *_: None)
-    with pytest.raises(ConfigError, match="biases or adapters"):
+
+
+def replaced_forward(layer):
+    layer.mlp.down_proj.forward = torch.nn.Linear(32, 16).forward
+
+
+def parametrized(layer):
+    torch.nn.utils.parametrizations.weight_norm(layer.mlp.up_proj)
+
+
+def subclass(layer):
+    layer.mlp.up_proj = type("Adapted", (torch.nn.Linear,), {})(16, 32, bias=False)
+
+
+@pytest.mark.parametrize("wrap", [hook, replaced_forward, parametrized, subclass])
+def test_training_reads_weights_only_where_they_are_plain(wrap):
+    layer = make_layer()
+    assert select_executor("auto", plan_of(), layer.norm, layer.mlp) is run_packed_training
+    wrap(layer)
+    assert select_executor("auto", plan_of(), layer.norm, layer.mlp) is run_masked
+    with pytest.raises(ConfigError, match="adapters"):
         select_executor("packed", plan_of(), layer.norm, layer.mlp)
+    assert chosen("auto", plan_of(), bias=True) is run_masked
 
 
 def test_packed_is_refused_where_it_is_invalid():
@@ -75,14 +97,6 @@ def test_hidden_states_are_left_as_they_were(executor):
     with torch.no_grad():
         executor(hidden, layer.norm, layer.mlp, layer.controller(hidden))
     assert torch.equal(hidden, before)
-
-
-def test_compiling_the_whole_graph_takes_the_masked_executor():
-    layer = make_layer(dtype=torch.float32).eval()
-    compiled = torch.compile(lambda h: layer(h).hidden, fullgraph=True, backend="eager")
-    hidden = make_hidden(6, 16, dtype=torch.float32)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(hidden), layer(hidden).hidden)
 
 
 def test_adapters_take_part():

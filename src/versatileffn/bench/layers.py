@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,15 @@ from torch import Tensor
 from versatileffn.bench.distributions import gumbel_noise_for, loop_counts
 from versatileffn.bench.straightforward import run_straightforward
 from versatileffn.execution.select import execute
-from versatileffn.ffn.config import Execution
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.versatile import VersatileFFN
 
 MATRICES = 3  # gate, up and down projection
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2}
-"""Largest relative error, in the Frobenius norm, between two ways to compute one thing: some tens
-of roundings in float32, and of the 8-bit mantissas of bfloat16 through four loops."""
-GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1}
-"""The same for gradients; those of the loop predictor are differences of rounded sums."""
+TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+"""Largest relative error, in the Frobenius norm, between two ways to compute one layer's output or
+its gradients: about five times the most that was seen (4e-6 and 6e-3; 2e-2 where D is tiny)."""
+MODEL_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
+"""The same for a whole model, where one layer's rounding may choose another expert in the next."""
 
 
 class MismatchError(AssertionError):
@@ -119,11 +118,6 @@ def set_up(
         with setup.autocast() if training else nullcontext():
             assert torch.equal(setup.plan().loop_count, counts_M), "the noise missed the counts"
     return setup
-
-
-def available(executions: Sequence[str]) -> list[str]:
-    """Those of some executions that this version has."""
-    return [name for name in executions if name in get_args(Execution)]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from versatileffn.bench.distributions import PrescribedController, loop_counts
 from versatileffn.bench.flops import FlopCounter
-from versatileffn.bench.layers import GRADIENT_TOLERANCE, TOLERANCE, available, check_equal
+from versatileffn.bench.layers import MODEL_TOLERANCE, check_equal
 from versatileffn.bench.straightforward import run_straightforward
 from versatileffn.bench.timing import Budget, Timings, measure, waits_for
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
@@ -89,7 +89,7 @@ def model(
     counts = loop_counts(shares, sequences * (1 if work == "decode" else length), seed)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, shape["vocab_size"], (sequences, length), generator=generator)
-    ours = ["straightforward", *available(executors)]
+    ours = ["straightforward", *executors]
     run: dict[str, Callable[[], list[Tensor]]] = {}
     for kind in [*BASELINES, *ours]:
         net = build(kind, shape, counts, device, stored, seed).train(training)
@@ -99,9 +99,8 @@ def model(
             run[kind] = Decoding(net, ids.to(device))
         else:
             run[kind] = partial(prefill, net, ids.to(device))
-    tolerance = (GRADIENT_TOLERANCE if training else TOLERANCE)[dtype]
     results = {kind: as_vectors(run[kind]()) for kind in ours}
-    errors = check_equal(results, "straightforward", tolerance)
+    errors = check_equal(results, "straightforward", MODEL_TOLERANCE[dtype])
     del results
     timings = measure(run, budget, waits_for(device))
     result = {

@@ -14,7 +14,6 @@ import torch
 from versatileffn.bench import machine
 from versatileffn.bench.results import Results
 from versatileffn.bench.suite import Case, suite
-from versatileffn.bench.worker import STOPPED
 from versatileffn.errors import ConfigError, VersatileFFNError
 
 
@@ -93,14 +92,16 @@ def _chosen(cases: list[Case], only: Sequence[str]) -> list[Case]:
 
 
 def _measure(out: Path, cases: list[Case], environment: dict[str, str]) -> None:
-    """Run one measuring process."""
+    """Run one measuring process.
+
+    It has a process group of its own: Ctrl-C reaches this process alone, which then ends it. Its
+    file is whole at any moment, so nothing has to be tidied up.
+    """
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder) / "cases.json"
         request.write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
         command = [sys.executable, "-m", "versatileffn.bench.worker", str(out), str(request)]
-        code = subprocess.run(command, env=environment, check=False).returncode
-    if code == STOPPED:
-        raise KeyboardInterrupt
+        code = subprocess.run(command, env=environment, process_group=0, check=False).returncode
     if code:
         raise VersatileFFNError(
             f"measuring stopped with exit code {code}, see above; finished cases are in {out}"

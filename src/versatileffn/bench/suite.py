@@ -38,6 +38,7 @@ class Case:
         }
 
 
+EXECUTORS = ("dense", "straightforward", "masked", "packed", "recompute")
 KINDS = ("inference", "width", "others", "training", "memory", "decode", "model", "allocator")
 
 
@@ -59,7 +60,7 @@ def suite(
     return [
         *_inference(lists, seed, SIZES, tokens, DTYPES),
         *_training(lists, seed, SIZES, 1024, DTYPES),
-        *_memory(lists, seed, SIZES[0], 1024, DTYPES, ("masked", "packed", "recompute")),
+        *_memory(lists, seed, SIZES[0], 1024, DTYPES, EXECUTORS),
         *_decode(seed, SIZES, (1, 8, 32), DTYPES, 128 * 2**20),
         *_models(lists, seed, MODEL, DTYPES, {"prefill": 512, "decode": 64, "training": 256}),
         *_allocator(lists, seed, SIZES[0], 2048),

@@ -21,7 +21,6 @@ from versatileffn.bench.suite import Case
 from versatileffn.bench.timing import Budget
 from versatileffn.errors import VersatileFFNError
 
-STOPPED = 130
 FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "inference": layer_cases.inference,
     "width": layer_cases.width,
@@ -50,7 +49,7 @@ def measure_cases(results: Results, cases: list[Case]) -> None:
             found = measure_case(
                 budget=Budget(**case.budget), device=settings["device"], **case.settings
             )
-        except BaseException:
+        except Exception:
             print(flush=True)  # so that what is said about it begins a line
             raise
         seconds = time.perf_counter() - started
@@ -64,8 +63,6 @@ def main(results_file: str, cases_file: str) -> int:
     cases = [Case(**case) for case in json.loads(Path(cases_file).read_text(encoding="utf-8"))]
     try:
         measure_cases(Results.read(Path(results_file)), cases)
-    except KeyboardInterrupt:
-        return STOPPED
     except (MismatchError, VersatileFFNError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

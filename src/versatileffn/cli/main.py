@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from versatileffn.cli.bench import bench_command
 from versatileffn.cli.reproduce import reproduce_command
 from versatileffn.cli.tokenize import tokenize_command
 from versatileffn.cli.train import train_command
@@ -22,6 +23,7 @@ app.command("upcycle")(upcycle_command)
 app.command("tokenize")(tokenize_command)
 app.command("train")(train_command)
 app.command("reproduce")(reproduce_command)
+app.command("bench")(bench_command)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Legend: M tokens, F d_hidden, N num_experts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ class Blend:
 
     Args:
         kept_M1: 1 − λ, the depth pathway's share.
+        shared: σ.
         shared_M1: λσ, the share of the full FFN in the width pathway.
         routed_MN: λ·s·g spread over the experts; None without a width pathway.
         slices: the neurons of each expert; None without a width pathway.
     """
 
     kept_M1: Tensor
+    shared: float
     shared_M1: Tensor
     routed_MN: Tensor | None
     slices: ExpertSlices | None
@@ -37,16 +39,21 @@ class Blend:
         lam_M1 = plan.lam[:, None]
         kept_M1 = 1 - lam_M1
         if plan.gates is None or plan.experts is None or plan.slices is None:
-            return cls(kept_M1, torch.zeros_like(lam_M1), None, None)
+            return cls(kept_M1, 0.0, torch.zeros_like(lam_M1), None, None)
         routed_MN = spread_gates(plan.gates, plan.experts, plan.slices.num_experts)
         if plan.width_gain is not None:
             routed_MN = routed_MN * plan.width_gain
-        return cls(kept_M1, lam_M1 * plan.shared, lam_M1 * routed_MN, plan.slices)
+        shared_M1 = lam_M1 * plan.shared
+        return cls(kept_M1, plan.shared, shared_M1, lam_M1 * routed_MN, plan.slices)
 
     def take(self, tokens: Tensor | slice) -> "Blend":
         """The weights of some tokens, in the order given."""
-        routed_MN = None if self.routed_MN is None else self.routed_MN[tokens]
-        return Blend(self.kept_M1[tokens], self.shared_M1[tokens], routed_MN, self.slices)
+        return replace(
+            self,
+            kept_M1=self.kept_M1[tokens],
+            shared_M1=self.shared_M1[tokens],
+            routed_MN=None if self.routed_MN is None else self.routed_MN[tokens],
+        )
 
     def first_loop(self, a_MF: Tensor, depth_M1: Tensor, out: Tensor | None = None) -> Tensor:
         """[depth + λσ + λ·s·m] ⊙ a₁, what loop 1 contributes to the output, [M, F].

@@ -5,7 +5,6 @@ Legend: M tokens, L max_loops.
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ def count_active(loop_count_M: Tensor, max_loops: int) -> Callable[[], list[int]
         return lambda: counts
     pinned_L = torch.empty(max_loops, dtype=active_L.dtype, pin_memory=True)
     pinned_L.copy_(active_L, non_blocking=True)
-    arrived = cast(torch.cuda.Event, torch.cuda.Event())
+    arrived = torch.cuda.Event()
     arrived.record()
 
     def wait() -> list[int]:

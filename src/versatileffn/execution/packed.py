@@ -8,7 +8,8 @@ virtual experts, and the shared part of the width pathway is σ·U₁, which loo
 Legend: M tokens, D d_model, F d_hidden, L max_loops, R tokens still running.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,33 @@ from versatileffn.ffn.plan import ReusePlan
 BLOCK = 512
 """Tokens at once on the CPU: enough for matrix products at full speed, few enough that their
 hidden activations stay in memory that the process has already touched."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one loop.
+
+    Args:
+        norm: the norm before the FFN.
+        project: x -> gate (if any) and up.
+        phi: a from these; may overwrite them.
+        down: a -> W_out a, with its bias if it has one.
+        bias_D: W_out's bias.
+    """
+
+    norm: Norm
+    project: Sequence[Callable[[Tensor], Tensor]]
+    phi: Callable[[Sequence[Tensor]], Tensor]
+    down: Callable[[Tensor], Tensor]
+    bias_D: Tensor | None = None
+
+    @classmethod
+    def of(cls, norm: Norm, mlp: FeedForward) -> "Steps":
+        """Call a layer's modules, so that whatever wraps them takes part."""
+        *proj, down = linears(mlp)
+        if is_plain(mlp):
+            return cls(norm, proj, lambda values: activate_in_place(mlp, values), down, down.bias)
+        return cls(norm, proj, lambda values: activate(mlp, *values), down, down.bias)
 
 
 def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
@@ -42,84 +70,88 @@ def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
     """
     if not plan.hard:
         raise ValueError("a soft plan mixes all loops: it needs the masked executor")
-    tokens = len(hidden_MD)
-    count = count_active(plan.loop_count, plan.max_loops)
-    blend, gains = Blend.of(plan), plan.loop_gains
-    if not hidden_MD.is_cuda and set(count()) <= {0, tokens}:  # all alike: they are in order
-        return _by_blocks(hidden_MD, norm, mlp, blend, gains, plan.shared, count)
-    order_M = longest_first(plan.loop_count)
-    sorted_MD = _by_blocks(
-        hidden_MD[order_M], norm, mlp, blend.take(order_M), gains, plan.shared, count
+    steps = Steps.of(norm, mlp)
+    return run_steps(
+        hidden_MD, steps, plan.loop_count, plan.max_loops, Blend.of(plan), plan.loop_gains
     )
+
+
+def run_steps(
+    hidden_MD: Tensor,
+    steps: Steps,
+    loop_count_M: Tensor,
+    max_loops: int,
+    blend: Blend,
+    gains_L: Tensor | None,
+) -> Tensor:
+    """`run_packed` for a plan in parts, [M, D]."""
+    count = count_active(loop_count_M, max_loops)
+    if not hidden_MD.is_cuda and set(count()) <= {0, len(hidden_MD)}:  # all alike: in order
+        return _run_blocks(hidden_MD, steps, blend, gains_L, count)
+    order_M = longest_first(loop_count_M)
+    sorted_MD = _run_blocks(hidden_MD[order_M], steps, blend.take(order_M), gains_L, count)
     return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD)
 
 
-def _by_blocks(
+def _run_blocks(
     start_MD: Tensor,
-    norm: Norm,
-    mlp: FeedForward,
+    steps: Steps,
     blend: Blend,
     gains_L: Tensor | None,
-    shared: float,
     count: Callable[[], list[int]],
 ) -> Tensor:
-    """Carry out a plan for tokens in order, a block at a time, [M, D]."""
+    """Run tokens that are in order, a block at a time, [M, D]."""
     tokens = len(start_MD)
     if start_MD.is_cuda or tokens <= BLOCK:
-        return _run(start_MD, norm, mlp, blend, gains_L, shared, count)
-    output_MD, active = torch.empty_like(start_MD), count()
+        return _run(start_MD, steps, blend, gains_L, count)
+    output_MD = torch.empty_like(start_MD)
     for first in range(0, tokens, BLOCK):
         rows = slice(first, min(first + BLOCK, tokens))
-        here = [min(max(running - first, 0), rows.stop - first) for running in active]
-        output_MD[rows] = _run(
-            start_MD[rows], norm, mlp, blend.take(rows), gains_L, shared, lambda here=here: here
-        )
+        here = [min(max(running - first, 0), rows.stop - first) for running in count()]
+        output_MD[rows] = _run(start_MD[rows], steps, blend.take(rows), gains_L, here.copy)
     return output_MD
 
 
 def _run(
     start_MD: Tensor,
-    norm: Norm,
-    mlp: FeedForward,
+    steps: Steps,
     blend: Blend,
     gains_L: Tensor | None,
-    shared: float,
     count: Callable[[], list[int]],
 ) -> Tensor:
     """Run the loops over a shrinking prefix of tokens, [M, D]."""
-    *proj, down_proj = linears(mlp)
-    phi = activate_in_place if is_plain(mlp) else lambda mlp, p: activate(mlp, *p)
     output_MD = torch.empty_like(start_MD)
     first_RD = total_RD = width_RF = None  # U₁, U_ℓ, and λ·s·m ⊙ a₁ of the tokens still running
     running, loop = len(start_MD), 0
     while running:
-        x_RD = norm(start_MD[:running] if total_RD is None else start_MD[:running] + total_RD)
-        a_RF = phi(mlp, [linear(x_RD) for linear in proj])
+        state_RD = start_MD[:running] if total_RD is None else start_MD[:running] + total_RD
+        x_RD = steps.norm(state_RD)
+        a_RF = steps.phi([linear(x_RD) for linear in steps.project])
         staying = count()[loop + 1]
         stay, leave = slice(staying), slice(staying, running)
         gain = None if gains_L is None else gains_L[loop]
-        kept_R1 = blend.kept_M1[leave]
-        weight_R1 = kept_R1 if gain is None else kept_R1 * gain
+        leaving = blend.take(leave)
+        weight_R1 = leaving.kept_M1 if gain is None else leaving.kept_M1 * gain
         if loop == 0:
             width_RF = blend.take(stay).routed(a_RF[stay]) if staying else None
-            blend.take(leave).first_loop(a_RF[leave], weight_R1, out=a_RF[leave])
-        elif width_RF is not None:
-            w_R1 = weight_R1.to(a_RF.dtype)
-            torch.addcmul(width_RF[leave], a_RF[leave], w_R1, out=a_RF[leave])
+            leaving.first_loop(a_RF[leave], weight_R1, out=a_RF[leave])
         else:
-            a_RF[leave] *= weight_R1.to(a_RF.dtype)
+            scaled_RF = a_RF[leave].mul_(weight_R1.to(a_RF.dtype))
+            if width_RF is not None:
+                scaled_RF += width_RF[leave]
 
-        update_RD = down_proj(a_RF)
-        if down_proj.bias is not None:
+        update_RD = steps.down(a_RF)
+        if steps.bias_D is not None:
             # W_out's bias was added once; the plan wants (1 − λ)γ of it, and λ for the width
             # pathway, whose shared part has it from loop 1.
-            missing = 1.0 if loop == 0 else 1.0 - shared
-            times_R1 = weight_R1 + missing * (1 - kept_R1)
-            update_RD[leave] += (times_R1 - 1).to(update_RD.dtype) * down_proj.bias
+            missing = 1.0 if loop == 0 else 1.0 - blend.shared
+            times_R1 = weight_R1 + missing * (1 - leaving.kept_M1)
+            update_RD[leave] += (times_R1 - 1).to(update_RD.dtype) * steps.bias_D
         base_RD = start_MD[leave]
         if total_RD is not None and first_RD is not None:
-            kept_R1 = kept_R1.to(total_RD.dtype)
-            base_RD = base_RD + torch.lerp(shared * first_RD[leave], total_RD[leave], kept_R1)
+            shared_RD = blend.shared * first_RD[leave]
+            kept_R1 = leaving.kept_M1.to(total_RD.dtype)
+            base_RD = base_RD + torch.lerp(shared_RD, total_RD[leave], kept_R1)
         torch.add(base_RD, update_RD[leave], out=output_MD[leave])
 
         step_RD = update_RD[stay].to(start_MD.dtype)

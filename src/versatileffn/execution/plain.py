@@ -8,11 +8,12 @@ from versatileffn.ffn.dense import FeedForward, Norm, linears
 def is_plain(mlp: FeedForward) -> bool:
     """Whether calling each linear is one matrix product with its weight, and nobody watches.
 
-    Adapters, quantized weights and parametrizations change what calling a linear does; hooks may
-    keep what went in or came out.
+    Adapters, quantized weights, offloading and parametrizations change what calling a linear does;
+    hooks may keep what went in or came out.
     """
     return all(
         type(linear) is nn.Linear
+        and "forward" not in linear.__dict__
         and type(linear.weight) in (Tensor, nn.Parameter)
         and not linear._forward_hooks
         and not linear._forward_pre_hooks

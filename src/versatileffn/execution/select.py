@@ -1,15 +1,18 @@
 """Which executor carries out a plan.
 
-| asked for | plan and circumstances                          | executor |
-|-----------|--------------------------------------------------|----------|
-| `auto`    | hard, gradients off, no graph being recorded     | packed   |
-| `auto`    | anything else                                    | masked   |
-| `masked`  | always valid                                     | masked   |
-| `packed`  | hard, gradients off, no graph being recorded     | packed   |
-| `packed`  | hard, gradients on, no graph, plain weights      | packed_training |
-| `packed`  | anything else                                    | a ConfigError |
+| asked for     | circumstances                                              | executor        |
+|---------------|------------------------------------------------------------|-----------------|
+| `auto`        | eager, hard plan, gradients off                            | packed          |
+| `auto`        | eager, hard plan, gradients on, plain weights              | packed_training |
+| `auto`        | torch.compile, hard plan, plain weights, RMSNorm, SwiGLU   | operator        |
+| `auto`        | anything else                                              | masked          |
+| `masked`      | always valid                                               | masked          |
+| `packed`      | as `auto`, but a ConfigError instead of masked             |                 |
+| `recompute`   | as `packed`, but training keeps states only                | recomputed      |
 
-A recorded graph (torch.compile, export, tracing, CUDA graphs) must hold for other tokens too, so it
+Weights are plain when each linear is an unwrapped, bias-free `nn.Linear` without hooks: no adapter,
+no quantization, no offloading. The operator always keeps states only in training. A recorded graph
+other than torch.compile's (export, tracing, CUDA graphs) must hold for other tokens too, so it
 takes static shapes: every token then runs all L loops.
 """
 
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
+from versatileffn.execution.operators import is_operable, run_operator
 from versatileffn.execution.packed import run_packed
 from versatileffn.execution.packed_training import run_packed_training, run_recomputed
 from versatileffn.execution.plain import reads_plain_weights
@@ -36,18 +40,27 @@ def select_executor(
     """Choose by the table above.
 
     Raises:
-        ConfigError: `packed` was asked for where it isn't valid.
+        ConfigError: `packed` or `recompute` was asked for where it isn't valid.
     """
-    may_pack = plan.hard and not _is_recorded(plan)
-    if may_pack and not torch.is_grad_enabled() and execution != "masked":
-        return run_packed
-    if execution not in ("packed", "recompute"):
+    if execution == "masked" or not plan.hard:
+        chosen: Executor | None = None
+    elif torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        chosen = run_operator if is_operable(norm, mlp) else None
+    elif _is_recorded(plan):
+        chosen = None
+    elif not torch.is_grad_enabled():
+        chosen = run_packed
+    elif reads_plain_weights(norm, mlp):
+        chosen = run_recomputed if execution == "recompute" else run_packed_training
+    else:
+        chosen = None
+    if chosen is not None:
+        return chosen
+    if execution in ("auto", "masked"):
         return run_masked
-    if may_pack and reads_plain_weights(norm, mlp):
-        return run_packed_training if execution == "packed" else run_recomputed
     raise ConfigError(
-        "execution='packed' needs loop_mix='hard' and eager mode, and in training also plain "
-        "linears without biases or adapters: use execution='auto'"
+        f"execution={execution!r} needs loop_mix='hard', no export or tracing, and in training "
+        "plain linears without biases or adapters: use execution='auto'"
     )
 
 

@@ -83,12 +83,10 @@ class ExpertSlices:
         weights_MF = torch.cat([weights_MN, rest_M1], dim=-1)[:, owners]
         return torch.mul(activations_MF, weights_MF, out=out)
 
-    def sum_neurons(self, values_MF: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Sum values of hidden neurons over each expert's neurons, in `dtype`, [M, N]."""
+    def sum_neurons(self, values_MF: Tensor) -> Tensor:
+        """Sum values of hidden neurons over each expert's neurons, [M, N]."""
         if self.tiles:
-            by_expert = (self.num_experts, self.d_expert)
-            return values_MF.unflatten(-1, by_expert).sum(-1, dtype=dtype)
-        values_MF = values_MF.to(dtype or values_MF.dtype)
+            return values_MF.unflatten(-1, (self.num_experts, self.d_expert)).sum(-1)
         sums_MN = values_MF.new_zeros(*values_MF.shape[:-1], self.num_experts + 1)
         owners_F = self.owner_of_neuron(values_MF.device)
         return sums_MN.index_add(-1, owners_F, values_MF)[..., : self.num_experts]

@@ -1,5 +1,6 @@
 """The default suite's way to the kernels where there is no GPU: a process with the interpreter."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
 def test_the_kernels_in_tritons_interpreter():
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(HERE), "-p", "no:cacheprovider", "-q"],
+        [sys.executable, "-m", "pytest", str(HERE), "-p", "no:cacheprovider"],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parents[2],
         capture_output=True,
@@ -27,3 +28,21 @@ def test_the_kernels_in_tritons_interpreter():
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed
     assert int(passed[1]) > 50, "the interpreter's tests were skipped:\n" + run.stdout[-2000:]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton isn't installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="one process is enough")
+def test_the_measuring_script_runs_dry(tmp_path):
+    root, out = HERE.parents[2], tmp_path / "gpu.json"
+    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--only", "inference"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "src")}
+    run = subprocess.run(
+        [*command, "--out", str(out)], env=environment, cwd=root, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(out.read_text())
+    case = report["cases"]["inference/32/2.5"]
+    assert set(case["errors"]) == {"masked", "triton", "triton-graph"}
+    assert case["over_expected_loops_times_dense"].keys() >= {"packed", "masked", "triton"}
+    assert report["settings"]["dry_run"]

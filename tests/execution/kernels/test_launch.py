@@ -121,16 +121,18 @@ def test_what_is_not_supported_says_why(device):
 
 
 def test_transformers_norm_is_read(device):
+    from transformers import LlamaConfig
     from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-    from transformers import LlamaConfig
 
     from versatileffn.execution.packed import run_packed
 
     layer = make_layer(dtype=torch.float32).to(device).eval()
     hidden = make_hidden(5, 16, dtype=torch.float32).to(device)
     norm = LlamaRMSNorm(16, eps=0.1).to(device)
-    mlp = LlamaMLP(LlamaConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2)).to(device)
+    mlp = LlamaMLP(LlamaConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2)).to(
+        device
+    )
     with torch.no_grad():
         plan = layer.controller(hidden)
         assert unsupported(hidden, norm, mlp, plan) is None

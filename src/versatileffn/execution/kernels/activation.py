@@ -11,15 +11,16 @@ import triton.language as tl
 def activation(x, ACT: tl.constexpr):
     """One of `ffn.dense.ACTIVATIONS`, by name, in float32."""
     if ACT == "silu":
-        return x * tl.sigmoid(x)
+        y = x * tl.sigmoid(x)
     elif ACT == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACT == "gelu_tanh":
         # (1 + tanh z) / 2 is the sigmoid of 2z
-        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        y = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     elif ACT == "relu":
-        return tl.maximum(x, 0.0)
+        y = tl.maximum(x, 0.0)
     else:
         tl.static_assert(ACT == "relu2")
         positive = tl.maximum(x, 0.0)
-        return positive * positive
+        y = positive * positive
+    return y

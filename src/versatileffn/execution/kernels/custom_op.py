@@ -3,12 +3,11 @@
 Legend: M tokens, D d_model, F d_hidden, K top_k, L max_loops.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from versatileffn.execution.kernels.support import activation_name, norm_epsilon, unsupported
+from versatileffn.execution.kernels.support import activation_name, unsupported
+from versatileffn.execution.norms import RMSNorm
 from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.plan import ReusePlan
 
@@ -26,12 +25,13 @@ def run_triton(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
         Y, [M, D].
     """
     slices, gates = plan.slices, plan.gates
-    weight: Any = getattr(norm, "weight")  # noqa: B009  a Norm is any callable to the type checker
+    rms = RMSNorm.of(norm)
+    assert rms is not None
     gate_proj = getattr(mlp, "gate_proj", None)
     return reuse_forward(
         hidden_MD,
-        weight,
-        norm_epsilon(norm, hidden_MD.dtype),
+        rms.weight,
+        rms.eps,
         None if gate_proj is None else gate_proj.weight,
         mlp.up_proj.weight,
         mlp.down_proj.weight,

@@ -2,9 +2,11 @@
 
 With U_ℓ = H_ℓ − H₀, rows that leave after loop ℓ, and γ, λ, σ, s, m as in docs/algebra.md:
 
-    multiplied by W_out    stays: γ_ℓ a_ℓ      leaves: (1 − λ) γ_ℓ a_ℓ + λ s·m ⊙ a₁   (ℓ = 1: + λσ a₁)
-    after it, with u       stays: U_ℓ = U_{ℓ−1} + u
-                           leaves: Y = H₀ + λσU₁ + (1 − λ) U_{ℓ−1} + u
+    multiplied by W_out    stays:  γ_ℓ a_ℓ
+                           leaves: (1 − λ) γ_ℓ a_ℓ + λ s·m ⊙ a₁, and in loop 1 + λσ a₁
+    after it, with u       stays:  U_ℓ = U_{ℓ−1} + u
+                           leaves: Y = H₀ + λσU₁ + (1 − λ) U_{ℓ−1} + u, where U₀ = 0, and in
+                                   loop 1 no λσU₁: it is in u
 
 λ s·m ⊙ a₁ of a row that stays is kept from loop 1 on: only the K selected slices of it, so K·f
 values a row, and none where λ = 0. A second product in loop 1 would have cost F·D multiplications

@@ -61,10 +61,7 @@ def half_of(tile, PART: tl.constexpr):
     """The left or the right half of the columns."""
     halves = tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2))
     left, right = tl.split(tl.permute(halves, (0, 2, 1)))
-    if PART == 0:
-        return left
-    else:
-        return right
+    return left if PART == 0 else right
 
 
 @triton.jit
@@ -76,11 +73,12 @@ def part_of(tile, PART: tl.constexpr, PARTS: tl.constexpr):
     """
     tl.static_assert(PARTS == 1 or PARTS == 2 or PARTS == 4)
     if PARTS == 1:
-        return tile
+        part = tile
     elif PARTS == 2:
-        return half_of(tile, PART)
+        part = half_of(tile, PART)
     else:
-        return half_of(half_of(tile, PART // 2), PART % 2)
+        part = half_of(half_of(tile, PART // 2), PART % 2)
+    return part
 
 
 @triton.jit
@@ -126,9 +124,7 @@ def up_product(
     active = tl.load(active_L + loop - 1)
     row_blocks = tl.cdiv(active, BLOCK_M)
     column_blocks = tl.cdiv(F, BLOCK_N)
-    for tile in tl.range(
-        tl.program_id(0), row_blocks * column_blocks, PROGRAMS, flatten=FLATTEN
-    ):
+    for tile in tl.range(tl.program_id(0), row_blocks * column_blocks, PROGRAMS, flatten=FLATTEN):
         row_block, column_block = place_tile(tile, row_blocks, column_blocks, GROUP)
         row, column = row_block * BLOCK_M, column_block * BLOCK_N
         gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -210,9 +206,7 @@ def down_product(
     active = tl.load(active_L + loop - 1)
     row_blocks = tl.cdiv(active, BLOCK_M)
     column_blocks = tl.cdiv(D, BLOCK_N)
-    for tile in tl.range(
-        tl.program_id(0), row_blocks * column_blocks, PROGRAMS, flatten=FLATTEN
-    ):
+    for tile in tl.range(tl.program_id(0), row_blocks * column_blocks, PROGRAMS, flatten=FLATTEN):
         row_block, column_block = place_tile(tile, row_blocks, column_blocks, GROUP)
         row, column = row_block * BLOCK_M, column_block * BLOCK_N
         update = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

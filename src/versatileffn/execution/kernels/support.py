@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from versatileffn.execution.norms import RMSNorm
 from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn.dense import FeedForward, Norm, gelu_tanh, linears, relu2
 from versatileffn.ffn.plan import ReusePlan
@@ -20,16 +21,11 @@ MAX_LOOPS = 16
 MAX_MODEL = 16384
 """One program normalizes one token."""
 
-# Transformers' norms that compute weight · x / rms(x), by class name, as this room imports torch
-# alone. Others of a similar name don't (Gemma multiplies by 1 + weight).
-RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 FUNCTIONS = {F.silu: "silu", F.gelu: "gelu", gelu_tanh: "gelu_tanh", F.relu: "relu", relu2: "relu2"}
 MODULES = {"SiLU": "silu", "SiLUActivation": "silu", "ReLU": "relu", "GELUTanh": "gelu_tanh"}
 
 
-def unsupported(
-    hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan
-) -> str | None:
+def unsupported(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> str | None:
     """Why `run_triton` may not carry out this plan here; None if it may.
 
     Looks at shapes, dtypes and modules, never at values: nothing waits for the device.
@@ -44,7 +40,7 @@ def unsupported(
         ("the dtype has no kernel", hidden_MD.dtype not in DTYPES),
         ("autocast is on", torch.is_autocast_enabled(hidden_MD.device.type)),
         ("the activation has no kernel", activation_name(mlp) is None),
-        ("the norm isn't an RMSNorm with a weight", not _is_rms_norm(norm)),
+        ("the norm isn't a plain RMSNorm with a weight", RMSNorm.of(norm) is None),
         ("linears or norm aren't plain, or have biases", not reads_plain_weights(norm, mlp)),
     ):
         if holds:
@@ -65,18 +61,6 @@ def activation_name(mlp: FeedForward) -> str | None:
     if isinstance(act, nn.Module):
         return MODULES.get(type(act).__name__)
     return next((name for function, name in FUNCTIONS.items() if function is act), None)
-
-
-def norm_epsilon(norm: Norm, dtype: torch.dtype) -> float:
-    """The norm's epsilon; torch's own takes the dtype's when it is left out."""
-    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    return torch.finfo(dtype).eps if eps is None else float(eps)
-
-
-def _is_rms_norm(norm: Norm) -> bool:
-    known = type(norm) is nn.RMSNorm or type(norm).__name__ in RMS_NORMS
-    weight = getattr(norm, "weight", None)
-    return known and weight is not None and weight.dim() == 1
 
 
 def _interpreting() -> bool:

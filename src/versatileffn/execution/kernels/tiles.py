@@ -75,6 +75,8 @@ DOWN = {
         Tile(128, 256, 64, 8, 3, tma=False),
     ],
 }
+
+
 @dataclass(frozen=True)
 class DecodeTile:
     """How the products over a few tokens are cut.
@@ -105,10 +107,10 @@ class DecodeTile:
 
 DECODE = DecodeTile(16, 256, 16, 256, 4)
 """At D = 1024, F = 4096: 256 programs that read 64 KiB each, then 256 that read 32 KiB each."""
-DECODE_INTERPRETED = DecodeTile(32, 16, 16, 16, 3, 1, 1)
+DECODE_INTERPRETED = DecodeTile(32, 16, 32, 16, 3, 1, 1)
 
 FLOAT32 = Tile(64, 64, 32, 4, 3, tma=False)
-INTERPRETED = Tile(16, 32, 16, 1, 1, group=2)
+INTERPRETED = Tile(16, 32, 32, 1, 1, group=2)
 
 TABLES = {"up": UP, "down": DOWN}
 Key = tuple[str, int, int, int, torch.dtype]

@@ -1,0 +1,114 @@
+"""The norm before the FFN as packed executors see it: its value, and its gradient by hand.
+
+Legend: R rows (tokens), D d_model; `d_x` is the gradient of the loss in x.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from versatileffn.ffn.dense import Norm
+
+NormBackward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+"""From d_x to the gradient of the state, [R, D], and of the norm's weights."""
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """x = w ⊙ h / √(mean h² + ε), computed in at least float32.
+
+    Args:
+        weight: w, [D].
+        eps: ε.
+        rounds_first: h is rounded to its own dtype before it meets w, as in Transformers; torch
+            rounds once, at the end.
+    """
+
+    weight: Tensor
+    eps: float
+    rounds_first: bool
+
+    @classmethod
+    def of(cls, norm: Norm) -> "RMSNorm | None":
+        """Recognize torch's RMSNorm and Llama's, unless hooked or wrapped; None for others."""
+        if not isinstance(norm, nn.Module) or norm._forward_hooks or norm._forward_pre_hooks:
+            return None
+        if type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None:
+            return cls(norm.weight, norm.eps, rounds_first=False)
+        if type(norm).__name__ == "LlamaRMSNorm":
+            return cls(norm.weight, norm.variance_epsilon, rounds_first=True)  # type: ignore[arg-type]
+        return None
+
+    @property
+    def weights(self) -> Sequence[Tensor]:
+        """What it learns."""
+        return (self.weight,)
+
+    def __call__(self, state_RD: Tensor) -> Tensor:
+        """x, [R, D]."""
+        if not self.rounds_first:
+            return F.rms_norm(state_RD, self.weight.shape, self.weight, self.eps)
+        return self.weight * self._unit(state_RD)[0].to(state_RD.dtype)
+
+    def with_backward(self, state_RD: Tensor) -> tuple[Tensor, NormBackward]:
+        """x, and the function that takes its gradient back."""
+        unit_RD, scale_R1 = self._unit(state_RD)
+
+        def backward(d_x_RD: Tensor) -> tuple[Tensor, list[Tensor]]:
+            d_x_RD = d_x_RD.to(unit_RD.dtype)
+            d_unit_RD = d_x_RD * self.weight
+            d_weight_D = (d_x_RD * unit_RD).sum(0).to(self.weight.dtype)
+            along_R1 = (d_unit_RD * unit_RD).mean(-1, keepdim=True)
+            d_state_RD = torch.addcmul(d_unit_RD, unit_RD, along_R1, value=-1).mul_(scale_R1)
+            return d_state_RD.to(state_RD.dtype), [d_weight_D]
+
+        if self.rounds_first:
+            return self.weight * unit_RD.to(state_RD.dtype), backward
+        return (self.weight * unit_RD).to(state_RD.dtype), backward
+
+    def _unit(self, state_RD: Tensor) -> tuple[Tensor, Tensor]:
+        """h / √(mean h² + ε) and 1 / √(mean h² + ε), in at least float32."""
+        wide_RD = state_RD.to(torch.promote_types(state_RD.dtype, torch.float32))
+        scale_R1 = torch.rsqrt(wide_RD.square().mean(-1, keepdim=True) + self.eps)
+        return wide_RD * scale_R1, scale_R1
+
+
+@dataclass(frozen=True)
+class AnyNorm:
+    """Any other norm, by autograd.
+
+    Args:
+        module: the norm.
+    """
+
+    module: nn.Module
+
+    @property
+    def weights(self) -> Sequence[Tensor]:
+        """What it learns."""
+        return tuple(self.module.parameters())
+
+    def __call__(self, state_RD: Tensor) -> Tensor:
+        """x, [R, D]."""
+        return self.module(state_RD)
+
+    def with_backward(self, state_RD: Tensor) -> tuple[Tensor, NormBackward]:
+        """x, and the function that takes its gradient back."""
+        with torch.enable_grad():
+            state_RD = state_RD.detach().requires_grad_()
+            x_RD = self.module(state_RD)
+        trained = [weight for weight in self.weights if weight.requires_grad]
+
+        def backward(d_x_RD: Tensor) -> tuple[Tensor, list[Tensor]]:
+            d_state_RD, *grads = torch.autograd.grad(
+                x_RD, [state_RD, *trained], d_x_RD.to(x_RD.dtype)
+            )
+            by_weight = dict(zip(map(id, trained), grads, strict=True))
+            return d_state_RD, [
+                by_weight.get(id(weight), torch.zeros_like(weight)) for weight in self.weights
+            ]
+
+        return x_RD.detach(), backward
