@@ -19,7 +19,7 @@ def test_only_the_controller_is_new():
 def test_learned_gains_are_l_scalars():
     controller = ReuseController(16, 32, FFNConfig(reuse_gains="learned", max_loops=4))
     gains = {n: p.shape for n, p in controller.named_parameters() if "gain" in n}
-    assert gains == {"loop_gains": (3,), "width_gain": ()}
+    assert gains == {"loop_gains": (3,), "width_gain": (1,)}
     assert all(not p.any() for n, p in controller.named_parameters() if "gain" in n)
 
 

@@ -130,33 +130,35 @@ def _run(
         staying = count()[loop + 1]
         stay, leave = slice(staying), slice(staying, running)
         gain = None if gains_L is None else gains_L[loop]
-        leaving = blend.take(leave)
-        weight_R1 = leaving.kept_M1 if gain is None else leaving.kept_M1 * gain
-        if loop == 0:
-            width_RF = blend.take(stay).routed(a_RF[stay]) if staying else None
-            leaving.first_loop(a_RF[leave], weight_R1, out=a_RF[leave])
-        else:
-            scaled_RF = a_RF[leave].mul_(weight_R1.to(a_RF.dtype))
-            if width_RF is not None:
-                scaled_RF += width_RF[leave]
-
+        if loop == 0 and staying:
+            width_RF = blend.take(stay).routed(a_RF[stay])
+        if staying < running:
+            leaving = blend.take(leave)
+            weight_R1 = leaving.kept_M1 if gain is None else leaving.kept_M1 * gain
+            if loop == 0:
+                leaving.first_loop(a_RF[leave], weight_R1, out=a_RF[leave])
+            else:
+                scaled_RF = a_RF[leave].mul_(weight_R1.to(a_RF.dtype))
+                if width_RF is not None:
+                    scaled_RF += width_RF[leave]
         update_RD = steps.down(a_RF)
-        if steps.bias_D is not None:
-            # W_out's bias was added once; the plan wants (1 − λ)γ of it, and λ for the width
-            # pathway, whose shared part has it from loop 1.
-            missing = 1.0 if loop == 0 else 1.0 - blend.shared
-            times_R1 = weight_R1 + missing * (1 - leaving.kept_M1)
-            update_RD[leave] += (times_R1 - 1).to(update_RD.dtype) * steps.bias_D
-        base_RD = start_MD[leave]
-        if total_RD is not None and first_RD is not None:
-            shared_RD = blend.shared * first_RD[leave]
-            kept_R1 = leaving.kept_M1.to(total_RD.dtype)
-            base_RD = base_RD + torch.lerp(shared_RD, total_RD[leave], kept_R1)
-        torch.add(base_RD, update_RD[leave], out=output_MD[leave])
-
-        step_RD = update_RD[stay].to(start_MD.dtype)
-        step_RD = step_RD if gain is None else gain.to(step_RD.dtype) * step_RD
-        total_RD = step_RD if total_RD is None else total_RD[stay] + step_RD
-        first_RD = total_RD if first_RD is None else first_RD[stay]
+        if staying < running:
+            base_RD = start_MD[leave]
+            if total_RD is not None and first_RD is not None:
+                shared_RD = blend.shared * first_RD[leave]
+                kept_R1 = leaving.kept_M1.to(total_RD.dtype)
+                base_RD = base_RD + torch.lerp(shared_RD, total_RD[leave], kept_R1)
+            if steps.bias_D is not None:
+                # W_out's bias was added once; the plan wants (1 − λ)γ of it, and λ for the width
+                # pathway, whose shared part has it from loop 1.
+                missing = 1.0 if loop == 0 else 1.0 - blend.shared
+                times_R1 = weight_R1 + missing * (1 - leaving.kept_M1)
+                update_RD[leave] += (times_R1 - 1).to(update_RD.dtype) * steps.bias_D
+            torch.add(base_RD, update_RD[leave], out=output_MD[leave])
+        if staying:
+            step_RD = update_RD[stay].to(start_MD.dtype)
+            step_RD = step_RD if gain is None else gain.to(step_RD.dtype) * step_RD
+            total_RD = step_RD if total_RD is None else total_RD[stay] + step_RD
+            first_RD = total_RD if first_RD is None else first_RD[stay]
         running, loop = staying, loop + 1
     return output_MD

@@ -40,7 +40,7 @@ class ReuseController(Controller):
         router: D -> N; None with fusion `depth`.
         loop_head: D -> L; None with fusion `width`.
         loop_gains: γ₂ … γ_L, [L − 1]; None unless gains are learned.
-        width_gain: s, a scalar; None unless gains are learned.
+        width_gain: s, [1] (FSDP2 shards no scalars); None unless gains are learned.
         tau: temperature τ of Eq. 10, moved by the training schedule. It is a setting, not a
             weight: a model saves it in its config, a layer on its own is rebuilt with `tau=`.
     """
@@ -63,7 +63,7 @@ class ReuseController(Controller):
         learns_loops = learned and config.uses_depth and config.max_loops > 1
         learns_width = learned and config.uses_width
         self.loop_gains = nn.Parameter(torch.zeros(config.max_loops - 1)) if learns_loops else None
-        self.width_gain = nn.Parameter(torch.zeros(())) if learns_width else None
+        self.width_gain = nn.Parameter(torch.zeros(1)) if learns_width else None
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:

@@ -40,7 +40,7 @@ class ReusePlan:
         experts: selected experts, int64, [M, K]; None without a width pathway.
         slices: the neurons of each expert; None without a width pathway.
         shared: σ, how much of the full FFN joins the width pathway.
-        width_gain: s, gain of the routed experts, a scalar; None means 1.
+        width_gain: s, gain of the routed experts, [1] or a scalar; None means 1.
         loop_gains: γ, gain of each loop, [L]; None means 1.
         router_logits: W_g·H, [M, N].
         loop_logits: W_loop·H, [M, L].

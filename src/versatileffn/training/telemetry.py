@@ -67,7 +67,7 @@ def learned_gains(model: nn.Module) -> dict[str, float]:
         if "gain" not in name or match is None:
             continue
         layer, leaf = int(match.group(1)), name.rpartition(".")[2]
-        if parameter.ndim == 0:
+        if leaf == "width_gain":
             values[_key(layer, leaf)] = parameter.item()
         else:
             for index, gain in enumerate(parameter.tolist(), start=2):

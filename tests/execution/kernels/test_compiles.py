@@ -24,7 +24,7 @@ POINTERS = {
 }  # fmt: skip
 LAYER = {
     "D": 1024, "F": 4096, "TOP_K": 2, "NUM_EXPERTS": 8, "EXPERT_SIZE": 512, "STRIDE": 512,
-    "GATED": True, "ACT": "silu", "PRECISION": "tf32", "WIDEN": False, "SHARED": True,
+    "GATED": True, "ACT": "silu", "PRECISION": "ieee", "WIDEN": False, "SHARED": True,
     "PROGRAMS": 132,
 }  # fmt: skip
 

@@ -15,6 +15,10 @@ from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn.dense import FeedForward, Norm, gelu_tanh, linears, relu2
 from versatileffn.ffn.plan import ReusePlan
 
+# Read once: torch.compile goes through `unsupported`, and can't look at files.
+HAS_TRITON = find_spec("triton") is not None
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_LOOPS = 16
 """The counting sort goes through the loop counts one by one."""
@@ -31,8 +35,8 @@ def unsupported(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan
     Looks at shapes, dtypes and modules, never at values: nothing waits for the device.
     """
     for reason, holds in (
-        ("Triton isn't installed", find_spec("triton") is None),
-        ("hidden states aren't on a CUDA device", not (hidden_MD.is_cuda or _interpreting())),
+        ("Triton isn't installed", not HAS_TRITON),
+        ("hidden states aren't on a CUDA device", not (hidden_MD.is_cuda or INTERPRETING)),
         ("a soft plan mixes all loops", not plan.hard),
         ("gradients are on", torch.is_grad_enabled()),
         ("max_loops is large", plan.max_loops > MAX_LOOPS),
@@ -61,7 +65,3 @@ def activation_name(mlp: FeedForward) -> str | None:
     if isinstance(act, nn.Module):
         return MODULES.get(type(act).__name__)
     return next((name for function, name in FUNCTIONS.items() if function is act), None)
-
-
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,75 @@
+"""Packed training in real processes: FSDP2 and DDP give the gradients of one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from versatileffn.execution.packed_training import _PackedTraining
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+
+PROCESSES = 2
+
+
+def build(execution):
+    config = VersatileLlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=64, max_position_embeddings=64, reuse_gains="learned", execution=execution,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = VersatileLlamaForCausalLM(config).eval()
+    for name, weight in model.named_parameters():
+        if "gain" in name:
+            torch.nn.init.constant_(weight, 0.5)
+    return model
+
+
+def batch(rank):
+    return torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(rank))
+
+
+def gradients(model, ids):
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def work(rank, wrapping, execution, init_file, out):
+    dist.init_process_group("gloo", f"file://{init_file}", rank=rank, world_size=PROCESSES)
+    torch.set_num_threads(1)
+    model, packed = build(execution), []
+    original = _PackedTraining.forward
+    _PackedTraining.forward = staticmethod(lambda *a: packed.append(1) or original(*a))
+    if wrapping == "fsdp2":
+        mesh = init_device_mesh("cpu", (PROCESSES,))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        grads = gradients(model, batch(rank))
+        grads = {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in grads.items()}
+    else:
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        ids = batch(rank)
+        parallel(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    if rank == 0:
+        torch.save((grads, len(packed)), out)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("execution", ["packed", "recompute"])
+@pytest.mark.parametrize("wrapping", ["fsdp2", "ddp"])
+def test_two_processes_average_what_one_would_compute(wrapping, execution, tmp_path):
+    out = tmp_path / "grads.pt"
+    mp.spawn(work, (wrapping, execution, str(tmp_path / "init"), str(out)), nprocs=PROCESSES)
+    actual, packed_calls = torch.load(out)
+    assert packed_calls == 2
+    expected = {}
+    for rank in range(PROCESSES):
+        for name, grad in gradients(build("masked"), batch(rank)).items():
+            expected[name] = expected.get(name, 0) + grad / PROCESSES
+    assert actual.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(actual[name], grad, rtol=1e-4, atol=1e-6, msg=name)
