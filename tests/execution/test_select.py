@@ -136,3 +136,11 @@ def test_layers_of_every_activation_can_be_copied():
         hidden = make_hidden(6, 16)
         with torch.no_grad():
             assert torch.equal(clone.eval()(hidden).hidden, layer.eval()(hidden).hidden)
+
+
+def test_kernels_are_refused_where_there_is_no_gpu_and_training_goes_on():
+    layer, hidden = make_layer(execution="triton"), make_hidden(4, 16)
+    with torch.no_grad(), pytest.raises(ConfigError, match=r"CUDA|Triton isn't installed"):
+        layer(hidden)
+    layer(hidden).hidden.sum().backward()
+    assert layer.mlp.up_proj.weight.grad.abs().max() > 0

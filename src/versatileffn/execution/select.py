@@ -9,6 +9,9 @@
 | `masked`      | always valid                                               | masked          |
 | `packed`      | as `auto`, but a ConfigError instead of masked             |                 |
 | `recompute`   | as `packed`, but training keeps states only                | recomputed      |
+| `triton`      | gradients off, CUDA, what the kernels support              | triton          |
+| `triton`      | gradients off otherwise                                    | a ConfigError   |
+| `triton`      | gradients on                                               | as `auto`       |
 
 Weights are plain when each linear is an unwrapped, bias-free `nn.Linear` without hooks: no adapter,
 no quantization, no offloading. The operator always keeps states only in training. A recorded graph
@@ -22,6 +25,8 @@ import torch
 from torch import Tensor
 
 from versatileffn.errors import ConfigError
+from versatileffn.execution.kernels.custom_op import run_triton
+from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.operators import is_operable, run_operator
 from versatileffn.execution.packed import run_packed
@@ -42,8 +47,9 @@ def select_executor(
     Raises:
         ConfigError: `packed` or `recompute` was asked for where it isn't valid.
     """
+    chosen: Executor | None = None
     if execution == "masked" or not plan.hard:
-        chosen: Executor | None = None
+        chosen = None
     elif torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
         chosen = run_operator if is_operable(norm, mlp) else None
     elif _is_recorded(plan):
@@ -56,7 +62,7 @@ def select_executor(
         chosen = None
     if chosen is not None:
         return chosen
-    if execution in ("auto", "masked"):
+    if execution not in ("packed", "recompute"):
         return run_masked
     raise ConfigError(
         f"execution={execution!r} needs loop_mix='hard', no export or tracing, and in training "
@@ -80,6 +86,7 @@ def execute(
     """Carry out a plan on hidden states of any leading shape, [..., D] -> [..., D].
 
     Raises:
+        ConfigError: the execution asked for isn't valid here.
         ValueError: plan and hidden states differ in their leading shape.
     """
     if plan.loop_count.shape != hidden.shape[:-1]:
@@ -87,5 +94,10 @@ def execute(
             f"plan for tokens of shape {tuple(plan.loop_count.shape)} given hidden states of shape "
             f"{tuple(hidden.shape)}: the leading dimensions must agree"
         )
-    run = select_executor(execution, plan, norm, mlp)
-    return run(hidden.reshape(-1, hidden.shape[-1]), norm, mlp, plan.flatten()).view_as(hidden)
+    hidden_MD, plan = hidden.reshape(-1, hidden.shape[-1]), plan.flatten()
+    run: Executor = run_triton
+    if execution != "triton" or torch.is_grad_enabled():
+        run = select_executor(execution, plan, norm, mlp)
+    elif reason := unsupported(hidden_MD, norm, mlp, plan):
+        raise ConfigError(f"execution='triton' is impossible here ({reason}): use 'auto'")
+    return run(hidden_MD, norm, mlp, plan).view_as(hidden)

@@ -12,7 +12,7 @@ Variant = Literal["dense", "k-loop", "moe", "versatile"]
 Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
 ReuseGains = Literal["fixed", "learned"]
-Execution = Literal["auto", "masked", "packed", "recompute"]
+Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
 LARGEST = 2**20
 """Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
 
