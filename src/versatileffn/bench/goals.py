@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatileffn.bench.results import Results
+from versatileffn.bench.suite import REPRODUCTION
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def goals(results: Results) -> list[Goal]:
         return small and settings["tokens"] == 1 and settings["dtype"] == "bfloat16"
 
     def trains(name: str, settings: dict[str, Any]) -> bool:
-        return settings["work"] == "training"
+        return settings["work"] == "training" and settings["shape"] != REPRODUCTION
 
     slow, step = ratio("straightforward/packed"), ratio("straightforward/recompute")
     return [

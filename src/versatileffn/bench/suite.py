@@ -63,6 +63,7 @@ def suite(
         *_memory(lists, seed, SIZES[0], 1024, DTYPES, EXECUTORS),
         *_decode(seed, SIZES, (1, 8, 32), DTYPES, 128 * 2**20),
         *_models(lists, seed, MODEL, DTYPES, {"prefill": 512, "decode": 64, "training": 256}),
+        *_reproduction(lists, seed),
         *_allocator(lists, seed, SIZES[0], 2048),
     ]
 
@@ -79,6 +80,8 @@ TINY_MODEL = {**MODEL, "vocab_size": 64, "hidden_size": 32, "intermediate_size":
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+REPRODUCTION = {**MODEL, "hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 3}
+"""The model of `versatileffn reproduce --scale tiny`."""
 QUICK = {"rounds": 3, "seconds": 0.5, "least": 2}
 
 
@@ -211,6 +214,22 @@ def _models(
                 budget = {"rounds": 15, "seconds": 4.0, "least": 5}
                 cases.append(Case(f"model/{work}/{dtype}/{name}", "model", settings, budget=budget))
     return cases
+
+
+def _reproduction(shares: dict[str, list[float]], seed: int) -> list[Case]:
+    """The training step of the smallest reproduction: packed against masked."""
+    settings = {
+        "work": "training",
+        "shape": REPRODUCTION,
+        "sequences": 2,
+        "length": 256,
+        "shares": shares[TRAINED] if TRAINED in shares else shares["2.5"],
+        "dtype": "float32",
+        "executors": ["auto", "masked"],
+        "seed": seed,
+    }
+    budget = {"rounds": 40, "seconds": 20.0, "least": 10}
+    return [Case("model/reproduction/float32/tiny", "model", settings, budget=budget)]
 
 
 def _allocator(
