@@ -95,7 +95,7 @@ def measure(subject: Subject, task: Task, given: argparse.Namespace) -> dict[str
     ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
     return {
         "requests": requests,
-        "requests_in_full": round(requests / len(items) * task.items),
+        "requests_in_full_about": round(requests / len(items) * task.items),
         "differing_predictions": differing,
         "predictions": 2 * len(items),
         "olmo_requests_per_second": statistics.median(theirs),
@@ -136,14 +136,14 @@ def count_differences(
 
 def summarize(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The ratio for full tasks, from each task's measured rates."""
-    requests = sum(row["requests_in_full"] for row in rows.values())
+    requests = sum(row["requests_in_full_about"] for row in rows.values())
     seconds = {
-        side: sum(row["requests_in_full"] / row[side] for row in rows.values())
+        side: sum(row["requests_in_full_about"] / row[side] for row in rows.values())
         for side in ("olmo_requests_per_second", "our_requests_per_second")
     }
     theirs, ours = seconds.values()
     return {
-        "requests_in_full": requests,
+        "requests_in_full_about": requests,
         "olmo_seconds_in_full": theirs,
         "our_seconds_in_full": ours,
         "olmo_requests_per_second": requests / theirs,

@@ -125,14 +125,18 @@ class _Lines:
     """A line on how far it is, now and then, where a person watches or a log is kept."""
 
     def __init__(self) -> None:
-        self.began = self.last = time.monotonic()
+        self.began: float | None = None
+        self.last = 0.0
+        self.before = 0
 
     def __call__(self, done: int, wanted: int) -> None:
         now = time.monotonic()
+        if self.began is None:  # reading the data and the first batch aren't the model's pace
+            self.began, self.last, self.before = now, now, done
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last = now
-        rate = done / (now - self.began)
+        rate = (done - self.before) / (now - self.began)
         left = (wanted - done) / rate / 60
         typer.echo(
             f"  {done:,} of {wanted:,} requests, {rate:.1f}/s, at most {left:.0f} min left "
@@ -174,7 +178,8 @@ def _print_scores(results: dict[str, Any]) -> None:
     if results["requests_cut"]:
         typer.echo(
             f"note: {results['requests_cut']} of {results['requests']} requests were longer than "
-            f"the model's {results['context_length']} tokens and lost their beginning"
+            f"the model's {results['context_length']} tokens and lost their beginning, "
+            f"{results['continuations_cut']} of them a part of the answer"
         )
     if results["note"]:
         typer.echo(f"note: {results['note']}")

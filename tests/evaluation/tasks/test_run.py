@@ -100,7 +100,7 @@ def test_other_settings_never_mix(tmp_path):
     (other / "thesis.tex").write_text("important")
     with pytest.raises(ConfigError, match="holds no evaluation"):
         evaluate(subjects.llama(), TASKS[:1], limit=2, out=other)
-    assert [child.name for child in other.iterdir() if child.name != ".lock"] == ["thesis.tex"]
+    assert [child.name for child in other.iterdir()] == ["thesis.tex"]
 
 
 def test_a_damaged_record_is_named(tmp_path):
@@ -133,9 +133,17 @@ def test_long_contexts_are_cut_on_the_left_as_in_olmo_eval():
     )
 
 
-def test_a_continuation_longer_than_the_model_is_refused():
-    with pytest.raises(DataError, match=r"piqa, item 0: its continuation has \d+ tokens.*only 4"):
-        evaluate(subjects.llama(max_position_embeddings=4), TASKS[:1], limit=1)
+def test_of_a_continuation_longer_than_the_model_the_end_is_scored_and_counted():
+    subject = subjects.llama(torch.float64, max_position_embeddings=4)
+    found = evaluate(subject, TASKS[:1], limit=1)
+    assert found.results["continuations_cut"] == found.results["requests_cut"] == 2
+    words = RequestTokenizer(subject.tokenizer)
+    sample = olmo_dataset(TASKS[0], words, 1024, 1).samples[1]
+    end = torch.tensor([(sample["ctx"] + sample["continuation"])[-5:]])
+    with torch.no_grad():
+        log_probs = subject.model(input_ids=end[:, :-1]).logits[0].log_softmax(-1)
+    expected = log_probs[range(4), end[0, 1:]].sum().item()
+    assert found.records["piqa"][0].log_likelihoods[1] == pytest.approx(expected, abs=1e-10)
 
 
 class WithBeginning(PreTrainedTokenizerFast):

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from versatileffn.errors import ConfigError, DataError
 from versatileffn.evaluation.tasks.metrics import predictions
 from versatileffn.evaluation.tasks.requests import Item
-from versatileffn.files import locked, write_json, writing
+from versatileffn.files import LOCK, locked, write_json, writing
 
 SETTINGS_FILE = "settings.json"
 RECORDS_FILE = "records.jsonl"
@@ -26,7 +26,7 @@ class Record:
         requests: digest of what was asked, `Item.digest`.
         log_likelihoods: of each choice, in nats.
         characters: of each choice's continuation, leading space included.
-        cut: context tokens that had to be left out, for each choice.
+        cut: tokens that had to be left out on the left, for each choice.
         predictions: the choice under each metric.
     """
 
@@ -86,6 +86,7 @@ class RecordStore:
         store = cls(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        store._check_own()
         with locked(folder, str(folder)):
             store._check_settings(settings)
             store._read()
@@ -106,13 +107,17 @@ class RecordStore:
         for record in records:
             self.known[record.task, record.index, record.requests] = record
 
+    def _check_own(self) -> None:
+        """Leave folders alone that hold something else."""
+        names = {child.name for child in self.folder.iterdir()} - {LOCK}
+        if names and SETTINGS_FILE not in names:
+            raise ConfigError(
+                f"{self.folder} is not empty and holds no evaluation: choose another --out"
+            )
+
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS_FILE
         if not path.is_file():
-            if any(child.name != ".lock" for child in self.folder.iterdir()):
-                raise ConfigError(
-                    f"{self.folder} is not empty and holds no evaluation: choose another --out"
-                )
             write_json(path, settings)
             return
         try:

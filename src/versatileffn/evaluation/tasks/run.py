@@ -88,6 +88,7 @@ def evaluate(
     with opened as store:
         records, scored = _answer(scorer, items, store, progress)
         seconds = time.perf_counter() - began
+        every = [item for some in items.values() for item in some]
         answered = [record for some in records.values() for record in some]
         results = {
             "format": 1,
@@ -103,6 +104,7 @@ def evaluate(
             **score_tasks(tasks, records),
             "requests": sum(len(record.cut) for record in answered),
             "requests_cut": sum(cut > 0 for record in answered for cut in record.cut),
+            "continuations_cut": sum(r.unscored > 0 for i in every for r in i.requests),
             "this_session": {
                 "requests": scored,
                 "seconds": seconds,
