@@ -1,8 +1,8 @@
 """Requests per second: `versatileffn evaluate` against ai2-olmo-eval's own padded loop.
 
 Both sides take the same model, the same items and the same machine, in one process, in turn; their
-predictions are compared before any number is written. The whole evaluation's ratio weighs each task
-by its full number of requests.
+predictions are compared before any number is written (in float32 they must be equal). The whole
+evaluation's ratio weighs each task by its full number of requests.
 
     python benchmarks/evaluation_speed.py MODEL --items 32 --out evaluation_speed.json
 """
@@ -58,10 +58,12 @@ def main() -> None:
         print(f"{task.label:>14}  {rows[task.label]}", flush=True)
     summary = summarize(rows)
     print(summary)
+    if summary["differing_predictions"] and not given.bf16:
+        sys.exit("error: predictions differ, so the rates aren't comparable; nothing was written")
     if given.out is not None:
         context = context_length(subject.model)
         content = {
-            "command": shlex.join(["python", "benchmarks/evaluation_speed.py", *sys.argv[1:]]),
+            "command": command(given.model),
             "model": Path(given.model).name,
             **describe(subject, RequestTokenizer(subject.tokenizer), context),
             "threads": torch.get_num_threads(),
@@ -73,6 +75,12 @@ def main() -> None:
             "all": summary,
         }
         write_json(given.out, content)
+
+
+def command(model: str) -> str:
+    """What was typed, with the model's name for its place on this machine."""
+    arguments = [Path(model).name if word == model else word for word in sys.argv[1:]]
+    return shlex.join(["python", "benchmarks/evaluation_speed.py", *arguments])
 
 
 def measure(subject: Subject, task: Task, given: argparse.Namespace) -> dict[str, Any]:

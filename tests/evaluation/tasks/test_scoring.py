@@ -149,15 +149,27 @@ def test_the_models_mode_and_gradients_are_the_callers():
         assert subject.model.training
 
 
+@pytest.mark.parametrize("blocks", [1, 3, 10**6])
+def test_blocks_of_logits_change_nothing(monkeypatch, blocks):
+    subject = subjects.llama(torch.float64)
+    items = make_items(subject, "piqa", limit=3)
+    expected = flat(score(subject, items, MODES[0]), items)
+    monkeypatch.setitem(scoring.LOGITS_AT_ONCE, "cpu", blocks * subjects.VOCABULARY)
+    assert flat(score(subject, items, MODES[0]), items) == pytest.approx(expected, abs=1e-10)
+
+
 def test_onednn_computes_the_same_linear():
     torch.manual_seed(0)
     linear = torch.nn.Linear(48, 33)
-    x = torch.randn(2, 5, 48)
+    inputs = [torch.randn(2, 5, 48), torch.randn(48), torch.randn(5, 3, 48)[:, 1]]
+    inputs += [torch.randn(48, 7).T, torch.randn(0, 48)]
     with torch.no_grad():
-        expected = linear(x)
+        expected = [linear(x) for x in inputs]
         with products.fast_products(True):
-            assert torch.allclose(linear(x), expected, atol=1e-5)
-            half = linear.to(torch.bfloat16)(x.to(torch.bfloat16))  # left to PyTorch
+            found = [linear(x) for x in inputs]
+            half = linear.to(torch.bfloat16)(inputs[0].to(torch.bfloat16))  # left to PyTorch
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
     assert half.dtype == torch.bfloat16
     assert not products.onednn_is_faster(torch.nn.LayerNorm(4))
 

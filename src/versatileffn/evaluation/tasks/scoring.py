@@ -30,8 +30,9 @@ from versatileffn.evaluation.tasks.products import fast_products, onednn_is_fast
 from versatileffn.evaluation.tasks.requests import Item
 from versatileffn.evaluation.tasks.tree import Batch, Planned, collate, plan_item
 
-LOGITS_AT_ONCE = 2**23
-"""Numbers in a block of logits; small enough for caches and memory, large enough for a product."""
+LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+"""Numbers in a block of logits, by type of device: small enough for caches or memory, large enough
+for an efficient product."""
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """How far a mode may be from the plain way, as a part of the log-likelihood (at least 1 nat)."""
@@ -142,7 +143,8 @@ class Scorer:
         target_R = batch.target_R[order_R].to(self.device)
         head = self.model.get_output_embeddings() if mode.select else None
         vocabulary = states_XD.shape[-1] if head is None else head.weight.shape[0]
-        step = max(1, LOGITS_AT_ONCE // vocabulary)
+        at_once = LOGITS_AT_ONCE.get(self.device.type, LOGITS_AT_ONCE["cpu"])
+        step = max(1, at_once // vocabulary)
         edges = torch.arange(0, len(flat_P) + step, step, device=self.device)
         cuts = torch.searchsorted(source_R, edges).tolist()
         pieces: list[Tensor] = []
