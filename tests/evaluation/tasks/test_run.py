@@ -1,6 +1,7 @@
 """Records, resuming, truncation, and what results.json says."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -202,6 +203,21 @@ def test_every_task_has_the_items_it_should():
         assert len(load_hf_dataset(*folders[task.label], "validation")) == task.items
         words = RequestTokenizer(subjects.tokenizer())
         assert olmo_dataset(task, words, 1024, 1).metric_type == task.metric
+
+
+def test_an_error_of_the_model_isnt_taken_for_one_of_the_folder(tmp_path, monkeypatch):
+    def broken(self, items):
+        raise ValueError("attention is not all you need")
+
+    monkeypatch.setattr(Scorer, "score", broken)
+    with pytest.raises(ValueError, match="not all you need"):
+        evaluate(subjects.llama(), TASKS, limit=1, out=tmp_path)
+
+
+def test_the_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "olmo_eval.tasks", None)
+    with pytest.raises(ConfigError, match=r"isn't installed: pip install 'versatileffn\[eval\]'"):
+        evaluate(subjects.llama(), TASKS, limit=1)
 
 
 @pytest.mark.parametrize("name", ["limit", "batch_tokens"])

@@ -88,9 +88,11 @@ class RecordStore:
             folder.mkdir(parents=True, exist_ok=True)
         store._check_own()
         with locked(folder, str(folder)):
-            store._check_settings(settings)
-            store._read()
-            with writing(folder), (folder / RECORDS_FILE).open("a", encoding="utf-8") as file:
+            with writing(folder):
+                store._check_settings(settings)
+                store._read()
+                file = (folder / RECORDS_FILE).open("a", encoding="utf-8")
+            with file:
                 store._file = file
                 yield store
 
@@ -102,8 +104,9 @@ class RecordStore:
         """Append finished records; they survive the end of this process, however it ends."""
         assert self._file is not None
         lines = [json.dumps(asdict(r), ensure_ascii=False, allow_nan=False) for r in records]
-        self._file.write("".join(line + "\n" for line in lines))
-        self._file.flush()
+        with writing(self.folder):
+            self._file.write("".join(line + "\n" for line in lines))
+            self._file.flush()
         for record in records:
             self.known[record.task, record.index, record.requests] = record
 
