@@ -83,6 +83,7 @@ def test_a_checkpoint_is_measured_on_real_text(folder, tmp_path, kind) -> None:
     assert own["flops_paper"] > own["flops_executed"]
     assert own["activation_bytes"] > base["activation_bytes"]
     assert f"N_mean = {record['mean_loops']:.4f}" in shown
+    assert len(record["model_sha256"]) == 64
     assert record["reuse"]["tokens"] <= 3 * 128
     if kind == "tokens":
         assert record["reuse"]["tokens"] == 3 * 128
@@ -117,8 +118,11 @@ def test_bad_input_is_named(folder, tmp_path) -> None:
         model, "--measure", "arc_chalenge", expect=ConfigError
     )
     run(str(tmp_path / "nothing"), expect=CheckpointError)
+    assert "did you mean '354m'" in run("345m", expect=ConfigError)
+    assert "give both" in run("354m", "--share-below-max", "0.5", expect=ConfigError)
+    (tmp_path / "file").write_text("")
     assert "can't be written" in run(
-        "354m", "--no-memory", "--json", str(tmp_path / "no" / "x.json"), expect=ConfigError
+        "354m", "--no-memory", "--json", str(tmp_path / "file" / "x.json"), expect=ConfigError
     )
     bare = tmp_path / "bare"
     VersatileLlamaForCausalLM.from_pretrained(folder / "model").save_pretrained(bare)

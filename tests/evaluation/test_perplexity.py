@@ -199,4 +199,5 @@ def test_the_command_prints_and_writes(tokenizer, texts, tmp_path) -> None:
     assert (record["tokens"], record["documents"]) == (expected.tokens, 3)
     assert (record["window"], record["stride"]) == (16, 8)
     assert {"command", "versions", "device", "dtype", "model"} <= record.keys()
+    assert len(record["model_sha256"]) == len(record["tokenizer_sha256"]) == 64
     assert f"{expected.bits_per_byte:.4f} bits/byte" in done.output

@@ -12,7 +12,16 @@ import torch
 import typer
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from typer.testing import CliRunner
 
 from versatileffn.cli.train import train_command
@@ -172,6 +181,33 @@ def test_randomness_and_modes_are_restored_after_an_error(model) -> None:
         call(TaskCallback(fails, 4, print), model.train(), 4)
     assert random.getstate() == before
     assert all(module.training for module in model.modules())
+
+
+def test_it_serves_the_trainer_of_transformers(tmp_path) -> None:
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=30,
+    )
+    rows = [{"input_ids": torch.arange(n, n + 8), "labels": torch.arange(n, n + 8)}
+            for n in range(8)]  # fmt: skip
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=5,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = Trainer(LlamaForCausalLM(config), arguments, train_dataset=rows, eval_dataset=rows)
+    trainer.add_callback(TaskCallback(meddle, 2, trainer.log))
+    trainer.train()
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "eval_task_mean" in entry] == [2, 4, 5]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4, 5]
 
 
 def test_tasks_need_something_that_scores_them(configure) -> None:

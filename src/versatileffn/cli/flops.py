@@ -1,6 +1,7 @@
 """`versatileffn flops`: what an architecture costs in each of its forms."""
 
 import dataclasses
+import difflib
 import shlex
 import sys
 from pathlib import Path
@@ -50,29 +51,39 @@ def flops_command(
     from versatileffn.analysis.efficiency import efficiency_table
     from versatileffn.analysis.presets import WIDTHS, preset
     from versatileffn.errors import ConfigError
+    from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.files import write_json, writing
     from versatileffn.models.checkpoint import read_config
     from versatileffn.training.run import device_name, versions
 
+    if share_below_max is not None and mean_loops is None:
+        raise ConfigError("--share-below-max says nothing without --mean-loops: give both")
+    if json is not None:
+        with writing(json):
+            json.parent.mkdir(parents=True, exist_ok=True)
     is_preset = model.lower() in WIDTHS and not Path(model).is_dir()
-    reuse, device = None, None
+    meant = difflib.get_close_matches(model.lower(), WIDTHS, n=1, cutoff=0.7)
+    if meant and not is_preset and not Path(model).exists():
+        raise ConfigError(f"there is no preset {model!r} here: did you mean {meant[0]!r}?")
+    reuse, loaded = None, None
     if measure is not None:
         if is_preset:
             raise ConfigError(f"{model} has no weights to measure with: give a checkpoint")
         if mean_loops is not None or share_below_max is not None:
             raise ConfigError("give either --measure, or --mean-loops and --share-below-max")
-        reuse, device = _measure(model, measure, limit)
+        reuse, loaded = _measure(model, measure, limit)
         mean_loops, share_below_max = reuse.mean_loops, reuse.share_below_max
     config = preset(model.lower()) if is_preset else read_config(model)
     executed = None if reuse is None else reuse.executed_flops
     rows = efficiency_table(config, mean_loops, share_below_max, executed, memory)
-    _print(model, config, rows, reuse, mean_loops, share_below_max)
+    _print(model, config, rows, measure, reuse, mean_loops, share_below_max)
     if json is not None:
         record = {
             "command": shlex.join(["versatileffn", *sys.argv[1:]]),
             "versions": versions(),
-            "device": None if device is None else device_name(device),
+            "device": None if loaded is None else device_name(loaded.device),
             "model": model,
+            "model_sha256": None if loaded is None else model_sha256(loaded),
             "mean_loops": mean_loops,
             "share_below_max": share_below_max,
             "measured_on": measure,
@@ -85,7 +96,7 @@ def flops_command(
 
 
 def _measure(model: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
-    """What the checkpoint does on a task's prompts, on tokens, or on text; and the device."""
+    """What the checkpoint does on a task's prompts, on tokens, or on text; and its model."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -96,7 +107,7 @@ def _measure(model: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     loaded = load_checkpoint(AutoModelForCausalLM, model, config, dtype=torch.float32).to(device)
     sequences = _sequences(model, loaded, source, limit)
-    return measure_reuse(loaded, list(unpadded_batches(sequences))), device
+    return measure_reuse(loaded, list(unpadded_batches(sequences))), loaded
 
 
 def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[list[int]]:
@@ -169,6 +180,7 @@ def _print(
     model: str,
     config: "LlamaConfig",
     rows: "list[EfficiencyRow]",
+    measure: str | None,
     reuse: "Reuse | None",
     mean_loops: float | None,
     share_below_max: float | None,
@@ -209,7 +221,7 @@ def _print(
         notes.append("KiB: activations that all FFNs keep for the backward pass, per token, under "
                      "bfloat16 autocast and in float32, measured on one layer.")  # fmt: skip
     if reuse is not None:
-        notes.append(f"Measured over {reuse.tokens:,} tokens.")
+        notes.append(f"Measured on {escape(str(measure))}, {reuse.tokens:,} tokens.")
     if mean_loops is not None:
         share = "" if share_below_max is None else f", P = {share_below_max:.4f}"
         notes.append(f"N_mean = {mean_loops:.4f}{share}.")

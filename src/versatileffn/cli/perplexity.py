@@ -48,11 +48,15 @@ def perplexity_command(
 
     from versatileffn.data.corpus import find_corpus
     from versatileffn.evaluation.perplexity import check_window, perplexity
-    from versatileffn.evaluation.tasks.loading import load_subject
+    from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
+    from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
     from versatileffn.files import write_json, writing
     from versatileffn.models.checkpoint import quiet_transformers
     from versatileffn.training.run import device_name, versions
 
+    if json is not None:
+        with writing(json):
+            json.parent.mkdir(parents=True, exist_ok=True)
     corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]
 
     def documents() -> Iterator[str]:
@@ -82,6 +86,8 @@ def perplexity_command(
             "device": device_name(subject.model.device),
             "dtype": "bfloat16" if bf16 else "float32",
             "model": model,
+            "model_sha256": model_sha256(subject.model),
+            "tokenizer_sha256": RequestTokenizer(subject.tokenizer).sha256(),
             "texts": [corpus.source for corpus in corpora],
             "nats_per_token": result.nats_per_token,
             "perplexity": result.perplexity,
