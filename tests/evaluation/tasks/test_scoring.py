@@ -56,6 +56,24 @@ def test_the_batch_changes_nothing_in_float64():
     )
 
 
+def test_batches_hold_whole_items_longest_first_with_little_padding():
+    subject = subjects.llama()
+    items = make_items(subject, "piqa,commonsense_qa,winogrande", limit=20)
+    scorer = Scorer(subject.model, 3000, MODES[0])
+    batches = list(scorer._batches(items, MODES[0]))
+    sizes = [[len(plan.tree) for plan in batch] for batch in batches]
+    in_order = [size for some in sizes for size in some]
+    assert in_order == sorted(in_order, reverse=True)
+    assert sorted((p.item.task, p.item.index) for batch in batches for p in batch) == sorted(
+        (item.task, item.index) for item in items
+    )
+    assert all(len(size) * max(size) <= 3000 for size in sizes)
+    padded, real = (sum(map(sum, rows)) for rows in ([[max(s)] * len(s) for s in sizes], sizes))
+    assert padded < 1.3 * real
+    one = max(items, key=lambda item: len(item.requests[0].query))
+    assert len(list(Scorer(subject.model, 1, MODES[0])._batches([one], MODES[0]))) == 1
+
+
 def test_a_mask_that_is_merely_causal_is_noticed(monkeypatch):
     """The control: nodes that see other choices' tokens give other log-likelihoods."""
     subject = subjects.llama(torch.float64)

@@ -34,6 +34,10 @@ LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}
 """Numbers in a block of logits, by type of device: small enough for caches or memory, large enough
 for an efficient product."""
 
+LEAST_FILLED = 0.8
+"""A row that a batch would fill up by less than this begins the next one, if the batch is of some
+size."""
+
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """How far a mode may be from the plain way, as a part of the log-likelihood (at least 1 nat)."""
 
@@ -112,7 +116,10 @@ class Scorer:
         width = 0
         for plans in planned:
             longest = max(len(plan.tree) for plan in plans)
-            if batch and (len(batch) + len(plans)) * max(width, longest) > self.batch_tokens:
+            full = (len(batch) + len(plans)) * max(width, longest) > self.batch_tokens
+            mostly_padding = longest < width * LEAST_FILLED
+            large_enough = len(batch) * width * 4 >= self.batch_tokens
+            if batch and (full or (mostly_padding and large_enough)):
                 yield batch
                 batch, width = [], 0
             batch = batch + plans
