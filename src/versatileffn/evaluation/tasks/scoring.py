@@ -8,9 +8,9 @@
 | rows-full  | a row for each request        | the model's own, every position  |
 
 Not every architecture takes a mask of its own (sliding windows, ALiBi, recurrences), and some do
-more to their logits than a projection (soft caps, scales). So the first item is also scored the
-plain way, one request after the other without padding, and the first mode of the table that gives
-the same is used.
+more to their logits than a projection (soft caps, scales). So one item of middling length is also
+scored the plain way, one request after the other without padding, and the first mode of the table
+that gives the same is used.
 
 Legend: B rows, T nodes, D hidden size, P nodes that predict, R targets, V vocabulary.
 """
@@ -62,7 +62,7 @@ class Scorer:
     Args:
         model: a causal language model of Transformers; its dtype is the precision.
         batch_tokens: tokens in one forward pass, padding included, except where one item has more.
-        mode: how; None finds the fastest that agrees with the plain way on the first item.
+        mode: how; None finds the first that agrees with the plain way on one item.
     """
 
     def __init__(self, model: Any, batch_tokens: int, mode: Mode | None = None) -> None:
