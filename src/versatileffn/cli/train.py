@@ -1,5 +1,6 @@
 """`versatileffn train`: a YAML file in, a trained model out."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,4 +21,16 @@ def train_command(
     from versatileffn.training.config import load_config
     from versatileffn.training.run import train
 
-    train(load_config(config, set_ or []))
+    settings = load_config(config, set_ or [])
+    if settings.eval is None:
+        train(settings)
+        return
+    from versatileffn.analysis.curves import draw_curves
+    from versatileffn.evaluation.task_scores import TaskScores
+    from versatileffn.evaluation.tasks.catalogue import PAPER8
+
+    run = train(settings, TaskScores(settings.eval.tasks, settings.eval.tasks_limit))
+    if int(os.environ.get("RANK", 0)) == 0:
+        titles = {task.label: task.title for task in PAPER8}
+        for path in draw_curves({run.name: run}, run / "curves", titles).values():
+            typer.echo(f"curves: {path}")

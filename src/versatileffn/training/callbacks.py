@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TauSection
+from versatileffn.training.evaluation import PREFIX
 from versatileffn.training.schedules import tau_at
 
 
@@ -136,7 +137,7 @@ def _clock(seconds: float) -> str:
 def progress_line(
     step: int, max_steps: int, logs: dict[str, Any], speed: SpeedCallback
 ) -> str | None:
-    """One readable line for a log entry; None for entries without a loss.
+    """One readable line for a log entry; None for entries without a loss or scores (in %).
 
     Args:
         step: optimizer steps finished.
@@ -148,6 +149,9 @@ def progress_line(
     if "eval_loss" in logs:
         bits = logs["eval_bits_per_byte"]
         return f"{head}  held-out loss {logs['eval_loss']:.4f} nats/token  {bits:.4f} bits/byte"
+    scores = {key.removeprefix(PREFIX): logs[key] for key in logs if key.startswith(PREFIX)}
+    if scores:
+        return "  ".join([head, *(f"{name} {100 * value:.2f}" for name, value in scores.items())])
     if "loss" not in logs:
         return None
     parts = [head, f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]

@@ -188,6 +188,23 @@ class RunSection(Section):
         return self
 
 
+class EvalSection(Section):
+    """Which tasks are scored along the run."""
+
+    tasks: list[str] = Field(
+        min_length=1, description="Labels of tasks, as `versatileffn evaluate` knows them."
+    )
+    tasks_limit: int | None = Field(
+        None, ge=1, le=MOST, description="Items of each task, from the first; null means all."
+    )
+    every_steps: int = Field(
+        ge=1,
+        le=MOST,
+        description="Optimizer steps between evaluations, each with a held-out loss beside it; "
+        "the last step always has one.",
+    )
+
+
 class TrainConfig(Section):
     """Everything that defines a training run; see `configs/` for complete examples."""
 
@@ -195,6 +212,7 @@ class TrainConfig(Section):
     data: DataSection
     optim: OptimSection
     run: RunSection
+    eval: EvalSection | None = Field(None, description="Left out: no tasks, the loss alone.")
 
     @model_validator(mode="after")
     def _whole_windows(self) -> "TrainConfig":

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenizers import load_tokenizer
+from versatileffn.errors import ConfigError
 from versatileffn.files import beside, write_json
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.training.arguments import check_trackers, training_arguments
@@ -26,12 +27,13 @@ from versatileffn.training.callbacks import (
 )
 from versatileffn.training.checkpoints import commit, step_of
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
 from versatileffn.training.init import build_model
 from versatileffn.training.run_folder import RunFolder, run_inputs
 from versatileffn.training.trainer import ReuseTrainer, whole_batches
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
     """Train a model; in a folder with an unfinished run of the same configuration, continue it.
 
     A run that was killed at any moment and continued gives the same weights and logged losses,
@@ -40,23 +42,31 @@ def train(config: TrainConfig) -> Path:
 
     Args:
         config: the run, see `TrainConfig`.
+        evaluate_tasks: scores the tasks that `config.eval` names.
 
     Returns:
         The run's folder: `model/` (weights, configuration, tokenizer), `log.jsonl`, `run.json`,
         `inputs.json`, `checkpoints/`, and `tensorboard/` where it is reported to.
 
     Raises:
-        ConfigError: settings contradict each other, the checkpoint, or the run in the folder.
+        ConfigError: settings contradict each other, the checkpoint, or the run in the folder; or
+            tasks should be scored, and nothing is given that does it.
         DataError: the token folder is missing, damaged, or too short for one window.
         CheckpointError: the checkpoint to start from can't be read, or the one to resume from is
             damaged.
     """
     with without_progress_bars():
-        return _train(config)
+        return _train(config, evaluate_tasks)
 
 
-def _train(config: TrainConfig) -> Path:
+def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     check_trackers(config.run.report_to)
+    if config.eval is not None and evaluate_tasks is None:
+        raise ConfigError(
+            "eval.tasks needs something that scores them: pass evaluate_tasks="
+            "versatileffn.evaluation.task_scores.TaskScores(tasks, limit), as `versatileffn train` "
+            "does"
+        )
     folder = RunFolder(Path(config.run.output_dir))
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
@@ -92,6 +102,9 @@ def _train(config: TrainConfig) -> Path:
             keep=config.run.save_total_limit,
             tokenizer=tokenizer,
         )
+        if config.eval is not None and evaluate_tasks is not None:
+            every = config.eval.every_steps
+            trainer.add_callback(TaskCallback(evaluate_tasks, every, trainer.log))
         _run(trainer, config, folder, inputs, rank)
     _say(rank, f"finished: {folder.model}")
     return folder.path

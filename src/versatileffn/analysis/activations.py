@@ -1,0 +1,77 @@
+"""Activation memory, measured: bytes that an FFN keeps for its backward pass, per token.
+
+A real layer runs forward, and every tensor that autograd saves is seen through
+`saved_tensors_hooks`. Storages count once however many views of them are saved, and whole, because
+a saved view keeps all of its storage alive. Two numbers of tokens are run and their difference
+taken, so that weights, and what autocast makes of them, drop out.
+"""
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import LlamaConfig
+
+from versatileffn.analysis.flops import ffn_of
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaDecoderLayer
+
+TOKENS = (2, 4)
+
+
+def ffn_activation_bytes(config: LlamaConfig, bf16: bool = False) -> float:
+    """Bytes per token that all FFNs of a model keep for the backward pass in training.
+
+    Norm, controller and experts are part of it; attention isn't. The few numbers per token that a
+    plan itself holds are not seen where an executor keeps the plan as a whole.
+
+    Args:
+        config: a `VersatileLlamaConfig` of any variant, or a plain LlamaConfig (dense). Its
+            `execution` chooses what carries out a plan.
+        bf16: under bfloat16 autocast, weights in float32.
+
+    Returns:
+        Bytes per token. It doesn't depend on the weights, nor on how many tokens there are.
+    """
+    layer = _ffn_layer(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        few, many = (saved_bytes(layer, _hidden(config, tokens), bf16) for tokens in TOKENS)
+    return config.num_hidden_layers * (many - few) / (TOKENS[1] - TOKENS[0])
+
+
+def saved_bytes(layer: VersatileLlamaDecoderLayer, hidden: Tensor, bf16: bool = False) -> int:
+    """Bytes that autograd keeps of one application of a layer's FFN, its parameters excepted.
+
+    Args:
+        layer: in training mode.
+        hidden: [B, T, D], requiring a gradient.
+        bf16: under bfloat16 autocast.
+    """
+    parameters = {parameter.untyped_storage()._cdata for parameter in layer.parameters()}
+    kept: dict[int, UntypedStorage] = {}  # holding them keeps their addresses from being reused
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage
+        return tensor
+
+    autocast = torch.autocast(hidden.device.type, torch.bfloat16, enabled=bf16)
+    with torch.enable_grad(), saved_tensors_hooks(see, lambda tensor: tensor), autocast:
+        layer.apply_ffn(hidden)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _ffn_layer(config: LlamaConfig) -> VersatileLlamaDecoderLayer:
+    """One layer without its attention; weights of zero cost the least and change no count."""
+    with torch.device("meta"):
+        layer = VersatileLlamaDecoderLayer(VersatileLlamaConfig.from_ffn(config, ffn_of(config)), 0)
+    layer.self_attn = layer.input_layernorm = nn.Identity()  # type: ignore[assignment]
+    layer = layer.to(torch.float32).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    return layer.train()
+
+
+def _hidden(config: LlamaConfig, tokens: int) -> Tensor:
+    return torch.randn(1, tokens, config.hidden_size, requires_grad=True)

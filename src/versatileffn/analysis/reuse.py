@@ -1,0 +1,83 @@
+"""What a model's tokens really do: N_mean, P and executed FLOPs over given token sequences."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from versatileffn.analysis.executed import executed_ffn_flops
+from versatileffn.analysis.loops import layer_use, mean_loops, share_below_max
+
+TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Measured reuse.
+
+    Source: Table 2, whose VersatileFFN entries need N_mean and P on ARC-c.
+
+    Args:
+        mean_loops: N_mean, mean loops per token over all layers; None where no layer decides.
+        share_below_max: P, share of tokens that run fewer than L loops. None likewise.
+        loops_per_layer: mean loops of each layer. Empty likewise.
+        executed_flops: FFN FLOPs per token, counted while the model ran.
+        controller_flops: FLOPs per token of routers and loop predictors, counted likewise.
+        tokens: over how many tokens.
+    """
+
+    mean_loops: float | None
+    share_below_max: float | None
+    loops_per_layer: tuple[float, ...]
+    executed_flops: float
+    controller_flops: float
+    tokens: int
+
+
+def measure_reuse(model: nn.Module, batches: Sequence[Tensor]) -> Reuse:
+    """Measure what every token of some sequences does in every layer, as at inference.
+
+    Args:
+        model: a causal model of the Llama family, ours or dense.
+        batches: token ids without padding, each [B, T].
+
+    Returns:
+        The averages; every token counts alike.
+
+    Raises:
+        ConfigError: there are no tokens.
+    """
+    executed = executed_ffn_flops(model, batches)
+    layers = layer_use(model, batches) if hasattr(model.config, "ffn") else []
+    per_layer = tuple(layer.mean_loops for layer in layers if layer.mean_loops is not None)
+    return Reuse(
+        mean_loops(layers),
+        share_below_max(layers),
+        per_layer,
+        executed.ffn_per_token,
+        executed.controller_per_token,
+        executed.tokens,
+    )
+
+
+def unpadded_batches(
+    sequences: Iterable[Sequence[int]], tokens_at_once: int = TOKENS_AT_ONCE
+) -> Iterator[Tensor]:
+    """Batch token sequences of equal length together, so that no padding is counted.
+
+    Args:
+        sequences: token ids; empty ones are passed over.
+        tokens_at_once: most tokens of one batch; a longer sequence is a batch of its own.
+
+    Returns:
+        Token ids, each [B, T], short sequences first.
+    """
+    by_length: dict[int, list[Sequence[int]]] = {}
+    for sequence in sequences:
+        if len(sequence):
+            by_length.setdefault(len(sequence), []).append(sequence)
+    for length in sorted(by_length):
+        alike, rows = by_length[length], max(1, tokens_at_once // length)
+        for start in range(0, len(alike), rows):
+            yield torch.tensor([list(row) for row in alike[start : start + rows]])

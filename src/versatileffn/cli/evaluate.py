@@ -1,0 +1,205 @@
+"""`versatileffn evaluate`: a model in, its scores on the paper's tasks out."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_OUT = Path("runs") / "evaluate"
+COMPARISON_FILE = "comparison.json"
+SECONDS_BETWEEN_LINES = 10.0
+IDENTITY = (
+    "model", "model_class", "model_sha256", "tokenizer_sha256", "dtype", "device", "versions"
+)  # fmt: skip
+
+
+def evaluate_command(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL [MODEL_B]",
+            help="Folder, hub id or .gguf file of a causal language model, dense or ours.",
+        ),
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="`paper8`, or labels separated by commas.")
+    ] = "paper8",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The paired difference MODEL_B minus MODEL.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many items of each task.")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute in bfloat16 instead of float32.")
+    ] = False,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens in a forward pass.  [default: 2048 on a CPU, else more]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results and records (default: runs/evaluate/NAME). An evaluation "
+            "of the same model in it is continued."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="`olmo`, a tokenizer.json, a folder or a hub id, if not the model's."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="As PyTorch names it.  [default: cuda if there is one]")
+    ] = None,
+) -> None:  # fmt: skip
+    """Score models on the paper's eight zero-shot tasks, offline."""
+    from versatileffn.errors import ConfigError
+    from versatileffn.evaluation.tasks.catalogue import find_tasks
+    from versatileffn.evaluation.tasks.scores import compare_records
+    from versatileffn.files import write_json, writing
+
+    chosen = find_tasks(tasks)
+    if compare and len(models) != 2:
+        raise ConfigError(f"--compare needs two models, {len(models)} given: name both")
+    folders = _folders(models, out)
+    command = shlex.join(["versatileffn", *sys.argv[1:]])
+    evaluations = []
+    for source, folder in zip(models, folders, strict=True):
+        typer.echo(f"{source}")
+        options: dict[str, Any] = {"limit": limit, "batch_tokens": batch_tokens}
+        evaluation = _evaluate(
+            source, chosen, folder, bf16, device, tokenizer, command=command, **options
+        )
+        _print_scores(evaluation.results)
+        typer.echo(f"results: {folder / 'results.json'}\n")
+        evaluations.append(evaluation)
+    if not compare:
+        return
+    first, second = evaluations
+    comparison = {
+        "format": 1,
+        "command": command,
+        "first": _identity(first.results),
+        "second": _identity(second.results),
+        "conventions": first.results["conventions"],
+        "limit": limit,
+        **compare_records(chosen, first.records, second.records),
+    }
+    path = (out or DEFAULT_OUT / f"{folders[1].name}-against-{folders[0].name}") / COMPARISON_FILE
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, comparison)
+    _print_comparison(comparison, models)
+    typer.echo(f"results: {path}")
+
+
+def _evaluate(
+    source: str,
+    tasks: Any,
+    folder: Path,
+    bf16: bool,
+    device: str | None,
+    tokenizer: str | None,
+    **options: Any,
+) -> Any:
+    import torch
+
+    import versatileffn  # noqa: F401 - registers our models with the Auto classes
+    from versatileffn.errors import ConfigError
+    from versatileffn.evaluation.tasks.loading import load_subject
+    from versatileffn.evaluation.tasks.run import evaluate
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"there is no device {place!r} here: try --device cpu") from None
+    subject = load_subject(source, torch.bfloat16 if bf16 else torch.float32, place, tokenizer)
+    return evaluate(subject, tasks, out=folder, progress=_Lines(), **options)
+
+
+class _Lines:
+    """A line on how far it is, now and then, where a person watches or a log is kept."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+        self.last = 0.0
+        self.before = 0
+
+    def __call__(self, done: int, wanted: int) -> None:
+        now = time.monotonic()
+        if self.began is None:  # reading the data and the first batch aren't the model's pace
+            self.began, self.last, self.before = now, now, done
+        if now - self.last < SECONDS_BETWEEN_LINES:
+            return
+        self.last = now
+        rate = (done - self.before) / (now - self.began)
+        left = (wanted - done) / rate / 60
+        typer.echo(
+            f"  {done:,} of {wanted:,} requests, {rate:.1f}/s, at most {left:.0f} min left "
+            "(the longest come first)",
+            err=True,
+        )
+
+
+def _folders(models: list[str], out: Path | None) -> list[Path]:
+    """Where each model's results go: OUT for one model, a folder below it for each of several."""
+    if len(models) == 1 and out is not None:
+        return [out]
+    names: list[str] = []
+    for source in models:
+        name = _name(source)
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+    return [(out or DEFAULT_OUT) / name for name in names]
+
+
+def _name(source: str) -> str:
+    """A folder's name from a path or an id: its last part that says something."""
+    parts = [p for p in Path(source).expanduser().absolute().parts if p not in ("/", "model")]
+    last = parts[-1] if parts else "model"
+    return last.removesuffix(".gguf")
+
+
+def _identity(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: results[name] for name in IDENTITY}
+
+
+def _print_scores(results: dict[str, Any]) -> None:
+    typer.echo(f"{'':>14} {'metric':>9} {'items':>7} {'score, %':>16} {'olmo-eval counts':>18}")
+    for label, row in results["tasks"].items():
+        paper, olmo = _percent(row["paper"]), _percent(row["olmo_eval"])
+        typer.echo(f"{label:>14} {row['metric']:>9} {row['items']:>7} {paper:>16} {olmo:>18}")
+    mean = results["mean"]
+    typer.echo(f"{'mean':>14} {'':>17} {_percent(mean['paper']):>16} "
+               f"{_percent(mean['olmo_eval']):>18}")  # fmt: skip
+    if results["requests_cut"]:
+        typer.echo(
+            f"note: {results['requests_cut']} of {results['requests']} requests were longer than "
+            f"the model's {results['context_length']} tokens and lost their beginning, "
+            f"{results['continuations_cut']} of them a part of the answer"
+        )
+    if results["note"]:
+        typer.echo(f"note: {results['note']}")
+    rate = results["this_session"]["requests_per_second"]
+    if rate:
+        typer.echo(f"{rate:.1f} requests/s ({results['scoring']}, {results['dtype']})")
+
+
+def _percent(found: dict[str, Any]) -> str:
+    error = found["standard_error"]
+    spread = "" if error is None else f" ± {100 * error:.2f}"
+    return f"{100 * found['score']:.2f}{spread}"
+
+
+def _print_comparison(comparison: dict[str, Any], models: list[str]) -> None:
+    typer.echo(f"{models[1]} minus {models[0]}, points (95 % interval)")
+    for label, row in (*comparison["tasks"].items(), ("mean", comparison["mean"])):
+        found = row["paper"]
+        text = f"{100 * found['difference']:+.2f}"
+        if found["interval_95"] is not None:
+            low, high = (100 * limit for limit in found["interval_95"])
+            text += f" ({low:+.2f} to {high:+.2f})"
+        typer.echo(f"{label:>14} {text}")

