@@ -7,11 +7,11 @@ taken, so that weights, and what autocast makes of them, drop out.
 """
 
 import torch
-from torch import Tensor, UntypedStorage, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from versatileffn.analysis.flops import ffn_of
+from versatileffn.analysis.saved import saved_for_backward
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaDecoderLayer
 
 TOKENS = (2, 4)
@@ -38,7 +38,7 @@ def ffn_activation_bytes(config: LlamaConfig, bf16: bool = False) -> float:
     return config.num_hidden_layers * (many - few) / (TOKENS[1] - TOKENS[0])
 
 
-def saved_bytes(layer: VersatileLlamaDecoderLayer, hidden: Tensor, bf16: bool = False) -> int:
+def saved_bytes(layer: VersatileLlamaDecoderLayer, hidden: Tensor, bf16: bool = False) -> float:
     """Bytes that autograd keeps of one application of a layer's FFN, its parameters excepted.
 
     Args:
@@ -46,19 +46,9 @@ def saved_bytes(layer: VersatileLlamaDecoderLayer, hidden: Tensor, bf16: bool = 
         hidden: [B, T, D], requiring a gradient.
         bf16: under bfloat16 autocast.
     """
-    parameters = {parameter.untyped_storage()._cdata for parameter in layer.parameters()}
-    kept: dict[int, UntypedStorage] = {}  # holding them keeps their addresses from being reused
-
-    def see(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = storage
-        return tensor
-
     autocast = torch.autocast(hidden.device.type, torch.bfloat16, enabled=bf16)
-    with torch.enable_grad(), saved_tensors_hooks(see, lambda tensor: tensor), autocast:
-        layer.apply_ffn(hidden)
-    return sum(storage.nbytes() for storage in kept.values())
+    with torch.enable_grad(), autocast:
+        return saved_for_backward(lambda: layer.apply_ffn(hidden), layer.parameters()).bytes
 
 
 def _ffn_layer(config: LlamaConfig) -> VersatileLlamaDecoderLayer:

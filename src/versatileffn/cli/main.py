@@ -5,6 +5,9 @@ import sys
 import typer
 
 from versatileffn.cli.bench import bench_command
+from versatileffn.cli.evaluate import evaluate_command
+from versatileffn.cli.flops import flops_command
+from versatileffn.cli.perplexity import perplexity_command
 from versatileffn.cli.reproduce import reproduce_command
 from versatileffn.cli.tokenize import tokenize_command
 from versatileffn.cli.train import train_command
@@ -22,6 +25,9 @@ app = typer.Typer(
 app.command("upcycle")(upcycle_command)
 app.command("tokenize")(tokenize_command)
 app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("perplexity")(perplexity_command)
+app.command("flops")(flops_command)
 app.command("reproduce")(reproduce_command)
 app.command("bench")(bench_command)
 
