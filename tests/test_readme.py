@@ -30,6 +30,10 @@ def test_the_readme_has_commands():
         "tokenize",
         "train",
         "reproduce",
+        "evaluate",
+        "perplexity",
+        "flops",
+        "bench",
     }
 
 

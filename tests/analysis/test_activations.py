@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from versatileffn.analysis.activations import ffn_activation_bytes, saved_bytes
+from versatileffn.analysis.activations import ffn_activation_bytes, prescribe, saved_bytes
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaDecoderLayer
 
@@ -13,7 +13,8 @@ FORMS = {
     "dense": FFNConfig(variant="dense"),
     "3-loop": FFNConfig(variant="k-loop", num_loops=3),
     "moe": FFNConfig(variant="moe", num_experts=4),
-    "masked": FFNConfig(),
+    "masked": FFNConfig(execution="masked"),
+    "states only": FFNConfig(execution="recompute"),
     "packed": FFNConfig(execution="packed"),
     "packed learned": FFNConfig(execution="packed", reuse_gains="learned"),
     "soft": FFNConfig(loop_mix="soft"),
@@ -51,14 +52,17 @@ def held_by_graph(output: Tensor, parameters: set[int]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+@pytest.mark.parametrize("loops", [1, 3, 4])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_graph_holds_what_is_reported(form: str, bf16: bool) -> None:
+def test_the_graph_holds_what_is_reported(form: str, bf16: bool, loops: int) -> None:
     """On a layer with ordinary weights and other numbers of tokens, and without hooks."""
     made = config(FORMS[form])
     torch.manual_seed(1)
     layer = VersatileLlamaDecoderLayer(made, 0).train()
     own = {parameter.untyped_storage()._cdata for parameter in layer.parameters()}
+    if layer.controller is not None:
+        prescribe(layer.controller, loops)
 
     def held(tokens: int) -> int:
         torch.manual_seed(2)
@@ -67,7 +71,7 @@ def test_the_graph_holds_what_is_reported(form: str, bf16: bool) -> None:
             return held_by_graph(layer.apply_ffn(hidden), own)
 
     per_token = (held(80) - held(48)) / 32
-    assert ffn_activation_bytes(made, bf16) == 3 * per_token
+    assert ffn_activation_bytes(made, bf16, loops) == 3 * per_token
 
 
 def test_a_dense_ffn_keeps_what_its_products_read() -> None:
@@ -76,13 +80,18 @@ def test_a_dense_ffn_keeps_what_its_products_read() -> None:
 
 
 def test_loops_multiply_and_packing_saves() -> None:
-    dense, three, masked, packed = (
+    dense, three, masked, states = (
         ffn_activation_bytes(config(FORMS[form]))
-        for form in ("dense", "3-loop", "masked", "packed")
+        for form in ("dense", "3-loop", "masked", "states only")
+    )
+    one, two, two_and_a_half, three_packed, four = (
+        ffn_activation_bytes(config(FORMS["packed"]), mean_loops=loops)
+        for loops in (1, 2, 2.5, 3, 4)
     )
     assert three == 3 * dense
     assert masked > 4 * dense  # L = 4 loops, and the blend
-    assert packed < 0.75 * masked
+    assert states < one < two < two_and_a_half < three_packed < four < 0.75 * masked
+    assert two_and_a_half == (two + three_packed) / 2
     assert ffn_activation_bytes(config(FORMS["dense"]), bf16=True) < 0.7 * dense
 
 

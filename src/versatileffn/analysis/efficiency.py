@@ -36,8 +36,8 @@ class EfficiencyRow:
         flops_ours: FFN FLOPs per token that have to be multiplied. None likewise.
         flops_executed: FFN FLOPs per token counted in a real forward pass; None if none was run.
         flops_controller: FLOPs per token of routers and loop predictors, in no other count.
-        activation_bytes: kept by the FFNs for the backward pass, bytes per token, in float32;
-            None if it wasn't measured.
+        activation_bytes: kept by the FFNs for the backward pass, bytes per token, in float32, at
+            `mean_loops` (L when that isn't given); None if it wasn't measured.
         activation_bytes_bf16: the same under bfloat16 autocast.
     """
 
@@ -85,8 +85,8 @@ def efficiency_table(
                 ours,
                 executed if own else None,
                 controller_flops_per_token(form),
-                ffn_activation_bytes(form) if memory else None,
-                ffn_activation_bytes(form, bf16=True) if memory else None,
+                ffn_activation_bytes(form, False, mean_loops) if memory else None,
+                ffn_activation_bytes(form, True, mean_loops) if memory else None,
             )
         )
     return rows
@@ -104,15 +104,20 @@ def forms(own: FFNConfig, d_hidden: int) -> Iterator[tuple[str, bool, FFNConfig]
     for count in sorted({*LOOPS, loops}):
         mine = own.variant == "k-loop" and own.num_loops == count
         yield f"{count}-Loop", mine, own.replace(variant="k-loop", num_loops=count)
-    packed = own.execution == "packed"
-    reuse = own.replace(variant="versatile", execution="auto")
+    reuse = own.replace(variant="versatile")
+    states_only = own.execution == "recompute"
+    mine = own.variant == "versatile"
     choices = [
         ("MoE", own.variant == "moe", own.replace(variant="moe")),
-        ("VersatileFFN", own.variant == "versatile" and not packed, reuse),
+        (
+            "VersatileFFN",
+            mine and not states_only,
+            reuse.replace(execution="auto") if states_only else reuse,
+        ),
     ]
-    if own.loop_mix == "hard":  # a soft mix can't be packed
-        name, mine = "VersatileFFN, packed", own.variant == "versatile" and packed
-        choices.append((name, mine, reuse.replace(execution="packed")))
+    if own.loop_mix == "hard" and own.execution != "masked":  # else every loop is kept
+        states = reuse.replace(execution="recompute")
+        choices.append(("VersatileFFN, states only", mine and states_only, states))
     for choice in choices:
         try:
             choice[2].expert_size(d_hidden)

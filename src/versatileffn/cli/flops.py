@@ -219,7 +219,8 @@ def _print(
              "predictors."]  # fmt: skip
     if rows[0].activation_bytes is not None:
         notes.append("KiB: activations that all FFNs keep for the backward pass, per token, under "
-                     "bfloat16 autocast and in float32, measured on one layer.")  # fmt: skip
+                     "bfloat16 autocast and in float32, measured on one layer; VersatileFFN's "
+                     f"at {mean_loops or 'max'} loops.")  # fmt: skip
     if reuse is not None:
         notes.append(f"Measured on {escape(str(measure))}, {reuse.tokens:,} tokens.")
     if mean_loops is not None:

@@ -7,7 +7,7 @@ Legend: M tokens, D d_model, L max_loops, N num_experts.
 """
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,6 @@ from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.plan import ReusePlan
-
-
-class SwiGLU:
-    """Stands for an FFN of which only φ is used; an operator is given its weights."""
-
-    act_fn = staticmethod(F.silu)
-    gate_proj = True
 
 
 def is_operable(norm: Norm, mlp: FeedForward) -> bool:
@@ -55,200 +48,205 @@ def run_operator(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePla
     layer, blend, known = Layer.of(norm, mlp, hidden_MD), Blend.of(plan), RMSNorm.of(norm)
     assert known is not None
     slices = blend.slices or ExpertSlices(1, 1, 1)
-    arguments = (
-        hidden_MD, plan.loop_count, plan.loop_probs, blend.kept_M1, blend.shared_M1,
-        blend.routed_MN, plan.loop_gains, known.weight, list(layer.linears), known.eps,
-        known.rounds_first, [slices.num_experts, slices.d_expert, slices.d_hidden],
+    arguments = Arguments(
+        hidden_MD,
+        plan.loop_count,
+        plan.loop_probs,
+        blend.kept_M1,
+        blend.shared_M1,
+        blend.routed_MN,
+        plan.loop_gains,
+        known.weight,
+        list(layer.linears),
+        known.eps,
+        known.rounds_first,
+        [slices.num_experts, slices.d_expert, slices.d_hidden],
         blend.shared,
-    )  # fmt: skip
+    )
     if torch.is_grad_enabled():
         return packed_forward(*arguments)[0]
     return packed(*arguments)
 
 
-def _describe(
-    kept_M1: Tensor,
-    shared_M1: Tensor,
-    routed_MN: Tensor | None,
-    norm_weight_D: Tensor,
-    linears: list[Tensor],
-    eps: float,
-    rounds_first: bool,
-    slices: list[int],
-    shared: float,
-) -> tuple[Layer, Blend]:
-    """What an operator's arguments stand for."""
-    norm = RMSNorm(norm_weight_D, eps, rounds_first)
-    layer = Layer(norm, cast(FeedForward, SwiGLU()), linears)
-    known = None if routed_MN is None else ExpertSlices(*slices)
-    return layer, Blend(kept_M1, shared, shared_M1, routed_MN, known)
+class Arguments(NamedTuple):
+    """What an operator is given: tensors, and what describes the layer."""
+
+    hidden_MD: Tensor
+    loop_count_M: Tensor
+    loop_probs_ML: Tensor
+    kept_M1: Tensor
+    shared_M1: Tensor
+    routed_MN: Tensor | None
+    loop_gains_L: Tensor | None
+    norm_weight_D: Tensor
+    linears: list[Tensor]
+    eps: float
+    rounds_first: bool
+    slices: list[int]
+    shared: float
+
+    @property
+    def layer(self) -> Layer:
+        """The layer that is described."""
+        norm = RMSNorm(self.norm_weight_D, self.eps, self.rounds_first)
+        return Layer(norm, cast(FeedForward, SwiGLU()), self.linears)
+
+    @property
+    def blend(self) -> Blend:
+        """The weights of each token."""
+        slices = None if self.routed_MN is None else ExpertSlices(*self.slices)
+        return Blend(self.kept_M1, self.shared, self.shared_M1, self.routed_MN, slices)
+
+    @property
+    def max_loops(self) -> int:
+        """L."""
+        return self.loop_probs_ML.shape[-1]
 
 
-@torch.library.custom_op(
-    "versatileffn::packed", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+class SwiGLU:
+    """Stands for an FFN of which only φ is used; an operator is given its weights."""
+
+    act_fn = staticmethod(F.silu)
+    gate_proj = True
+
+
+SCHEMA = (
+    "Tensor hidden, Tensor loop_count, Tensor loop_probs, Tensor kept, Tensor shared_share, "
+    "Tensor? routed, Tensor? loop_gains, Tensor norm_weight, Tensor[] linears, float eps, "
+    "bool rounds_first, int[] slices, float shared"
 )
-def packed(
-    hidden: Tensor,
-    loop_count: Tensor,
-    loop_probs: Tensor,
-    kept: Tensor,
-    shared_share: Tensor,
-    routed: Tensor | None,
-    loop_gains: Tensor | None,
-    norm_weight: Tensor,
-    linears: list[Tensor],
-    eps: float,
-    rounds_first: bool,
-    slices: list[int],
-    shared: float,
-) -> Tensor:
+"""`Arguments`, in the language of operators."""
+define = partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+
+
+@define("versatileffn::packed", schema=f"({SCHEMA}) -> Tensor")
+def packed(*arguments: Any) -> Tensor:
     """`run_packed` on tensors, [M, D]."""
-    layer, blend = _describe(
-        kept, shared_share, routed, norm_weight, linears, eps, rounds_first, slices, shared
-    )
+    given = Arguments(*arguments)
+    layer = given.layer
     steps = Steps(
         layer.norm,
         [partial(F.linear, weight=weight) for weight in layer.proj],
         partial(activate_in_place, layer.mlp),
         partial(F.linear, weight=layer.down),
     )
-    return run_steps(hidden, steps, loop_count, loop_probs.shape[-1], blend, loop_gains)
+    return run_steps(
+        given.hidden_MD,
+        steps,
+        given.loop_count_M,
+        given.max_loops,
+        given.blend,
+        given.loop_gains_L,
+    )
 
 
 @packed.register_fake
-def _(hidden: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(hidden)
+def _(*arguments: Any) -> Tensor:
+    return torch.empty_like(Arguments(*arguments).hidden_MD)
 
 
-@torch.library.custom_op(
-    "versatileffn::packed_forward", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
-)
-def packed_forward(
-    hidden: Tensor,
-    loop_count: Tensor,
-    loop_probs: Tensor,
-    kept: Tensor,
-    shared_share: Tensor,
-    routed: Tensor | None,
-    loop_gains: Tensor | None,
-    norm_weight: Tensor,
-    linears: list[Tensor],
-    eps: float,
-    rounds_first: bool,
-    slices: list[int],
-    shared: float,
-) -> tuple[Tensor, Tensor]:
+@define("versatileffn::packed_forward", schema=f"({SCHEMA}) -> (Tensor, Tensor)")
+def packed_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """`run_recomputed` on tensors: Y, [M, D], and U_1 … U_{L−1} in order, [L − 1, M, D]."""
-    layer, blend = _describe(
-        kept, shared_share, routed, norm_weight, linears, eps, rounds_first, slices, shared
+    given = Arguments(*arguments)
+    order_M = longest_first(given.loop_count_M)
+    run = PackedForward(
+        given.layer,
+        given.blend.take(order_M),
+        given.loop_gains_L,
+        count_active(given.loop_count_M, given.max_loops)(),
+        all_loops=True,
+        keep_activations=False,
     )
-    order_M = longest_first(loop_count)
-    active = count_active(loop_count, loop_probs.shape[-1])()
-    run = PackedForward(layer, blend.take(order_M), loop_gains, active, True, False)
-    sorted_MD = run(hidden[order_M])
-    totals = torch.stack(run.totals) if run.totals else hidden.new_empty(0, *hidden.shape)
+    sorted_MD = run(given.hidden_MD[order_M])
+    nothing = given.hidden_MD.new_empty(0, *given.hidden_MD.shape)
+    totals = torch.stack(run.totals) if run.totals else nothing
     return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD), totals
 
 
 @packed_forward.register_fake
-def _(hidden: Tensor, loop_count: Tensor, loop_probs: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), hidden.new_empty(loop_probs.shape[-1] - 1, *hidden.shape)
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    given = Arguments(*arguments)
+    totals = given.hidden_MD.new_empty(given.max_loops - 1, *given.hidden_MD.shape)
+    return torch.empty_like(given.hidden_MD), totals
 
 
-@torch.library.custom_op(
-    "versatileffn::packed_backward", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+@define(
+    "versatileffn::packed_backward",
+    schema=f"(Tensor d_output, Tensor totals, {SCHEMA}) -> Tensor[]",
 )
-def packed_backward(
-    d_output: Tensor,
-    totals: Tensor,
-    hidden: Tensor,
-    loop_count: Tensor,
-    loop_probs: Tensor,
-    kept: Tensor,
-    shared_share: Tensor,
-    routed: Tensor | None,
-    loop_gains: Tensor | None,
-    norm_weight: Tensor,
-    linears: list[Tensor],
-    eps: float,
-    rounds_first: bool,
-    slices: list[int],
-    shared: float,
-) -> list[Tensor]:
+def packed_backward(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> list[Tensor]:
     """Gradients of hidden, p, 1 − λ, λσ, routed, γ, the norm's weight and the linears.
 
     Where there is nothing to differentiate, an empty tensor stands for None.
     """
-    layer, blend = _describe(
-        kept, shared_share, routed, norm_weight, linears, eps, rounds_first, slices, shared
-    )
-    order_M = longest_first(loop_count)
-    active = count_active(loop_count, loop_probs.shape[-1])()
+    given = Arguments(*arguments)
+    order_M = longest_first(given.loop_count_M)
     run = PackedBackward(
-        layer, blend.take(order_M), loop_gains, active,
-        hidden[order_M], list(totals), [], d_output[order_M],
-    )  # fmt: skip
-    inverse_M = order_M.argsort()
-    d_hidden = run.chain()[inverse_M]
-    d_probs, d_kept = (grad[inverse_M] for grad in run.depth_gradients(loop_count[order_M]))
-    d_shared, d_routed = (
-        hidden.new_empty(0) if grad is None else grad[inverse_M] for grad in run.width_gradients()
+        given.layer,
+        given.blend.take(order_M),
+        given.loop_gains_L,
+        count_active(given.loop_count_M, given.max_loops)(),
+        given.hidden_MD[order_M],
+        list(totals),
+        [],
+        d_output_MD[order_M],
     )
-    d_gains = run.gain_gradients()
-    d_gains = hidden.new_empty(0) if d_gains is None else d_gains
-    weights = run.weight_gradients([True] * (1 + len(linears)))
-    grads = [d_hidden, d_probs, d_kept, d_shared, d_routed, d_gains, *weights]
-    return [grad.contiguous() for grad in grads if grad is not None]
+    d_hidden_MD = run.chain()
+    depth = run.depth_gradients(given.loop_count_M[order_M])
+    inverse_M = order_M.argsort()
+    grads = [
+        *(g if g is None else g[inverse_M] for g in (d_hidden_MD, *depth, *run.width_gradients())),
+        run.gain_gradients(),
+        *run.weight_gradients([True] * (1 + len(given.linears))),
+    ]
+    nothing = given.hidden_MD.new_empty(0)
+    return [nothing.clone() if grad is None else grad.contiguous() for grad in grads]
 
 
 @packed_backward.register_fake
-def _(
-    d_output: Tensor,
-    totals: Tensor,
-    hidden: Tensor,
-    loop_count: Tensor,
-    loop_probs: Tensor,
-    kept: Tensor,
-    shared_share: Tensor,
-    routed: Tensor | None,
-    loop_gains: Tensor | None,
-    norm_weight: Tensor,
-    linears: list[Tensor],
-    eps: float,
-    rounds_first: bool,
-    slices: list[int],
-    shared: float,
-) -> list[Tensor]:
-    nothing = hidden.new_empty(0)
-    optional = [
-        shared_share if routed is not None and shared else nothing,
-        nothing if routed is None else routed,
-        nothing if loop_gains is None else loop_gains,
+def _(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> list[Tensor]:
+    given = Arguments(*arguments)
+    nothing = given.hidden_MD.new_empty(0)
+    has_sigma = given.routed_MN is not None and given.shared
+    like = [
+        given.hidden_MD,
+        given.loop_probs_ML,
+        given.kept_M1,
+        given.shared_M1 if has_sigma else nothing,
+        nothing if given.routed_MN is None else given.routed_MN,
+        nothing if given.loop_gains_L is None else given.loop_gains_L,
+        given.norm_weight_D,
+        *given.linears,
     ]
-    like = [hidden, loop_probs, kept, *optional, norm_weight, *linears]
-    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in like]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in like]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, linears, eps, rounds_first, slices, shared = inputs
-    ctx.save_for_backward(output[1], *tensors, *linears)
-    ctx.settings = (eps, rounds_first, slices, shared)
+    given = Arguments(*inputs)
+    ctx.save_for_backward(output[1], *given[:8], *given.linears)
+    ctx.settings = given[9:]
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, d_output: Tensor, _: Tensor | None) -> tuple[Any, ...]:
-    totals, *tensors = ctx.saved_tensors
-    given, linears = tensors[:8], list(tensors[8:])
-    grads = packed_backward(d_output.contiguous(), totals, *given, linears, *ctx.settings)
+def _differentiate(ctx: Any, d_output_MD: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    totals, *saved = ctx.saved_tensors
+    given = Arguments(*saved[:8], saved[8:], *ctx.settings)  # type: ignore[call-arg]
+    grads = packed_backward(d_output_MD.contiguous(), totals, *given)
     d_hidden, d_probs, d_kept, d_shared, d_routed, d_gains, d_norm, *d_linears = grads
-    has_width, sigma = given[5] is not None, ctx.settings[-1]
+    has_width = given.routed_MN is not None
     return (
-        d_hidden, None, d_probs, d_kept,
-        d_shared if has_width and sigma else None,
+        d_hidden,
+        None,
+        d_probs,
+        d_kept,
+        d_shared if has_width and given.shared else None,
         d_routed if has_width else None,
-        None if given[6] is None else d_gains,
-        d_norm, d_linears, None, None, None, None,
-    )  # fmt: skip
+        None if given.loop_gains_L is None else d_gains,
+        d_norm,
+        d_linears,
+        *(None for _ in ctx.settings),
+    )
 
 
 packed_forward.register_autograd(_differentiate, setup_context=_save)
