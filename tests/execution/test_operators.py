@@ -45,6 +45,7 @@ def test_inference_in_a_graph_equals_algorithm_2(settings):
             hidden = make_hidden(tokens, 16, seed=tokens)
             expected, _ = naive.infer(as_naive(layer), hidden)
             torch.testing.assert_close(compiled(hidden), expected, rtol=1e-10, atol=1e-10)
+    assert graphs
     assert all(any("versatileffn.packed" in call for call in calls(graph)) for graph in graphs)
 
 
@@ -79,6 +80,22 @@ def _versatile(layer, hidden, plan):
         hidden, layer.norm, layer.mlp, layer.controller, layer.config, plan
     )
     return FFNOutput(new_hidden, None, plan)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_autocast_and_transposed_input_in_a_graph(grad):
+    layer = make_layer(dtype=torch.float32).eval()
+    hidden = make_hidden(16, 40, dtype=torch.float32)
+
+    def forward(hidden):
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(hidden.T).hidden
+
+    compiled, _ = compile_whole(forward)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(compiled(hidden), forward(hidden), rtol=2e-2, atol=2e-2)
+        plain, _ = compile_whole(lambda hidden: layer(hidden.T).hidden)
+        torch.testing.assert_close(plain(hidden), layer(hidden.T).hidden)
 
 
 @pytest.mark.parametrize("settings", [{"gated": False}, {"bias": True}, {"loop_mix": "soft"}])

@@ -54,7 +54,11 @@ def subclass(layer):
     layer.mlp.up_proj = type("Adapted", (torch.nn.Linear,), {})(16, 32, bias=False)
 
 
-@pytest.mark.parametrize("wrap", [hook, replaced_forward, parametrized, subclass])
+def backward_hook(layer):
+    layer.mlp.up_proj.register_full_backward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("wrap", [hook, backward_hook, replaced_forward, parametrized, subclass])
 def test_training_reads_weights_only_where_they_are_plain(wrap):
     layer = make_layer()
     assert select_executor("auto", plan_of(), layer.norm, layer.mlp) is run_packed_training
@@ -144,3 +148,24 @@ def test_kernels_are_refused_where_there_is_no_gpu_and_training_goes_on():
         layer(hidden)
     layer(hidden).hidden.sum().backward()
     assert layer.mlp.up_proj.weight.grad.abs().max() > 0
+
+
+def test_functional_transforms_are_masked():
+    layer, hidden = make_layer().eval(), make_hidden(6, 16)
+    weights = {name: weight.detach() for name, weight in layer.named_parameters()}
+
+    def loss(weights):
+        output = torch.func.functional_call(layer, weights, (hidden, layer.controller(hidden)))
+        return output.hidden.square().sum()
+
+    layer.forward = lambda h, plan: _executed(layer, h, plan)
+    grads = torch.func.grad(loss)(weights)
+    loss({name: weight.requires_grad_() for name, weight in weights.items()}).backward()
+    torch.testing.assert_close(grads["mlp.up_proj.weight"], weights["mlp.up_proj.weight"].grad)
+
+
+def _executed(layer, hidden, plan):
+    from versatileffn.execution.select import execute
+    from versatileffn.ffn.dense import FFNOutput
+
+    return FFNOutput(execute(hidden, layer.norm, layer.mlp, plan))

@@ -24,11 +24,13 @@ class Layer:
         mlp: says what φ is; its weights are not read.
         linears: gate (if any) and up, each [F, D], and down, [D, F], in the dtype of the matrix
             products.
+        autocast: the dtype that autocast asked for; None where it is off.
     """
 
     norm: RMSNorm | AnyNorm
     mlp: FeedForward
     linears: Sequence[Tensor]
+    autocast: torch.dtype | None
 
     @classmethod
     def of(cls, norm: Norm, mlp: FeedForward, like: Tensor) -> "Layer":
@@ -38,16 +40,17 @@ class Layer:
             norm, mlp: modules for which `reads_plain_weights` holds.
             like: hidden states; autocast is asked about their device.
         """
-        known = RMSNorm.of(norm)
-        cast_to = autocast_dtype(like.device.type)
+        device = like.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         weights = [linear.weight for linear in linears(mlp)]
-        if cast_to is not None:
-            weights = [weight.to(cast_to) for weight in weights]
-        return cls(known or AnyNorm(cast(nn.Module, norm)), mlp, weights)
+        if autocast is not None and like.dtype != torch.float64:  # which it leaves alone
+            weights = [weight.to(autocast) for weight in weights]
+        known = RMSNorm.of(norm) or AnyNorm.of(cast(nn.Module, norm), autocast)
+        return cls(known, mlp, weights, autocast)
 
-    def with_linears(self, linears: Sequence[Tensor]) -> "Layer":
-        """The same layer, with weights that autograd has handed back."""
-        return replace(self, linears=linears)
+    def with_weights(self, norm: Sequence[Tensor], linears: Sequence[Tensor]) -> "Layer":
+        """The same layer, with weights that autograd has handed back; () to hold none."""
+        return replace(self, norm=self.norm.with_weights(norm), linears=linears)
 
     @property
     def proj(self) -> Sequence[Tensor]:
@@ -61,10 +64,6 @@ class Layer:
 
     def project(self, x_RD: Tensor) -> list[Tensor]:
         """W_proj x, each [R, F]."""
-        x_RD = x_RD.to(self.down.dtype)
+        if self.autocast is not None:
+            x_RD = x_RD.to(self.down.dtype)
         return [F.linear(x_RD, weight) for weight in self.proj]
-
-
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast runs matrix products in on this kind of device; None where it is off."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -13,7 +13,7 @@ Legend: M tokens, D d_model, F d_hidden, L max_loops.
 from torch import Tensor
 
 from versatileffn.execution.blend import Blend
-from versatileffn.ffn.dense import FeedForward, Norm, hidden_activations
+from versatileffn.ffn.dense import FeedForward, Norm, hidden_activations, output_bias
 from versatileffn.ffn.plan import ReusePlan
 
 
@@ -41,7 +41,7 @@ def run_masked(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
         a_MF = hidden_activations(mlp, norm(state_MD))
         blend_MF = blend_MF + depth_ML[:, loop, None].to(a_MF.dtype) * a_MF
     output_MD = hidden_MD + mlp.down_proj(blend_MF)
-    bias_D = mlp.down_proj.bias
+    bias_D = output_bias(mlp)
     if bias_D is None:
         return output_MD
     # W_out's bias was added once; the plan wants it once per loop and once for the width pathway.

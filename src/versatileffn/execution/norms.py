@@ -4,12 +4,14 @@ Legend: R rows (tokens), D d_model; `d_x` is the gradient of the loss in x.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from versatileffn.execution.plain import is_watched
 from versatileffn.ffn.dense import Norm
 
 NormBackward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
@@ -34,7 +36,7 @@ class RMSNorm:
     @classmethod
     def of(cls, norm: Norm) -> "RMSNorm | None":
         """Recognize torch's RMSNorm and Llama's, unless hooked or wrapped; None for others."""
-        if not isinstance(norm, nn.Module) or norm._forward_hooks or norm._forward_pre_hooks:
+        if not isinstance(norm, nn.Module) or is_watched(norm):
             return None
         if type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None:
             return cls(norm.weight, norm.eps, rounds_first=False)
@@ -46,6 +48,10 @@ class RMSNorm:
     def weights(self) -> Sequence[Tensor]:
         """What it learns."""
         return (self.weight,)
+
+    def with_weights(self, weights: Sequence[Tensor]) -> "RMSNorm":
+        """The same norm with other weights; () to hold none."""
+        return replace(self, weight=weights[0] if weights else torch.empty(0))
 
     def __call__(self, state_RD: Tensor) -> Tensor:
         """x, [R, D]."""
@@ -82,33 +88,50 @@ class AnyNorm:
 
     Args:
         module: the norm.
+        weights: its parameters, in its own order. The module's own may be others by the time of
+            the backward pass (`functional_call`).
+        autocast: the dtype that autocast asked for; None where it is off.
     """
 
     module: nn.Module
+    weights: Sequence[Tensor]
+    autocast: torch.dtype | None
 
-    @property
-    def weights(self) -> Sequence[Tensor]:
-        """What it learns."""
-        return tuple(self.module.parameters())
+    @classmethod
+    def of(cls, module: nn.Module, autocast: torch.dtype | None) -> "AnyNorm":
+        """Wrap a norm with the parameters that it has now."""
+        return cls(module, tuple(module.parameters()), autocast)
+
+    def with_weights(self, weights: Sequence[Tensor]) -> "AnyNorm":
+        """The same norm with other weights; () to hold none."""
+        return replace(self, weights=tuple(weights))
 
     def __call__(self, state_RD: Tensor) -> Tensor:
         """x, [R, D]."""
-        return self.module(state_RD)
+        names = [name for name, _ in self.module.named_parameters()]
+        weights = dict(zip(names, self.weights, strict=True))
+        with torch.autocast(state_RD.device.type, self.autocast, enabled=self.autocast is not None):
+            return functional_call(self.module, weights, state_RD)
 
     def with_backward(self, state_RD: Tensor) -> tuple[Tensor, NormBackward]:
         """x, and the function that takes its gradient back."""
         with torch.enable_grad():
             state_RD = state_RD.detach().requires_grad_()
-            x_RD = self.module(state_RD)
-        trained = [weight for weight in self.weights if weight.requires_grad]
+            leaves = [w.detach().requires_grad_(w.requires_grad) for w in self.weights]
+            x_RD = self.with_weights(leaves)(state_RD)
+        trained = [weight for weight in leaves if weight.requires_grad]
 
         def backward(d_x_RD: Tensor) -> tuple[Tensor, list[Tensor]]:
             d_state_RD, *grads = torch.autograd.grad(
-                x_RD, [state_RD, *trained], d_x_RD.to(x_RD.dtype)
+                x_RD,
+                [state_RD, *trained],
+                d_x_RD.to(x_RD.dtype),
+                allow_unused=True,
+                materialize_grads=True,
             )
             by_weight = dict(zip(map(id, trained), grads, strict=True))
             return d_state_RD, [
-                by_weight.get(id(weight), torch.zeros_like(weight)) for weight in self.weights
+                by_weight.get(id(weight), torch.zeros_like(weight)) for weight in leaves
             ]
 
         return x_RD.detach(), backward

@@ -17,10 +17,8 @@ from versatileffn.execution.activation import activate_in_place, is_swiglu
 from versatileffn.execution.blend import Blend
 from versatileffn.execution.layer import Layer
 from versatileffn.execution.norms import RMSNorm
-from versatileffn.execution.order import count_active, longest_first
 from versatileffn.execution.packed import Steps, run_steps
-from versatileffn.execution.packed_backward import PackedBackward
-from versatileffn.execution.packed_forward import PackedForward
+from versatileffn.execution.packed_training import run_backward, run_forward
 from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.experts import ExpertSlices
@@ -49,7 +47,7 @@ def run_operator(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePla
     assert known is not None
     slices = blend.slices or ExpertSlices(1, 1, 1)
     arguments = Arguments(
-        hidden_MD,
+        hidden_MD.contiguous(),
         plan.loop_count,
         plan.loop_probs,
         blend.kept_M1,
@@ -62,6 +60,7 @@ def run_operator(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePla
         known.rounds_first,
         [slices.num_experts, slices.d_expert, slices.d_hidden],
         blend.shared,
+        layer.autocast is not None,
     )
     if torch.is_grad_enabled():
         return packed_forward(*arguments)[0]
@@ -84,12 +83,14 @@ class Arguments(NamedTuple):
     rounds_first: bool
     slices: list[int]
     shared: float
+    autocast: bool
 
     @property
     def layer(self) -> Layer:
         """The layer that is described."""
         norm = RMSNorm(self.norm_weight_D, self.eps, self.rounds_first)
-        return Layer(norm, cast(FeedForward, SwiGLU()), self.linears)
+        autocast = self.linears[-1].dtype if self.autocast else None
+        return Layer(norm, cast(FeedForward, SwiGLU()), self.linears, autocast)
 
     @property
     def blend(self) -> Blend:
@@ -113,7 +114,7 @@ class SwiGLU:
 SCHEMA = (
     "Tensor hidden, Tensor loop_count, Tensor loop_probs, Tensor kept, Tensor shared_share, "
     "Tensor? routed, Tensor? loop_gains, Tensor norm_weight, Tensor[] linears, float eps, "
-    "bool rounds_first, int[] slices, float shared"
+    "bool rounds_first, int[] slices, float shared, bool autocast"
 )
 """`Arguments`, in the language of operators."""
 define = partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
@@ -126,7 +127,7 @@ def packed(*arguments: Any) -> Tensor:
     layer = given.layer
     steps = Steps(
         layer.norm,
-        [partial(F.linear, weight=weight) for weight in layer.proj],
+        layer.project,
         partial(activate_in_place, layer.mlp),
         partial(F.linear, weight=layer.down),
     )
@@ -149,19 +150,18 @@ def _(*arguments: Any) -> Tensor:
 def packed_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """`run_recomputed` on tensors: Y, [M, D], and U_1 … U_{L−1} in order, [L − 1, M, D]."""
     given = Arguments(*arguments)
-    order_M = longest_first(given.loop_count_M)
-    run = PackedForward(
+    output_MD, run = run_forward(
         given.layer,
-        given.blend.take(order_M),
+        given.blend,
         given.loop_gains_L,
-        count_active(given.loop_count_M, given.max_loops)(),
+        given.loop_count_M,
+        given.max_loops,
+        given.hidden_MD,
         all_loops=True,
         keep_activations=False,
     )
-    sorted_MD = run(given.hidden_MD[order_M])
     nothing = given.hidden_MD.new_empty(0, *given.hidden_MD.shape)
-    totals = torch.stack(run.totals) if run.totals else nothing
-    return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD), totals
+    return output_MD, torch.stack(run.totals) if run.totals else nothing
 
 
 @packed_forward.register_fake
@@ -181,25 +181,19 @@ def packed_backward(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> lis
     Where there is nothing to differentiate, an empty tensor stands for None.
     """
     given = Arguments(*arguments)
-    order_M = longest_first(given.loop_count_M)
-    run = PackedBackward(
+    grads = run_backward(
         given.layer,
-        given.blend.take(order_M),
+        given.blend,
         given.loop_gains_L,
-        count_active(given.loop_count_M, given.max_loops)(),
-        given.hidden_MD[order_M],
+        given.loop_count_M,
+        given.max_loops,
+        given.hidden_MD,
         list(totals),
         [],
-        d_output_MD[order_M],
+        d_output_MD,
+        all_loops=True,
+        wanted=[True] * (1 + len(given.linears)),
     )
-    d_hidden_MD = run.chain()
-    depth = run.depth_gradients(given.loop_count_M[order_M])
-    inverse_M = order_M.argsort()
-    grads = [
-        *(g if g is None else g[inverse_M] for g in (d_hidden_MD, *depth, *run.width_gradients())),
-        run.gain_gradients(),
-        *run.weight_gradients([True] * (1 + len(given.linears))),
-    ]
     nothing = given.hidden_MD.new_empty(0)
     return [nothing.clone() if grad is None else grad.contiguous() for grad in grads]
 

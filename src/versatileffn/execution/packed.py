@@ -10,6 +10,7 @@ Legend: M tokens, D d_model, F d_hidden, L max_loops, R tokens still running.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from versatileffn.execution.activation import activate_in_place
 from versatileffn.execution.blend import Blend
 from versatileffn.execution.order import count_active, longest_first
 from versatileffn.execution.plain import is_plain
-from versatileffn.ffn.dense import FeedForward, Norm, activate, linears
+from versatileffn.ffn.dense import FeedForward, Norm, activate, linears, output_bias
 from versatileffn.ffn.plan import ReusePlan
 
 BLOCK = 512
@@ -32,14 +33,14 @@ class Steps:
 
     Args:
         norm: the norm before the FFN.
-        project: x -> gate (if any) and up.
-        phi: a from these; may overwrite them.
+        project: x -> gate (if any) and up, which phi may overwrite.
+        phi: a from these.
         down: a -> W_out a, with its bias if it has one.
         bias_D: W_out's bias.
     """
 
     norm: Norm
-    project: Sequence[Callable[[Tensor], Tensor]]
+    project: Callable[[Tensor], list[Tensor]]
     phi: Callable[[Sequence[Tensor]], Tensor]
     down: Callable[[Tensor], Tensor]
     bias_D: Tensor | None = None
@@ -48,9 +49,19 @@ class Steps:
     def of(cls, norm: Norm, mlp: FeedForward) -> "Steps":
         """Call a layer's modules, so that whatever wraps them takes part."""
         *proj, down = linears(mlp)
+        bias_D = output_bias(mlp)
+
+        def project(x_RD: Tensor) -> list[Tensor]:
+            return [linear(x_RD) for linear in proj]
+
         if is_plain(mlp):
-            return cls(norm, proj, lambda values: activate_in_place(mlp, values), down, down.bias)
-        return cls(norm, proj, lambda values: activate(mlp, *values), down, down.bias)
+            return cls(norm, project, lambda values: activate_in_place(mlp, values), down, bias_D)
+
+        def phi(values: Sequence[Tensor]) -> Tensor:
+            a_RF = activate(mlp, *values)
+            return a_RF.clone() if a_RF is values[0] else a_RF  # what a hook may have kept
+
+        return cls(norm, project, phi, down, bias_D)
 
 
 def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
@@ -108,7 +119,9 @@ def _run_blocks(
     for first in range(0, tokens, BLOCK):
         rows = slice(first, min(first + BLOCK, tokens))
         here = [min(max(running - first, 0), rows.stop - first) for running in count()]
-        output_MD[rows] = _run(start_MD[rows], steps, blend.take(rows), gains_L, here.copy)
+        output_MD[rows] = _run(
+            start_MD[rows], steps, blend.take(rows), gains_L, partial(list, here)
+        )
     return output_MD
 
 
@@ -126,7 +139,7 @@ def _run(
     while running:
         state_RD = start_MD[:running] if total_RD is None else start_MD[:running] + total_RD
         x_RD = steps.norm(state_RD)
-        a_RF = steps.phi([linear(x_RD) for linear in steps.project])
+        a_RF = steps.phi(steps.project(x_RD))
         staying = count()[loop + 1]
         stay, leave = slice(staying), slice(staying, running)
         gain = None if gains_L is None else gains_L[loop]
@@ -157,8 +170,8 @@ def _run(
             torch.add(base_RD, update_RD[leave], out=output_MD[leave])
         if staying:
             step_RD = update_RD[stay].to(start_MD.dtype)
+            first_RD = step_RD if first_RD is None else first_RD[stay]
             step_RD = step_RD if gain is None else gain.to(step_RD.dtype) * step_RD
             total_RD = step_RD if total_RD is None else total_RD[stay] + step_RD
-            first_RD = total_RD if first_RD is None else first_RD[stay]
         running, loop = staying, loop + 1
     return output_MD

@@ -63,7 +63,7 @@ class PackedBackward:
         self.d_norm = [torch.zeros_like(weight) for weight in layer.norm.weights]
         self.d_gains = [self.v_MF.new_zeros((), dtype=self.wide)] * self.max_loops
         self.last_dot_M = self.v_MF.new_zeros(len(start_MD), dtype=self.wide)  # ⟨v, a_L⟩
-        self.first_products_MF: Tensor | None = None  # v ⊙ a₁
+        self.first_products_MF = self.v_MF[:0]  # v ⊙ a₁
 
     def chain(self) -> Tensor:
         """Go through the loops in reverse; the gradient of H₀, [M, D]."""
@@ -175,7 +175,7 @@ class PackedBackward:
     def width_gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of λσ, ⟨v, a₁⟩, [M, 1], and of λ·s·m, the same by expert, [M, N]."""
         dtype, products_MF = self.blend.kept_M1.dtype, self.first_products_MF
-        if self.blend.routed_MN is None or self.blend.slices is None or products_MF is None:
+        if self.blend.routed_MN is None or self.blend.slices is None:
             return None, None
         d_routed_MN = self.blend.slices.sum_neurons(products_MF).to(dtype)
         d_shared_M1 = products_MF.sum(-1, keepdim=True).to(dtype) if self.blend.shared else None

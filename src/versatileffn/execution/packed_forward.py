@@ -53,6 +53,7 @@ class PackedForward:
         exit_MF = down_DF.new_empty(tokens, down_DF.shape[1])
         base_MD = torch.zeros_like(start_MD)
         width_RF: Tensor | None = None
+        first_MD: Tensor | None = None  # W_out a₁, before its gain
         for loop, running in enumerate(self.active[:-1]):
             staying = self.active[loop + 1]
             leave = slice(staying, running)
@@ -67,14 +68,14 @@ class PackedForward:
             gain = None if self.gains_L is None else self.gains_L[loop]
             kept_R1 = self.blend.kept_M1[leave]
             weight_R1 = kept_R1 if gain is None else kept_R1 * gain
-            if total_MD is None:
+            if total_MD is None or first_MD is None:
                 width_RF = self.blend.take(slice(staying)).routed(a_RF[:staying])
                 self.blend.take(leave).first_loop(a_RF[leave], weight_R1, out=exit_MF[leave])
             else:
                 torch.mul(a_RF[leave], weight_R1.to(a_RF.dtype), out=exit_MF[leave])
                 if width_RF is not None:
                     exit_MF[leave] += width_RF[leave]
-                first_RD = self.blend.shared * self.totals[0][leave]
+                first_RD = self.blend.shared * first_MD[leave]
                 base_MD[leave] = torch.lerp(first_RD, total_MD[leave], kept_R1.to(total_MD.dtype))
             if loop + 2 == len(self.active):
                 if rest_RF is not None and self.keep_activations:
@@ -82,6 +83,7 @@ class PackedForward:
                 break
             step_MD = self._step(a_RF, rest_RF, tokens if self.all_loops else staying)
             step_MD = step_MD.to(start_MD.dtype)
+            first_MD = step_MD if first_MD is None else first_MD
             if gain is not None:
                 step_MD = gain.to(step_MD.dtype) * step_MD
             self.totals.append(step_MD if total_MD is None else total_MD[: len(step_MD)] + step_MD)

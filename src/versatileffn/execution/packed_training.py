@@ -6,14 +6,15 @@ are differentiated. With v = W_outᵀ ∂Y, the gradients of gates, gains and λ
 with activations that are there anyway. Tokens are ordered by loop count, so those still running
 are a prefix.
 
-Two memory modes. `run_packed_training` saves what W_proj gave in a token's ℓ̂ loops (2·F·ℓ̂ values,
-beside 3·D for L = 4); `run_recomputed` saves the states U₁ … U_{L−1} alone, and its backward pass
-projects once more.
+Two memory modes. `run_recomputed` saves states alone, H₀ and U₁ … U_{L−1}, L·D values a token, and
+its backward pass projects once more; `run_packed_training` also saves what W_proj gave in a token's
+ℓ̂ loops, 2·F·ℓ̂ values, and a_L where ℓ̂ < L, F values.
 
 Legend: M tokens, D d_model, F d_hidden, L max_loops, N num_experts; U_ℓ = H_ℓ − H₀.
 """
 
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -80,43 +81,90 @@ class _PackedTraining(torch.autograd.Function):
         loop_gains_L: Tensor | None,
         *weights: Tensor,
     ) -> Tensor:
-        order_M = longest_first(loop_count_M)
-        active = count_active(loop_count_M, loop_probs_ML.shape[-1])()
         all_loops = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]
-        run = PackedForward(
-            layer, blend.take(order_M), loop_gains_L, active, all_loops, keep_activations
-        )
-        with torch.autocast(hidden_MD.device.type, enabled=False):
-            sorted_MD = run(hidden_MD[order_M])
-        ctx.layer, ctx.blend, ctx.active, ctx.all_loops = layer, blend, active, all_loops
-        ctx.sizes = [len(layer.linears), len(run.totals), len(run.saved)]
-        ctx.gains_L = loop_gains_L
+        output_MD, run = run_forward(
+            layer, blend, loop_gains_L, loop_count_M, loop_probs_ML.shape[-1], hidden_MD,
+            all_loops, keep_activations,
+        )  # fmt: skip
+        # What is saved is held by autograd alone, which frees it, moves it and guards it.
+        ctx.layer, ctx.all_loops = layer.with_weights((), ()), all_loops
+        ctx.blend, ctx.max_loops = (blend.shared, blend.slices), loop_probs_ML.shape[-1]
+        parts = (layer.norm.weights, layer.linears, run.totals, run.saved)
+        ctx.sizes = [len(part) for part in parts]
         ctx.save_for_backward(
-            hidden_MD, loop_count_M, order_M, *layer.linears, *run.totals, *run.saved
-        )
-        return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD)
+            hidden_MD, loop_count_M, kept_M1, shared_M1, routed_MN, loop_gains_L,
+            *chain.from_iterable(parts),
+        )  # fmt: skip
+        return output_MD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output_MD: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_MD, loop_count_M, order_M, *rest = ctx.saved_tensors
-        linears, totals, saved = _split(rest, ctx.sizes)
-        with torch.autocast(d_output_MD.device.type, enabled=False):
-            run = PackedBackward(
-                ctx.layer.with_linears(linears), ctx.blend.take(order_M), ctx.gains_L, ctx.active,
-                hidden_MD[order_M], totals, saved, d_output_MD[order_M],
-            )  # fmt: skip
-            d_hidden_MD = run.chain()
-            weight_grads = run.weight_gradients(ctx.needs_input_grad[10:])
-            d_probs_ML = d_kept_M1 = None
-            if ctx.all_loops:
-                d_probs_ML, d_kept_M1 = run.depth_gradients(loop_count_M[order_M])
-            d_shared_M1, d_routed_MN = run.width_gradients()
-        inverse_M = torch.empty_like(order_M)
-        inverse_M[order_M] = torch.arange(len(order_M), device=order_M.device)
-        by_token = (d_hidden_MD, d_probs_ML, d_kept_M1, d_shared_M1, d_routed_MN)
-        unsorted = [None if grad is None else grad[inverse_M] for grad in by_token]
-        return (None, None, None, None, *unsorted, run.gain_gradients(), *weight_grads)
+        hidden_MD, loop_count_M, kept_M1, shared_M1, routed_MN, gains_L, *rest = ctx.saved_tensors
+        norm_weights, linears, totals, saved = _split(rest, ctx.sizes)
+        shared, slices = ctx.blend
+        grads = run_backward(
+            ctx.layer.with_weights(norm_weights, linears),
+            Blend(kept_M1, shared, shared_M1, routed_MN, slices),
+            gains_L, loop_count_M, ctx.max_loops, hidden_MD, totals, saved, d_output_MD,
+            ctx.all_loops, ctx.needs_input_grad[10:],
+        )  # fmt: skip
+        return (None, None, None, None, *grads)
+
+
+def run_forward(
+    layer: Layer,
+    blend: Blend,
+    gains_L: Tensor | None,
+    loop_count_M: Tensor,
+    max_loops: int,
+    hidden_MD: Tensor,
+    all_loops: bool,
+    keep_activations: bool,
+) -> tuple[Tensor, PackedForward]:
+    """Order the tokens, run forward, and put Y, [M, D], back into place."""
+    order_M = longest_first(loop_count_M)
+    active = count_active(loop_count_M, max_loops)()
+    run = PackedForward(layer, blend.take(order_M), gains_L, active, all_loops, keep_activations)
+    with torch.autocast(hidden_MD.device.type, enabled=False):
+        sorted_MD = run(hidden_MD[order_M])
+    return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD), run
+
+
+def run_backward(
+    layer: Layer,
+    blend: Blend,
+    gains_L: Tensor | None,
+    loop_count_M: Tensor,
+    max_loops: int,
+    hidden_MD: Tensor,
+    totals: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    d_output_MD: Tensor,
+    all_loops: bool,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Order the tokens again, run backward, and put gradients back into place.
+
+    Returns:
+        Gradients of hidden, p, 1 − λ, λσ, routed, γ, and of the weights that are wanted.
+    """
+    order_M = longest_first(loop_count_M)
+    active = count_active(loop_count_M, max_loops)()
+    with torch.autocast(d_output_MD.device.type, enabled=False):
+        run = PackedBackward(
+            layer, blend.take(order_M), gains_L, active, hidden_MD[order_M], totals, saved,
+            d_output_MD[order_M],
+        )  # fmt: skip
+        by_token: list[Tensor | None] = [run.chain(), None, None]
+        if all_loops:
+            by_token[1:] = run.depth_gradients(loop_count_M[order_M])
+        by_token += run.width_gradients()
+        weights = run.weight_gradients(wanted)
+    inverse_M = torch.empty_like(order_M)
+    inverse_M[order_M] = torch.arange(len(order_M), device=order_M.device)
+    unsorted = [None if grad is None else grad[inverse_M] for grad in by_token]
+    return [*unsorted, run.gain_gradients(), *weights]
 
 
 def _split(values: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:

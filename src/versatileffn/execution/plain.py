@@ -13,12 +13,21 @@ def is_plain(mlp: FeedForward) -> bool:
     """
     return all(
         type(linear) is nn.Linear
-        and "forward" not in linear.__dict__
         and type(linear.weight) in (Tensor, nn.Parameter)
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
-        and not linear._backward_hooks
+        and not is_watched(linear)
         for linear in linears(mlp)
+    )
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says: hooks, or a replaced `forward`."""
+    return "forward" in module.__dict__ or any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
     )
 
 

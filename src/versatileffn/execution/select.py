@@ -5,7 +5,7 @@
 | `auto`        | eager, hard plan, gradients off                            | packed          |
 | `auto`        | eager, hard plan, gradients on, plain weights              | packed_training |
 | `auto`        | torch.compile, hard plan, plain weights, RMSNorm, SwiGLU   | operator        |
-| `auto`        | anything else                                              | masked          |
+| `auto`        | anything else, and under torch.func                        | masked          |
 | `masked`      | always valid                                               | masked          |
 | `packed`      | as `auto`, but a ConfigError instead of masked             |                 |
 | `recompute`   | as `packed`, but training keeps states only                | recomputed      |
@@ -23,6 +23,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from versatileffn.errors import ConfigError
 from versatileffn.execution.kernels.custom_op import run_triton
@@ -42,13 +44,13 @@ Executor = Callable[[Tensor, Norm, FeedForward, ReusePlan], Tensor]
 def select_executor(
     execution: Execution, plan: ReusePlan, norm: Norm, mlp: FeedForward
 ) -> Executor:
-    """Choose by the table above.
+    """Choose by the table above, all but `triton` without gradients.
 
     Raises:
         ConfigError: `packed` or `recompute` was asked for where it isn't valid.
     """
     chosen: Executor | None = None
-    if execution == "masked" or not plan.hard:
+    if execution == "masked" or not plan.hard or _is_transformed():
         chosen = None
     elif torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
         chosen = run_operator if is_operable(norm, mlp) else None
@@ -65,8 +67,9 @@ def select_executor(
     if execution not in ("packed", "recompute"):
         return run_masked
     raise ConfigError(
-        f"execution={execution!r} needs loop_mix='hard', no export or tracing, and in training "
-        "plain linears without biases or adapters: use execution='auto'"
+        f"execution={execution!r} needs loop_mix='hard', no export, tracing or torch.func, in "
+        "training plain linears without biases or adapters, and under torch.compile these, an "
+        "RMSNorm and SwiGLU: use execution='auto'"
     )
 
 
@@ -76,8 +79,16 @@ def _is_recorded(plan: ReusePlan) -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or plan.loop_count.is_meta
+        or isinstance(plan.loop_count, FakeTensor)
         or (plan.loop_count.is_cuda and torch.cuda.is_current_stream_capturing())
     )
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation wants to see every operation."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def execute(

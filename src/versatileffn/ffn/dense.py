@@ -115,6 +115,12 @@ def linears(mlp: FeedForward) -> list[nn.Linear]:
     return [*([] if gate_proj is None else [gate_proj]), mlp.up_proj, mlp.down_proj]
 
 
+def output_bias(mlp: FeedForward) -> Tensor | None:
+    """W_out's bias, [D]; None without one. A method in torch's quantized linears."""
+    bias = mlp.down_proj.bias
+    return bias() if callable(bias) else bias
+
+
 def activate(mlp: FeedForward, *projected: Tensor) -> Tensor:
     """a = φ from its projections: act(gate)·up, or act(up)."""
     first, *second = projected

@@ -80,14 +80,19 @@ class ReusePlan:
         """Check a plan that someone edited; executors read different fields and trust they agree.
 
         Raises:
-            ValueError: a loop count is outside 1 … L, or a hard plan's p isn't one-hot at ℓ̂.
+            ValueError: a loop count isn't int64 or outside 1 … L, a hard plan's p isn't one-hot at
+                ℓ̂, or a token has an expert twice.
         """
+        if self.loop_count.dtype != torch.int64:
+            raise ValueError(f"loop_count must be int64, not {self.loop_count.dtype}")
         if not ((self.loop_count >= 1) & (self.loop_count <= self.max_loops)).all():
             raise ValueError(f"loop_count must lie in 1 to max_loops={self.max_loops}")
         if self.hard:
             one_hot = torch.nn.functional.one_hot(self.loop_count - 1, self.max_loops)
             if not torch.equal(self.loop_probs.detach(), one_hot.to(self.loop_probs.dtype)):
                 raise ValueError("a hard plan needs loop_probs that are one-hot at loop_count")
+        if self.experts is not None and (self.experts.sort(-1).values.diff(dim=-1) == 0).any():
+            raise ValueError("a token has an expert twice: add up its gates instead")
 
     def take(self, tokens: Tensor | slice) -> "ReusePlan":
         """The plan of some tokens, in the order given.
