@@ -1,15 +1,14 @@
 """What measurements depend on: machine, versions, sources, and how memory is handed out."""
 
-import hashlib
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import versatileffn
+from versatileffn.provenance import source_digest, versions
 
 LIBRARIES = ("torch", "transformers", "numpy")
 MEASURED = ("ffn", "execution", "models", "bench")
@@ -40,26 +39,14 @@ def worker_environment(environment: str, threads: int) -> dict[str, str]:
     return kept | (TUNED if environment == "tuned" else {})
 
 
-def source_digest() -> str:
-    """SHA-256 of the sources that are measured or measure."""
-    root = Path(versatileffn.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in MEASURED for path in (root / folder).rglob("*.py")):
-        if path.name not in DRAWN:
-            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+def measured_sources() -> str:
+    """Digest of the sources that are measured or measure."""
+    return source_digest(MEASURED, DRAWN)
 
 
-def versions() -> dict[str, str]:
+def measured_versions() -> dict[str, str]:
     """Versions of everything that a time could depend on."""
-    try:
-        own = metadata.version("versatileffn")
-    except metadata.PackageNotFoundError:
-        own = "source tree"
-    found = {name: metadata.version(name) for name in LIBRARIES}
-    libc = "-".join(platform.libc_ver())
-    return {"versatileffn": own, "python": platform.python_version(), "libc": libc, **found}
+    return versions(*LIBRARIES) | {"libc": "-".join(platform.libc_ver())}
 
 
 def device_record(device: str) -> dict[str, Any]:

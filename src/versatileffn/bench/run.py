@@ -57,11 +57,11 @@ def bench(
         "seed": seed,
         "shares": {name: list(values) for name, values in shares.items()},
         "machine": machine.device_record(device),
-        "versions": machine.versions(),
+        "versions": machine.measured_versions(),
         "allocator": machine.TUNED,
     }
     results = Results.open(out, settings, command, overwrite)
-    missing = results.missing(chosen, machine.source_digest())
+    missing = results.missing(chosen, machine.measured_sources())
     done = len(chosen) - len(missing)
     if done:
         print(f"{done} of {len(chosen)} cases were measured before")

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from versatileffn.bench import decode_case, layer_cases, model_cases
 from versatileffn.bench.layers import MismatchError
-from versatileffn.bench.machine import source_digest
+from versatileffn.bench.machine import measured_sources
 from versatileffn.bench.results import Results
 from versatileffn.bench.suite import Case
 from versatileffn.bench.timing import Budget
@@ -39,7 +39,7 @@ def measure_cases(results: Results, cases: list[Case]) -> None:
     Raises:
         MismatchError: two ways to compute one thing disagree.
     """
-    settings, source = results.content["settings"], source_digest()
+    settings, source = results.content["settings"], measured_sources()
     torch.set_num_threads(settings["threads"])
     for number, case in enumerate(cases, start=1):
         print(f"[{number:>{len(str(len(cases)))}}/{len(cases)}] {case.name} …", end="", flush=True)

@@ -54,7 +54,8 @@ def flops_command(
     from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.files import write_json, writing
     from versatileffn.models.checkpoint import read_config
-    from versatileffn.training.run import device_name, versions
+    from versatileffn.provenance import versions
+    from versatileffn.training.run import device_name
 
     if share_below_max is not None and mean_loops is None:
         raise ConfigError("--share-below-max says nothing without --mean-loops: give both")
@@ -80,7 +81,7 @@ def flops_command(
     if json is not None:
         record = {
             "command": shlex.join(["versatileffn", *sys.argv[1:]]),
-            "versions": versions(),
+            "versions": versions("torch", "transformers"),
             "device": None if loaded is None else device_name(loaded.device),
             "model": model,
             "model_sha256": None if loaded is None else model_sha256(loaded),

@@ -52,7 +52,8 @@ def perplexity_command(
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
     from versatileffn.files import write_json, writing
     from versatileffn.models.checkpoint import quiet_transformers
-    from versatileffn.training.run import device_name, versions
+    from versatileffn.provenance import versions
+    from versatileffn.training.run import device_name
 
     if json is not None:
         with writing(json):
@@ -82,7 +83,7 @@ def perplexity_command(
     if json is not None:
         record = {
             "command": shlex.join(["versatileffn", *sys.argv[1:]]),
-            "versions": versions(),
+            "versions": versions("torch", "transformers"),
             "device": device_name(subject.model.device),
             "dtype": "bfloat16" if bf16 else "float32",
             "model": model,

@@ -3,11 +3,9 @@
 import dataclasses
 import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +27,13 @@ from versatileffn.data.tokenizers import (
     train_bpe,
 )
 from versatileffn.errors import ConfigError
+from versatileffn.provenance import versions
 
 VOCAB_SIZE = 4096
 VAL_FRACTION = 0.02
 BPE_SAMPLE_BYTES = 32 * 2**20  # more text hardly changes a small vocabulary
 _WORK = "work"  # datatrove's records, removed before publishing
-_PACKAGES = ("versatileffn", "datatrove", "tokenizers", "transformers")
+_PACKAGES = ("datatrove", "tokenizers", "transformers")
 
 
 def tokenize_corpus(
@@ -116,9 +115,9 @@ def tokenize_corpus(
         "limit_documents": limit_documents,
         "document_separator": document_separator,
     } | ({"vocab_size": vocab_size} if given is None else {})
-    versions = _versions()
+    found = versions(*_PACKAGES)
     contents = given.backend_tokenizer.to_str() + str(given.eos_token) if given is not None else ""
-    key = _digest(settings, versions, seed, corpus.tasks, corpus.identity, contents)
+    key = _digest(settings, found, seed, corpus.tasks, corpus.identity, contents)
     with replacing(output, key, overwrite) as folder:
         job = _Job(corpus, folder, seed, workers, report)
         threshold = val_threshold(_read_keys(job), val_fraction, val_documents, corpus.source)
@@ -131,7 +130,7 @@ def tokenize_corpus(
         token_bytes: Literal[2, 4] = 2 if described.vocab_size <= 2**16 else 4
         splits = _write_shards(job, threshold, str(chosen.eos_token), token_bytes)
         shutil.rmtree(folder / _WORK)
-        meta = TokenMeta(described, splits, corpus.source, seed, token_bytes, settings, versions)
+        meta = TokenMeta(described, splits, corpus.source, seed, token_bytes, settings, found)
         meta.save(folder)
     return TokenMeta.load(output)
 
@@ -213,16 +212,6 @@ def _check_range(name: str, value: int | None, low: int, high: int = 2**63 - 1) 
     if value is not None and not low <= value <= high:
         bound = f"at least {low}" if value < low else f"at most {high}"
         raise ConfigError(f"{name}={value} must be {bound}")
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree
-            versions[package] = "not installed"
-    return versions
 
 
 def _digest(*parts: Any) -> str:

@@ -14,13 +14,14 @@ from versatileffn.data.meta import TokenMeta
 from versatileffn.errors import ConfigError
 from versatileffn.files import write_json
 from versatileffn.models.checkpoint import without_progress_bars
+from versatileffn.provenance import versions
 from versatileffn.reproduce.figures import draw_all
 from versatileffn.reproduce.plan import TOKENS, build_stages
 from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.report import write_report
 from versatileffn.reproduce.results import BASE, FORMAT, Row, finite, row_from_json, summarize
-from versatileffn.reproduce.stages import Outcome, StageRunner, source_digest, versions
+from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, sources
 
 
 def reproduce(
@@ -133,8 +134,8 @@ def assemble(
             "format": FORMAT,
             "command": command,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "source_sha256": source_digest(),
+            "versions": versions(*LIBRARIES),
+            "source_sha256": sources(),
             "device": device_record(),
             "seeds": sorted({row.seed for row in rows}),
             "protocol": protocol.to_dict(),

@@ -9,18 +9,16 @@ is complete. A folder made from other inputs is moved to `superseded/`, never de
 import functools
 import hashlib
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import versatileffn
 from versatileffn.errors import ConfigError
 from versatileffn.files import locked, write_json, writing
+from versatileffn.provenance import source_digest, versions
 
 MARKER = "reproduce.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy")
@@ -99,8 +97,8 @@ class StageRunner:
         folder = self.root / stage.name
         needed = {name: self.outcomes[name].hash for name in stage.needs}
         inputs = {
-            "source": source_digest(),
-            "versions": versions(),
+            "source": sources(),
+            "versions": versions(*LIBRARIES),
             "inputs": stage.inputs,
             "needs": needed,
         }
@@ -139,28 +137,9 @@ class StageRunner:
 
 
 @functools.cache
-def source_digest() -> str:
-    """SHA-256 of this package's source files: other code may give other results."""
-    root = Path(versatileffn.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a number could depend on."""
-    found = {name: metadata.version(name) for name in LIBRARIES}
-    return {"versatileffn": package_version(), "python": platform.python_version(), **found}
-
-
-def package_version() -> str:
-    """Version of this package, or `source tree` where it runs without being installed."""
-    try:
-        return metadata.version("versatileffn")
-    except metadata.PackageNotFoundError:
-        return "source tree"
+def sources() -> str:
+    """Digest of this package's source files, as they are when it is first asked for."""
+    return source_digest()
 
 
 def claim(root: Path) -> None:

