@@ -100,7 +100,9 @@ def run_steps(
     if not hidden_MD.is_cuda and set(count()) <= {0, len(hidden_MD)}:  # all alike: in order
         return _run_blocks(hidden_MD, steps, blend, gains_L, count)
     order_M = longest_first(loop_count_M)
-    sorted_MD = _run_blocks(hidden_MD[order_M], steps, blend.take(order_M), gains_L, count)
+    sorted_MD = _run_blocks(
+        hidden_MD.index_select(0, order_M), steps, blend.take(order_M), gains_L, count
+    )
     return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD)
 
 
@@ -134,11 +136,11 @@ def _run(
 ) -> Tensor:
     """Run the loops over a shrinking prefix of tokens, [M, D]."""
     output_MD = torch.empty_like(start_MD)
-    first_RD = total_RD = width_RF = None  # U₁, U_ℓ, and λ·s·m ⊙ a₁ of the tokens still running
+    total_RD = _Total(blend.shared)
+    width_RF = None  # λ·s·m ⊙ a₁ of the tokens still running
     running, loop = len(start_MD), 0
     while running:
-        state_RD = start_MD[:running] if total_RD is None else start_MD[:running] + total_RD
-        x_RD = steps.norm(state_RD)
+        x_RD = steps.norm(total_RD.state(start_MD[:running]))
         a_RF = steps.phi(steps.project(x_RD))
         staying = count()[loop + 1]
         stay, leave = slice(staying), slice(staying, running)
@@ -150,28 +152,57 @@ def _run(
             weight_R1 = leaving.kept_M1 if gain is None else leaving.kept_M1 * gain
             if loop == 0:
                 leaving.first_loop(a_RF[leave], weight_R1, out=a_RF[leave])
+            elif width_RF is None:
+                a_RF[leave] *= weight_R1.to(a_RF.dtype)
             else:
-                scaled_RF = a_RF[leave].mul_(weight_R1.to(a_RF.dtype))
-                if width_RF is not None:
-                    scaled_RF += width_RF[leave]
+                w_R1 = weight_R1.to(a_RF.dtype)
+                torch.addcmul(width_RF[leave], a_RF[leave], w_R1, out=a_RF[leave])
         update_RD = steps.down(a_RF)
         if staying < running:
-            base_RD = start_MD[leave]
-            if total_RD is not None and first_RD is not None:
-                shared_RD = blend.shared * first_RD[leave]
-                kept_R1 = leaving.kept_M1.to(total_RD.dtype)
-                base_RD = base_RD + torch.lerp(shared_RD, total_RD[leave], kept_R1)
             if steps.bias_D is not None:
                 # W_out's bias was added once; the plan wants (1 − λ)γ of it, and λ for the width
                 # pathway, whose shared part has it from loop 1.
                 missing = 1.0 if loop == 0 else 1.0 - blend.shared
                 times_R1 = weight_R1 + missing * (1 - leaving.kept_M1)
                 update_RD[leave] += (times_R1 - 1).to(update_RD.dtype) * steps.bias_D
+            base_RD = total_RD.base(start_MD[leave], leave, leaving.kept_M1)
             torch.add(base_RD, update_RD[leave], out=output_MD[leave])
         if staying:
-            step_RD = update_RD[stay].to(start_MD.dtype)
-            first_RD = step_RD if first_RD is None else first_RD[stay]
-            step_RD = step_RD if gain is None else gain.to(step_RD.dtype) * step_RD
-            total_RD = step_RD if total_RD is None else total_RD[stay] + step_RD
+            total_RD.add(update_RD[stay].to(start_MD.dtype), gain)
         running, loop = staying, loop + 1
     return output_MD
+
+
+class _Total:
+    """U_ℓ of the tokens still running, and σ·U₁.
+
+    Args:
+        shared: σ.
+    """
+
+    def __init__(self, shared: float) -> None:
+        self.shared = shared
+        self.sum_RD: Tensor | None = None
+        self.shared_RD: Tensor | None = None
+
+    def state(self, start_RD: Tensor) -> Tensor:
+        """H_ℓ, [R, D], from H₀."""
+        return start_RD if self.sum_RD is None else start_RD + self.sum_RD
+
+    def base(self, start_RD: Tensor, leave: slice, kept_R1: Tensor) -> Tensor:
+        """What tokens that leave have before their last update: H₀ + λσU₁ + (1 − λ)U_{ℓ̂−1}."""
+        if self.sum_RD is None:
+            return start_RD
+        kept_R1 = kept_R1.to(start_RD.dtype)
+        if self.shared_RD is None:
+            return torch.addcmul(start_RD, self.sum_RD[leave], kept_R1)
+        return start_RD + torch.lerp(self.shared_RD[leave], self.sum_RD[leave], kept_R1)
+
+    def add(self, step_RD: Tensor, gain: Tensor | None) -> None:
+        """Go on with the tokens that stay, by one more γ·W_out a."""
+        if self.sum_RD is None and self.shared:
+            self.shared_RD = self.shared * step_RD
+        if gain is not None:
+            step_RD = gain.to(step_RD.dtype) * step_RD
+        # `sum_RD` may be what a hook has kept of W_out's output: it isn't written to.
+        self.sum_RD = step_RD if self.sum_RD is None else self.sum_RD[: len(step_RD)] + step_RD

@@ -127,7 +127,7 @@ def run_forward(
     active = count_active(loop_count_M, max_loops)()
     run = PackedForward(layer, blend.take(order_M), gains_L, active, all_loops, keep_activations)
     with torch.autocast(hidden_MD.device.type, enabled=False):
-        sorted_MD = run(hidden_MD[order_M])
+        sorted_MD = run(hidden_MD.index_select(0, order_M))
     return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD), run
 
 
@@ -153,8 +153,8 @@ def run_backward(
     active = count_active(loop_count_M, max_loops)()
     with torch.autocast(d_output_MD.device.type, enabled=False):
         run = PackedBackward(
-            layer, blend.take(order_M), gains_L, active, hidden_MD[order_M], totals, saved,
-            d_output_MD[order_M],
+            layer, blend.take(order_M), gains_L, active, hidden_MD.index_select(0, order_M),
+            totals, saved, d_output_MD.index_select(0, order_M),
         )  # fmt: skip
         by_token: list[Tensor | None] = [run.chain(), None, None]
         if all_loops:
@@ -163,7 +163,7 @@ def run_backward(
         weights = run.weight_gradients(wanted)
     inverse_M = torch.empty_like(order_M)
     inverse_M[order_M] = torch.arange(len(order_M), device=order_M.device)
-    unsorted = [None if grad is None else grad[inverse_M] for grad in by_token]
+    unsorted = [g if g is None else g.index_select(0, inverse_M) for g in by_token]
     return [*unsorted, run.gain_gradients(), *weights]
 
 
