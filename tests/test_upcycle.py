@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 import versatileffn as vf
+from support.gguf import write_gguf
 from support.models import SHAPE, make_ids
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.upcycle import upcycle
@@ -38,6 +39,17 @@ def test_learned_gains_give_the_dense_function(dense_folder, variant, execution)
     ids = make_ids(3, 20)
     torch.testing.assert_close(logits(model, ids), logits(dense, ids), rtol=0, atol=1e-5)
     assert receipt.logit_difference <= 1e-5
+
+
+def test_a_gguf_file_is_upcycled_like_the_folder_it_was_made_from(dense_folder, tmp_path):
+    write_gguf(LlamaForCausalLM.from_pretrained(dense_folder), tmp_path / "dense.gguf")
+    config = vf.FFNConfig(reuse_gains="learned")
+    from_folder, expected = upcycle(dense_folder, config)
+    from_file, receipt = upcycle(tmp_path / "dense.gguf", config)
+    ids = make_ids(3, 20)
+    torch.testing.assert_close(logits(from_file, ids), logits(from_folder, ids))
+    assert receipt.new_tensors == expected.new_tensors
+    assert receipt.parameters_after == expected.parameters_after
 
 
 @pytest.mark.parametrize("variant", ["k-loop", "moe", "versatile"])

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.files import write_json
-from versatileffn.models.checkpoint import load_checkpoint, quiet_transformers, read_config
+from versatileffn.models.checkpoint import load_checkpoint, load_own_tokenizer, read_config
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
 NEW_TENSORS = (".controller.", ".experts.", ".gains.")
@@ -94,7 +94,7 @@ def upcycle(
     learned.
 
     Args:
-        source: a folder or a hub id of a dense Llama checkpoint.
+        source: a dense Llama checkpoint: a folder, a hub id, or a .gguf file.
         config: the variant; None is the paper's.
         seed: of the new tensors' initialization.
 
@@ -119,9 +119,10 @@ def upcycle(
         dense = load_checkpoint(AutoModelForCausalLM, source, dense_config)
         probe_ids = probe(source, dense_config.vocab_size)
         expected, parameters_before = _logits(dense, probe_ids), dense.num_parameters()
-        dense_names = set(dense.state_dict())
-        del dense
-        model = load_checkpoint(VersatileLlamaForCausalLM, source, new_config, NEW_TENSORS)
+        weights = dense.state_dict()
+        model = load_checkpoint(
+            VersatileLlamaForCausalLM, source, new_config, NEW_TENSORS, weights=weights
+        )
     if config.variant == "moe" and config.reuse_gains == "learned":
         for layer in model.model.layers:
             torch.nn.init.zeros_(layer.experts.down_proj)
@@ -135,7 +136,7 @@ def upcycle(
         new_tensors={
             name: list(tensor.shape)
             for name, tensor in model.state_dict().items()
-            if name not in dense_names
+            if name not in weights
         },
         norm_layout="pre-norm: width is a blend of loop 1's activations, no matrix product"
         if config.uses_width
@@ -170,9 +171,7 @@ def read_dense_config(source: str | Path) -> LlamaConfig:
 def probe(source: str | Path, vocab_size: int) -> Tensor:
     """Token ids of the probe text, [1, T]; evenly spaced ids where there is no tokenizer."""
     try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        ids = tokenizer(PROBE_TEXT, return_tensors="pt").input_ids
+        ids = load_own_tokenizer(source)(PROBE_TEXT, return_tensors="pt").input_ids
         if ids.numel() and ids.max() < vocab_size:
             return ids
     except Exception as error:

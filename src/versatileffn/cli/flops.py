@@ -20,7 +20,7 @@ def flops_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="354m, 720m or 1.21b (the paper's), a checkpoint's folder, or a hub id."
+            help="354m, 720m or 1.21b (the paper's), or a checkpoint: a folder, hub id, .gguf."
         ),
     ],
     mean_loops: Annotated[
@@ -162,18 +162,15 @@ def _task_prompts(model: str, loaded: Any, name: str, limit: int | None) -> list
 
 
 def _tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
     from versatileffn.errors import DataError
-    from versatileffn.models.checkpoint import first_line, quiet_transformers
+    from versatileffn.models.checkpoint import load_own_tokenizer
 
     try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # loaders fail in many ways
+        return load_own_tokenizer(model)
+    except DataError as error:
         raise DataError(
-            f"{model} has no tokenizer that loads ({first_line(error)}): copy the one it was "
-            "trained with into its folder, or measure on a token folder"
+            f"{error}: copy the one it was trained with into its folder, or measure on a token "
+            "folder"
         ) from None
 
 

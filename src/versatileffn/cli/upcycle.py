@@ -46,7 +46,9 @@ MATTERS = {
 
 
 def upcycle_command(
-    source: Annotated[str, typer.Argument(help="Dense checkpoint: a folder, or a hub id.")],
+    source: Annotated[
+        str, typer.Argument(help="Dense checkpoint: a folder, a hub id, or a .gguf file.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
     to: Annotated[Target, typer.Option(help="What to make of it.")] = Target.VERSATILE,
     gains: Annotated[
@@ -80,6 +82,7 @@ def upcycle_command(
     from versatileffn.errors import ConfigError
     from versatileffn.ffn.config import FFNConfig
     from versatileffn.files import check_free, new_folder
+    from versatileffn.models.checkpoint import without_progress_bars
     from versatileffn.upcycle import upcycle
 
     given = {
@@ -103,7 +106,8 @@ def upcycle_command(
 
     model, receipt = upcycle(source, config, seed=seed)
     with new_folder(out, RECEIPT, overwrite) as folder:
-        model.save_pretrained(folder)
+        with without_progress_bars():
+            model.save_pretrained(folder)
         receipt.save(folder / RECEIPT)
         note = _copy_tokenizer(source, folder)
     typer.echo(str(receipt))
@@ -114,13 +118,11 @@ def upcycle_command(
 
 def _copy_tokenizer(source: str, folder: Path) -> str | None:
     """Save the source's tokenizer beside the model; why not, where it has none that loads."""
-    from transformers import AutoTokenizer
-
-    from versatileffn.models.checkpoint import first_line, quiet_transformers
+    from versatileffn.errors import DataError
+    from versatileffn.models.checkpoint import load_own_tokenizer
 
     try:
-        with quiet_transformers():
-            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    except Exception as error:  # loaders fail in many ways, and none of them harms the model
-        return first_line(error)
+        load_own_tokenizer(source).save_pretrained(folder)
+    except DataError as error:
+        return str(error)
     return None

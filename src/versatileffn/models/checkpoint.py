@@ -1,39 +1,34 @@
 """Reading checkpoints of supported families, strictly: every weight must be there and fit."""
 
+import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, LlamaConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedModel
 from transformers import logging as hf_logging
 
-from versatileffn.errors import CheckpointError
+from versatileffn.errors import CheckpointError, DataError
 from versatileffn.models.llama import VersatileLlamaConfig
 
 FAMILIES = ("llama", VersatileLlamaConfig.model_type)
+GGUF = ".gguf"
 
 
 def read_config(source: str | Path) -> LlamaConfig:
     """The config of a checkpoint of a supported family, dense or ours.
 
     Args:
-        source: a folder, or a hub id.
+        source: a folder, a hub id, or a .gguf file.
 
     Raises:
         CheckpointError: it can't be read, or is of another family.
     """
-    _check_path(str(source))
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(source)
-    except Exception as error:  # a damaged config.json makes many types of them
-        raise CheckpointError(
-            f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
-            "config.json and weights, or a hub id"
-        ) from None
+    config: LlamaConfig = read_any_config(source)
     if config.model_type not in FAMILIES:
         raise CheckpointError(
             f"{source} is of the family {config.model_type!r}, which isn't supported: "
@@ -42,6 +37,57 @@ def read_config(source: str | Path) -> LlamaConfig:
     if config.num_hidden_layers < 1 or config.max_position_embeddings < 1:
         raise CheckpointError(f"{source} has no layers or no positions: mend its config.json")
     return config
+
+
+def read_any_config(source: str | Path) -> Any:
+    """The config of a checkpoint of any family that Transformers knows; see `read_config`."""
+    _check_path(str(source))
+    where, options = _where(source)
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(where, **options)
+    except Exception as error:  # a damaged config.json makes many types of them
+        raise CheckpointError(_unreadable(source, error, is_gguf=bool(options))) from None
+
+
+def _unreadable(source: str | Path, error: Exception, is_gguf: bool) -> str:
+    """Why a config can't be read, and what to do about it."""
+    if is_gguf and isinstance(error, ImportError):
+        return f"{source}: reading GGUF needs a package: pip install gguf"
+    if is_gguf:
+        return (
+            f"{source} can't be read as GGUF ({first_line(error)}): the file may be damaged, or "
+            "of a family that Transformers doesn't convert"
+        )
+    return (
+        f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
+        "config.json and weights, a hub id, or a .gguf file"
+    )
+
+
+def load_own_tokenizer(source: str | Path) -> Any:
+    """The tokenizer that lies with a checkpoint.
+
+    Args:
+        source: a folder, a hub id, or a .gguf file.
+
+    Raises:
+        DataError: there is none, or it doesn't load.
+    """
+    where, options = _where(source)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(where, **options)
+    except Exception as error:  # loaders fail in many ways
+        raise DataError(f"{source} has no tokenizer that loads ({first_line(error)})") from None
+
+
+def _where(source: str | Path) -> tuple[str, dict[str, str]]:
+    """How Transformers' loaders are told of a checkpoint: a GGUF file is named by two things."""
+    if not str(source).endswith(GGUF):
+        return str(source), {}
+    path = Path(source).expanduser()
+    return str(path.parent), {"gguf_file": path.name}
 
 
 def _check_path(source: str) -> None:
@@ -55,6 +101,10 @@ def _check_path(source: str) -> None:
         raise CheckpointError(f"{source[:80]!r} is no path and no hub id ({error})") from None
     if is_folder and has_model and not has_config:
         raise CheckpointError(f"{source} is a run folder: give {source}/model, its checkpoint")
+    if source.endswith(GGUF):
+        if not folder.is_file():
+            raise CheckpointError(f"{source}: there is no such file")
+        return
     if exists and not is_folder:
         raise CheckpointError(f"{source} is a file: give the folder that holds config.json")
     looks_like_path = source.startswith((".", "~", os.sep)) or source.rstrip("/").count("/") > 1
@@ -68,15 +118,17 @@ def load_checkpoint(
     config: LlamaConfig,
     allowed_missing: tuple[str, ...] = (),
     dtype: torch.dtype | str = "auto",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """Load a model whose every weight is there, fits and is finite.
 
     Args:
         model_class: what has `from_pretrained`.
-        source: a folder, or a hub id.
+        source: a folder, a hub id, or a .gguf file.
         config: the config to load it with.
         allowed_missing: parts of the names of tensors that may be missing, and are initialized.
         dtype: of the loaded model; `auto` keeps the checkpoint's.
+        weights: the checkpoint's tensors by name, where they have been read already.
 
     Returns:
         the model, in evaluation mode.
@@ -84,10 +136,17 @@ def load_checkpoint(
     Raises:
         CheckpointError: a weight is missing, unknown, of another shape, or not a finite number.
     """
+    where: str | None
+    options: dict[str, Any]
+    where, options = _where(source)
+    if weights is not None:
+        where, options = None, {"state_dict": weights}
+    bar = redirect_stderr(io.StringIO()) if "gguf_file" in options else nullcontext()
     try:
-        with quiet_transformers():
+        with quiet_transformers(), bar:
             model, info = model_class.from_pretrained(
-                source,
+                where,
+                **options,
                 config=config,
                 dtype=dtype,
                 output_loading_info=True,

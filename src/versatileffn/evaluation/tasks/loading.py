@@ -1,20 +1,17 @@
 """The model and the tokenizer to evaluate: a folder, a hub id, or a GGUF file."""
 
-import contextlib
 import hashlib
-import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from versatileffn.data.tokenizers import find_tokenizer
-from versatileffn.errors import CheckpointError, DataError
-from versatileffn.models.checkpoint import first_line, load_checkpoint, quiet_transformers
+from versatileffn.errors import DataError
+from versatileffn.models.checkpoint import load_checkpoint, load_own_tokenizer, read_any_config
 
 DEFAULT_CONTEXT = 2048
 """Tokens; for models whose config names no limit. It is ai2-olmo-eval's own default."""
@@ -53,59 +50,15 @@ def load_subject(
         CheckpointError: the model can't be loaded.
         DataError: the tokenizer can't be loaded.
     """
-    if source.endswith(".gguf"):
-        model = _load_gguf(Path(source).expanduser(), dtype)
+    model = load_checkpoint(AutoModelForCausalLM, source, read_any_config(source), dtype=dtype)
+    if tokenizer is not None:
+        words = find_tokenizer(tokenizer)
     else:
-        model = load_checkpoint(AutoModelForCausalLM, source, _config(source), dtype=dtype)
-    words = _own_tokenizer(source) if tokenizer is None else find_tokenizer(tokenizer)
+        try:
+            words = load_own_tokenizer(source)
+        except DataError as error:
+            raise DataError(f"{error}: name the one it was trained with, --tokenizer") from None
     return Subject(source, model.to(device).eval(), words)
-
-
-def _config(source: str) -> Any:
-    folder = Path(source).expanduser()
-    if (folder / "model" / "config.json").is_file() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{source} is a run folder: give {source}/model, its checkpoint")
-    if folder.is_file():
-        raise CheckpointError(f"{source} is a file: give the folder that holds config.json")
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(source)
-    except Exception as error:  # a damaged config.json makes many types of them
-        raise CheckpointError(
-            f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
-            "config.json and weights, a hub id, or a .gguf file"
-        ) from None
-
-
-def _load_gguf(path: Path, dtype: torch.dtype) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    try:
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
-            return AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=dtype
-            )
-    except ImportError:
-        raise CheckpointError(f"{path}: reading GGUF needs a package: pip install gguf") from None
-    except Exception as error:  # the readers raise whatever the format's parser does
-        raise CheckpointError(
-            f"{path} can't be read as GGUF ({first_line(error)}): the file may be damaged, or of "
-            "a family that Transformers doesn't convert"
-        ) from None
-
-
-def _own_tokenizer(source: str) -> Any:
-    path = Path(source).expanduser()
-    try:
-        with quiet_transformers():
-            if source.endswith(".gguf"):
-                return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            return AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # loaders fail in many ways
-        raise DataError(
-            f"{source} has no tokenizer that loads ({first_line(error)}): name the one it was "
-            "trained with, --tokenizer"
-        ) from None
 
 
 def context_length(model: Any) -> int:
