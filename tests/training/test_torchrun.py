@@ -1,10 +1,7 @@
 """Two processes on the CPU through the real command: the same training, shared."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,22 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from support.launch import torchrun
 from versatileffn.training.run import train
-
-SOURCE = Path(__file__).parents[2] / "src"
-
-
-def torchrun(config: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += ["-m", "versatileffn.cli.main", "train", str(config), *arguments]
-    return subprocess.run(
-        command,
-        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def rng_state(path: Path) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from versatileffn.evaluation.processes import divide_work
 from versatileffn.evaluation.tasks.catalogue import find_tasks
 from versatileffn.evaluation.tasks.loading import context_length
 from versatileffn.evaluation.tasks.records import Record
@@ -33,7 +34,10 @@ class TaskScores:
         self._items: dict[str, list[Item]] = {}
 
     def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        """Score a model in its own precision; its mode is left as it was.
+        """Score a model in its own precision, or autocast's; its mode is left as it was.
+
+        In several processes (torch.distributed) each one scores a part of the items, if each
+        holds the whole model; all get all scores.
 
         Args:
             model: a causal language model.
@@ -53,8 +57,7 @@ class TaskScores:
                 task.label: build_items(task, words, context, self.limit) for task in self.tasks
             }
         asked = [item for items in self._items.values() for item in items]
-        scorer = Scorer(model, default_batch_tokens(model))
-        found = {(i.task, i.index): Record.of(i, scores) for i, scores in scorer.score(asked)}
+        found = divide_work(model, asked, lambda mine: _answer(model, mine))
         records = {
             label: [found[label, item.index] for item in items]
             for label, items in self._items.items()
@@ -62,3 +65,8 @@ class TaskScores:
         scores = score_tasks(self.tasks, records)
         values = {t.label: scores["tasks"][t.label][CONVENTION]["score"] for t in self.tasks}
         return values | {MEAN: scores["mean"][CONVENTION]["score"]}
+
+
+def _answer(model: Any, items: list[Item]) -> dict[tuple[str, int], Record]:
+    scorer = Scorer(model, default_batch_tokens(model))
+    return {(i.task, i.index): Record.of(i, scores) for i, scores in scorer.score(items)}

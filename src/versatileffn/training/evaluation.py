@@ -27,13 +27,19 @@ def preserved_randomness() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def _precision(args: TrainingArguments) -> torch.autocast:
+    """Autocast as in the run's forward passes, so that tasks and held-out loss are of one model."""
+    dtype = torch.float16 if args.fp16 else torch.bfloat16
+    return torch.autocast(args.device.type, dtype, enabled=args.fp16 or args.bf16)
+
+
 class TaskCallback(TrainerCallback):
     """Logs task scores beside a held-out loss of the same step; training goes on unchanged.
 
     Works with any Trainer of Transformers that has an `eval_dataset` and a `processing_class`:
     `trainer.add_callback(TaskCallback(scores, 500, trainer.log))`. The log gets one entry with
-    `eval_task_<name>` for each score. Every process scores the whole model, since all must take
-    part where its weights are divided among them.
+    `eval_task_<name>` for each score. Every process calls `evaluate`, which may divide the items
+    among them, in the precision of the run's forward passes.
 
     Source: Figures 7–9 (accuracy on the tasks along training).
 
@@ -72,7 +78,7 @@ class TaskCallback(TrainerCallback):
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
-            with preserved_randomness(), torch.no_grad():
+            with preserved_randomness(), torch.no_grad(), _precision(args):
                 scores = self.evaluate(model, kwargs["processing_class"])
         finally:
             for module, mode in modes.items():

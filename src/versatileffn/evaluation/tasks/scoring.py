@@ -60,7 +60,8 @@ class Scorer:
     """Scores items with one model.
 
     Args:
-        model: a causal language model of Transformers; its dtype is the precision.
+        model: a causal language model of Transformers; its dtype is the precision, or autocast's
+            where that is on.
         batch_tokens: tokens in one forward pass, padding included, except where one item has more.
         mode: how; None finds the first that agrees with the plain way on one item.
     """
@@ -70,9 +71,11 @@ class Scorer:
         self.batch_tokens = batch_tokens
         self.mode = mode
         self.note: str | None = None
-        self.onednn = onednn_is_faster(model)
-        self.device = next(model.parameters()).device
-        self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        weights = next(p for p in model.parameters() if p.is_floating_point())
+        self.device = weights.device
+        autocast = torch.is_autocast_enabled(self.device.type)
+        self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weights.dtype
+        self.onednn = not autocast and onednn_is_faster(model)
 
     def score(self, items: list[Item]) -> Iterator[tuple[Item, list[float]]]:
         """Score items, those with most tokens first.

@@ -1,0 +1,54 @@
+"""Work on a model in several processes: a part for each, where each holds all of the model."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+from versatileffn.errors import VersatileFFNError
+
+Piece = TypeVar("Piece")
+Key = TypeVar("Key")
+Found = TypeVar("Found")
+
+
+def divide_work(
+    model: nn.Module, pieces: list[Piece], work: Callable[[list[Piece]], dict[Key, Found]]
+) -> dict[Key, Found]:
+    """Do each piece in one process and bring all results to all of them.
+
+    Where the model's weights are divided among the processes, they can only compute together, and
+    each does everything.
+
+    Args:
+        model: what the work is done with.
+        pieces: all of them, in the same order in every process.
+        work: does some pieces.
+
+    Raises:
+        VersatileFFNError: the work of any process raised it; then all do, and none waits.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or is_divided(model):
+        return work(pieces)
+    count = dist.get_world_size()
+    mine: tuple[dict[Key, Found], VersatileFFNError | None]
+    try:
+        mine = work(pieces[dist.get_rank() :: count]), None
+    except VersatileFFNError as error:
+        mine = {}, error
+    gathered: list[Any] = [None] * count
+    dist.all_gather_object(gathered, mine)
+    for _, error in gathered:
+        if error is not None:
+            raise error
+    return {key: value for found, _ in gathered for key, value in found.items()}
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Whether FSDP, tensor parallelism or DeepSpeed's ZeRO-3 keeps parts of the weights apart."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
+        isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters()
+    )

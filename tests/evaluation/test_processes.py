@@ -1,0 +1,92 @@
+"""Scoring in two real processes: each does its part, all get everything, and none waits."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from evaluation.tasks import subjects
+from versatileffn.errors import CheckpointError
+from versatileffn.evaluation.processes import divide_work, is_divided
+from versatileffn.evaluation.task_scores import TaskScores
+from versatileffn.evaluation.tasks.scoring import Scorer
+
+PROCESSES = 2
+TASKS, ITEMS = ["sciq", "piqa"], 7
+
+
+def join(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=PROCESSES)
+
+
+def score(rank, folder, wrapping):
+    join(rank, folder)
+    subject, scored = subjects.versatile(), []
+    if wrapping == "fsdp2":
+        mesh = init_device_mesh("cpu", (PROCESSES,))
+        for layer in subject.model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(subject.model, mesh=mesh)
+    original = Scorer.score
+    Scorer.score = lambda self, items: scored.extend(items) or original(self, items)
+    scores = TaskScores(TASKS, ITEMS)(subject.model, subject.tokenizer)
+    torch.save((scores, len(scored)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("wrapping", "expected_items"), [("whole", [7, 7]), ("fsdp2", [14, 14])])
+def test_two_processes_score_what_one_would(wrapping, expected_items, tmp_path):
+    mp.spawn(score, (tmp_path, wrapping), nprocs=PROCESSES)
+    subject = subjects.versatile()
+    expected = TaskScores(TASKS, ITEMS)(subject.model, subject.tokenizer)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
+    assert [scores for scores, _ in found] == [expected] * PROCESSES
+    assert [items for _, items in found] == expected_items
+
+
+def fail_in_one(rank, folder):
+    join(rank, folder)
+
+    def work(pieces):
+        if 3 in pieces:
+            raise CheckpointError("the third piece is bad")
+        return {piece: piece for piece in pieces}
+
+    with pytest.raises(CheckpointError, match="third"):
+        divide_work(torch.nn.Linear(2, 2), list(range(6)), work)
+    assert divide_work(torch.nn.Linear(2, 2), [0, 1, 2], work) == {0: 0, 1: 1, 2: 2}
+    dist.destroy_process_group()
+
+
+def test_an_error_in_one_process_ends_all(tmp_path):
+    mp.spawn(fail_in_one, (tmp_path,), nprocs=PROCESSES)
+
+
+def see_divided(rank, folder):
+    join(rank, folder)
+    layer = torch.nn.Linear(4, 4)
+    assert not is_divided(layer)
+    weight = distribute_tensor(layer.weight.detach(), init_device_mesh("cpu", (PROCESSES,)))
+    assert isinstance(weight, DTensor)
+    layer.weight = torch.nn.Parameter(weight)
+    assert is_divided(layer)
+    dist.destroy_process_group()
+
+
+def test_divided_weights_are_noticed(tmp_path):
+    mp.spawn(see_divided, (tmp_path,), nprocs=PROCESSES)
+
+
+def test_autocast_is_scored_in_its_precision():
+    """Not by the float32 products, and not declared wrong for differing from float32."""
+    subject = subjects.llama()
+    with torch.autocast("cpu", torch.bfloat16):
+        scorer = Scorer(subject.model, 2048)
+        assert scorer.dtype == torch.bfloat16
+        assert not scorer.onednn
+        TaskScores(["sciq"], 4)(subject.model, subject.tokenizer)
+    assert Scorer(subject.model, 2048).dtype == torch.float32
