@@ -28,7 +28,7 @@ from versatileffn.evaluation.tasks.requests import olmo_dataset
 from versatileffn.evaluation.tasks.run import describe, evaluate
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.files import write_json
-from versatileffn.provenance import versions
+from versatileffn.provenance import source_digest, versions
 
 TASKS = "piqa,hellaswag,openbook_qa,sciq,arc_easy,arc_challenge,commonsense_qa"
 
@@ -62,6 +62,7 @@ def main() -> None:
             "command": shlex.join(["python", "benchmarks/against_lm_eval.py", *arguments]),
             "model": Path(given.model).name,
             **describe(subject, words, context),
+            "sources_sha256": source_digest(),
             "lm_eval": versions("lm_eval")["lm_eval"],
             "limit": given.limit,
             "tasks": rows,

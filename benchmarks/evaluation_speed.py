@@ -28,6 +28,7 @@ from versatileffn.evaluation.tasks.run import default_batch_tokens, describe
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.files import write_json
+from versatileffn.provenance import source_digest
 
 OLMO_CONTEXT = 2048
 """Tokens; ai2-olmo-eval's default, where the model takes as many."""
@@ -66,6 +67,7 @@ def main() -> None:
             "command": command(given.model),
             "model": Path(given.model).name,
             **describe(subject, RequestTokenizer(subject.tokenizer), context),
+            "sources_sha256": source_digest(),
             "threads": torch.get_num_threads(),
             "items_per_task": given.items,
             "repeats": given.repeats,

@@ -1,5 +1,6 @@
 """Outputs are written beside their place and renamed into it: half-written ones never count."""
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,18 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def check_file(path: Path) -> None:
+    """Make a file's folder, and make sure that the file can be put there.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
 
 
 def check_free(path: Path, marker: str, overwrite: bool = False) -> Path:

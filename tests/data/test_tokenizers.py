@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -20,6 +21,7 @@ from versatileffn.data.tokenizers import (
     train_bpe,
 )
 from versatileffn.errors import ConfigError, DataError
+from versatileffn.models.hub import hub_options
 
 
 def word_level(path: Path, *words: str) -> Path:
@@ -190,8 +192,10 @@ def test_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(local_files_only)
         raise OSError("not on this machine")
 
-    monkeypatch.setattr(tokenizers_module.HfApi, "model_info", unreachable)
+    hub_options.cache_clear()
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
     with pytest.raises(DataError, match="not on this machine"):
         find_tokenizer("some-owner/some-tokenizer")
     assert calls == ["some-owner/some-tokenizer", True]
+    hub_options.cache_clear()

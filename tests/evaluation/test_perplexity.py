@@ -16,6 +16,7 @@ from versatileffn.data.default_corpus import read_topics
 from versatileffn.data.tokenizers import train_bpe
 from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.perplexity import (
+    TOKENS_AT_ONCE,
     Span,
     batches,
     check_window,
@@ -141,6 +142,13 @@ def test_batches_hold_windows_of_one_length_and_lose_none() -> None:
         assert len({len(span.inputs) for span in group}) == 1
         assert len(group) * max(len(span.targets) for span in group) <= 6
     assert max(map(len, grouped)) > 1
+
+
+def test_a_small_stride_makes_no_gigantic_batch() -> None:
+    ids = range(9000)
+    sizes = [len(g) * len(g[0].inputs) for g in batches(windows(ids, 1024, 1), positions=10**6)]
+    assert max(sizes) <= TOKENS_AT_ONCE
+    assert max(sizes) > TOKENS_AT_ONCE / 2
 
 
 def test_measuring_leaves_the_model_as_it_was(tokenizer, texts) -> None:

@@ -58,14 +58,19 @@ def evaluate_command(
     """Score models on the paper's eight zero-shot tasks, offline."""
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.catalogue import find_tasks
+    from versatileffn.evaluation.tasks.records import check_own
     from versatileffn.evaluation.tasks.scores import compare_records
     from versatileffn.files import write_json, writing
+    from versatileffn.models.checkpoint import read_any_config
 
     chosen = find_tasks(tasks)
     if compare and len(models) != 2:
         raise ConfigError(f"--compare needs two models, {len(models)} given: name both")
     folders = _folders(models, out)
     command = shlex.join(["versatileffn", *sys.argv[1:]])
+    for source, folder in zip(models, folders, strict=True):  # before hours go into the first one
+        read_any_config(source)
+        check_own(folder)
     evaluations = []
     for source, folder in zip(models, folders, strict=True):
         typer.echo(f"{source}")
@@ -114,8 +119,8 @@ def _evaluate(
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError):
+        torch.empty(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
         raise ConfigError(f"there is no device {place!r} here: try --device cpu") from None
     subject = load_subject(source, torch.bfloat16 if bf16 else torch.float32, place, tokenizer)
     return evaluate(subject, tasks, out=folder, progress=_Lines(), **options)
@@ -158,7 +163,7 @@ def _folders(models: list[str], out: Path | None) -> list[Path]:
 
 def _name(source: str) -> str:
     """A folder's name from a path or an id: its last part that says something."""
-    parts = [p for p in Path(source).expanduser().absolute().parts if p not in ("/", "model")]
+    parts = [p for p in Path(source).expanduser().resolve().parts if p not in ("/", "model")]
     last = parts[-1] if parts else "model"
     return last.removesuffix(".gguf")
 
@@ -196,10 +201,14 @@ def _percent(found: dict[str, Any]) -> str:
 
 def _print_comparison(comparison: dict[str, Any], models: list[str]) -> None:
     typer.echo(f"{models[1]} minus {models[0]}, points (95 % interval)")
+    typer.echo(f"{'':>14} {'score':>25} {'olmo-eval counts':>25}")
     for label, row in (*comparison["tasks"].items(), ("mean", comparison["mean"])):
-        found = row["paper"]
-        text = f"{100 * found['difference']:+.2f}"
-        if found["interval_95"] is not None:
-            low, high = (100 * limit for limit in found["interval_95"])
-            text += f" ({low:+.2f} to {high:+.2f})"
-        typer.echo(f"{label:>14} {text}")
+        typer.echo(f"{label:>14} {_points(row['paper']):>25} {_points(row['olmo_eval']):>25}")
+
+
+def _points(found: dict[str, Any]) -> str:
+    text = f"{100 * found['difference']:+.2f}"
+    if found["interval_95"] is None:
+        return text
+    low, high = (100 * limit for limit in found["interval_95"])
+    return f"{text} ({low:+.2f} to {high:+.2f})"

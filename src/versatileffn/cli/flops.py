@@ -52,7 +52,7 @@ def flops_command(
     from versatileffn.analysis.presets import WIDTHS, preset
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.loading import model_sha256
-    from versatileffn.files import write_json, writing
+    from versatileffn.files import check_file, write_json, writing
     from versatileffn.models.checkpoint import read_config
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
@@ -60,8 +60,7 @@ def flops_command(
     if share_below_max is not None and mean_loops is None:
         raise ConfigError("--share-below-max says nothing without --mean-loops: give both")
     if json is not None:
-        with writing(json):
-            json.parent.mkdir(parents=True, exist_ok=True)
+        check_file(json)
     is_preset = model.lower() in WIDTHS and not Path(model).is_dir()
     meant = difflib.get_close_matches(model.lower(), WIDTHS, n=1, cutoff=0.7)
     if meant and not is_preset and not Path(model).exists():
@@ -224,6 +223,8 @@ def _print(
     if mean_loops is not None:
         share = "" if share_below_max is None else f", P = {share_below_max:.4f}"
         notes.append(f"N_mean = {mean_loops:.4f}{share}.")
+    elif measure is not None:
+        notes.append("This checkpoint decides no loops, so that VersatileFFN's FLOPs stay open.")
     elif any(row.flops_ours is None for row in rows):
         notes.append("VersatileFFN's FLOPs need --mean-loops and --share-below-max, or --measure "
                      "with a checkpoint.")  # fmt: skip

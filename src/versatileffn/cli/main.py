@@ -16,6 +16,9 @@ from versatileffn.errors import VersatileFFNError
 
 INTERRUPTED = 130  # what Typer exits with after Ctrl-C
 
+CONTINUED = {"tokenize", "train", "evaluate", "reproduce", "bench"}
+"""The verbs that go on where they were stopped."""
+
 app = typer.Typer(
     help="Adaptive wide-and-deep reuse of feed-forward networks in language models.",
     no_args_is_help=True,
@@ -45,7 +48,8 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("stopped: run the same command again to continue", file=sys.stderr)
+            again = ": run the same command again to continue"
+            print(f"stopped{again if set(sys.argv) & CONTINUED else ''}", file=sys.stderr)
         raise
 
 

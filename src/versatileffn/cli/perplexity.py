@@ -10,7 +10,7 @@ import typer
 
 
 def perplexity_command(
-    model: Annotated[str, typer.Argument(help="Checkpoint: a folder, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder, hub id or .gguf file.")],
     text: Annotated[
         list[str],
         typer.Argument(
@@ -50,14 +50,13 @@ def perplexity_command(
     from versatileffn.evaluation.perplexity import check_window, perplexity
     from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-    from versatileffn.files import write_json, writing
+    from versatileffn.files import check_file, write_json, writing
     from versatileffn.models.checkpoint import quiet_transformers
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
 
     if json is not None:
-        with writing(json):
-            json.parent.mkdir(parents=True, exist_ok=True)
+        check_file(json)
     corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]
 
     def documents() -> Iterator[str]:

@@ -158,10 +158,7 @@ def _path_corpus(source: str | Path, text_field: str, document_separator: str | 
     elif os.path.exists(path):
         raise DataError(f"{source}: neither a file nor a folder; save its contents as a file")
     else:
-        raise DataError(
-            f"{source}: no such file or folder; a Hub data set is named owner/name, and without "
-            "SOURCE the Python standard library is read"
-        )
+        raise DataError(f"{source}: no such file or folder; a Hub data set is named owner/name")
     readers: list[FileReader | HubReader] = []
     if "text" in found:
         readers.append(TextReader(str(root), found["text"], document_separator))

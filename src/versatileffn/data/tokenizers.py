@@ -10,19 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from versatileffn.data.meta import META_FILE, TokenizerMeta, TokenMeta
 from versatileffn.errors import ConfigError, DataError
+from versatileffn.models.hub import hub_options
 
 EOS_TOKEN = "<|endoftext|>"
 TOKENIZER_FOLDER = "tokenizer"
 MIN_VOCAB_SIZE = 257  # every byte, and the end of text
 MAX_VOCAB_SIZE = 2**24
-HUB_TIMEOUT = 10  # seconds
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _OLMO_FILE = "tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"
 _USUAL_EOS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -55,12 +53,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def find_tokenizer(name: str, eos_token: str | None = None) -> PreTrainedTokenizerFast:
+def find_tokenizer(
+    name: str, eos_token: str | None = None, *, for_documents: bool = True
+) -> PreTrainedTokenizerFast:
     """Load an existing tokenizer.
 
     Args:
         name: `olmo`, a tokenizer.json, a folder, or the id of a Hub repository.
         eos_token: the token that ends a document, where the tokenizer doesn't say.
+        for_documents: it is to separate documents, and so must have an end of text.
 
     Raises:
         DataError: there is no such tokenizer, it isn't a fast one, or it has no end of text.
@@ -78,7 +79,7 @@ def find_tokenizer(name: str, eos_token: str | None = None) -> PreTrainedTokeniz
         elif name and path.is_dir():
             tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(name))
         else:
-            _check_hub_id(name)
+            _check_hub_id(name, ["olmo", "bpe"] if for_documents else ["olmo"])
             tokenizer = _from_hub(name)
     except DataError:
         raise
@@ -87,7 +88,7 @@ def find_tokenizer(name: str, eos_token: str | None = None) -> PreTrainedTokeniz
         raise DataError(f"{name}: no tokenizer could be loaded from it ({reason})") from error
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         raise DataError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it first")
-    return _with_eos(tokenizer, eos_token, name)
+    return _with_eos(tokenizer, eos_token, name) if for_documents else tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
@@ -165,9 +166,9 @@ def _with_eos(
     return tokenizer
 
 
-def _check_hub_id(name: str) -> None:
+def _check_hub_id(name: str, own: list[str]) -> None:
     """Raise DataError for what is rather a path, or one of our own names with a slip in it."""
-    slip = difflib.get_close_matches(name.lower(), ["bpe", "olmo"], n=1)
+    slip = difflib.get_close_matches(name.lower(), own, n=1)
     owner = os.path.dirname(name)
     if (
         slip
@@ -179,22 +180,11 @@ def _check_hub_id(name: str) -> None:
         remedy = (
             f"did you mean `{slip[0]}`?"
             if slip
-            else "name a tokenizer.json, a folder, a Hub id, `olmo`, or `bpe`"
+            else f"name a tokenizer.json, a folder, a Hub id, or `{'` or `'.join(own)}`"
         )
         raise DataError(f"{name or 'an empty name'}: no such tokenizer; {remedy}")
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
-    """Load from the Hub, or what was downloaded before where it can't be reached.
-
-    Asking it once saves the loader's many slow retries without a network.
-    """
-    try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT)
-        reachable = True
-    except HfHubHTTPError:  # an answer: there is no such tokenizer, or not for this user
-        raise
-    except Exception:  # which one depends on the HTTP library
-        reachable = False
-    loaded = AutoTokenizer.from_pretrained(name, local_files_only=not reachable)
+    loaded = AutoTokenizer.from_pretrained(name, **hub_options(name))
     return cast(PreTrainedTokenizerFast, loaded)

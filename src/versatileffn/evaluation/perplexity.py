@@ -20,9 +20,12 @@ from torch.nn.functional import cross_entropy
 
 from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.held_out import evaluating
+from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 
 LOGITS_AT_ONCE = 2**26
 """Numbers; a batch has as many windows as keep their logits below it."""
+TOKENS_AT_ONCE = 2**15
+"""Tokens that one batch reads at most, unless a single window does."""
 LONGEST_WINDOW = 2048
 """Tokens; the default window of models that take more."""
 
@@ -107,13 +110,14 @@ def perplexity(
     """
     window, stride = check_window(model, window, stride)
     prefix, vocab_size = prefix_token(tokenizer), model.config.vocab_size
+    words = RequestTokenizer(tokenizer)
     sizes: list[int] = []  # bytes
 
     def spans() -> Iterator[Span]:
         for text in texts:
             if text:
                 sizes.append(len(text.encode()))
-                ids = [prefix, *tokenizer(text, add_special_tokens=False).input_ids]
+                ids = [prefix, *words.encode(text)]
                 if max(ids) >= vocab_size:
                     raise DataError(
                         f"the tokenizer makes token {max(ids)}, but the model's vocabulary has "
@@ -165,9 +169,8 @@ def check_window(model: Any, window: int | None, stride: int | None) -> tuple[in
         )
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
-        raise ConfigError(
-            f"stride={stride} must lie in 1 to window={window}: a longer one would skip tokens"
-        )
+        why = ": a longer one would skip tokens" if stride > window else ""
+        raise ConfigError(f"stride={stride} must lie in 1 to window={window}{why}")
     return window, stride
 
 
@@ -183,7 +186,7 @@ def prefix_token(tokenizer: Any) -> int:
             return int(token)
     raise DataError(
         "the tokenizer has neither a bos nor an eos token, so nothing stands before a text's first "
-        "token: set tokenizer.eos_token"
+        "token: give a tokenizer that has one"
     )
 
 
@@ -210,12 +213,15 @@ def batches(spans: Iterable[Span], positions: int) -> Iterator[list[Span]]:
     Args:
         spans: windows in any order.
         positions: most scored positions of one batch, padding included; one window may exceed it.
+            No batch of several windows reads more than `TOKENS_AT_ONCE`.
     """
     waiting: dict[int, list[Span]] = {}
     for span in spans:
         group = waiting.setdefault(len(span.inputs), [])
         group.append(span)
-        if (len(group) + 1) * max(len(member.targets) for member in group) > positions:
+        more = len(group) + 1
+        scored = max(len(member.targets) for member in group)
+        if more * scored > positions or more * len(span.inputs) > TOKENS_AT_ONCE:
             yield waiting.pop(len(span.inputs))
     yield from waiting.values()
 

@@ -41,9 +41,9 @@ def divide_work(
         mine = {}, error
     gathered: list[Any] = [None] * count
     dist.all_gather_object(gathered, mine)
-    for _, error in gathered:
-        if error is not None:
-            raise error
+    for _, raised in gathered:
+        if raised is not None:
+            raise raised
     return {key: value for found, _ in gathered for key, value in found.items()}
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedModel
 from transformers import logging as hf_logging
 
 from versatileffn.errors import CheckpointError, DataError
+from versatileffn.models.hub import hub_options
 from versatileffn.models.llama import VersatileLlamaConfig
 
 FAMILIES = ("llama", VersatileLlamaConfig.model_type)
@@ -42,16 +43,17 @@ def read_config(source: str | Path) -> LlamaConfig:
 def read_any_config(source: str | Path) -> Any:
     """The config of a checkpoint of any family that Transformers knows; see `read_config`."""
     _check_path(str(source))
-    where, options = _where(source)
     try:
+        where, options = _where(source)
         with quiet_transformers():
             return AutoConfig.from_pretrained(where, **options)
     except Exception as error:  # a damaged config.json makes many types of them
-        raise CheckpointError(_unreadable(source, error, is_gguf=bool(options))) from None
+        raise CheckpointError(_unreadable(source, error)) from None
 
 
-def _unreadable(source: str | Path, error: Exception, is_gguf: bool) -> str:
+def _unreadable(source: str | Path, error: Exception) -> str:
     """Why a config can't be read, and what to do about it."""
+    is_gguf = _is_gguf(source)
     if is_gguf and isinstance(error, ImportError):
         return f"{source}: reading GGUF needs a package: pip install gguf"
     if is_gguf:
@@ -74,24 +76,30 @@ def load_own_tokenizer(source: str | Path) -> Any:
     Raises:
         DataError: there is none, or it doesn't load.
     """
-    where, options = _where(source)
     try:
+        where, options = _where(source)
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(where, **options)
     except Exception as error:  # loaders fail in many ways
         raise DataError(f"{source} has no tokenizer that loads ({first_line(error)})") from None
 
 
-def _where(source: str | Path) -> tuple[str, dict[str, str]]:
+def _is_gguf(source: str | Path) -> bool:
+    return str(source).lower().endswith(GGUF)
+
+
+def _where(source: str | Path) -> tuple[str, dict[str, Any]]:
     """How Transformers' loaders are told of a checkpoint: a GGUF file is named by two things."""
-    if not str(source).endswith(GGUF):
-        return str(source), {}
     path = Path(source).expanduser()
-    return str(path.parent), {"gguf_file": path.name}
+    if _is_gguf(source):
+        return str(path.parent), {"gguf_file": path.name}
+    return str(source), {} if path.is_dir() else hub_options(str(source))
 
 
 def _check_path(source: str) -> None:
     """Say what is wrong with a path before a hub client takes it for an id."""
+    if not source:
+        raise CheckpointError("no checkpoint was named: give a folder, a hub id, or a .gguf file")
     folder = Path(source).expanduser()
     try:
         exists, is_folder = os.path.lexists(folder), folder.is_dir()
@@ -101,7 +109,7 @@ def _check_path(source: str) -> None:
         raise CheckpointError(f"{source[:80]!r} is no path and no hub id ({error})") from None
     if is_folder and has_model and not has_config:
         raise CheckpointError(f"{source} is a run folder: give {source}/model, its checkpoint")
-    if source.endswith(GGUF):
+    if _is_gguf(source):
         if not folder.is_file():
             raise CheckpointError(f"{source}: there is no such file")
         return
@@ -136,13 +144,10 @@ def load_checkpoint(
     Raises:
         CheckpointError: a weight is missing, unknown, of another shape, or not a finite number.
     """
-    where: str | None
-    options: dict[str, Any]
-    where, options = _where(source)
-    if weights is not None:
-        where, options = None, {"state_dict": weights}
-    bar = redirect_stderr(io.StringIO()) if "gguf_file" in options else nullcontext()
+    bar = redirect_stderr(io.StringIO()) if _is_gguf(source) else nullcontext()
     try:
+        where: str | None
+        where, options = (None, {"state_dict": weights}) if weights else _where(source)
         with quiet_transformers(), bar:
             model, info = model_class.from_pretrained(
                 where,

@@ -56,9 +56,24 @@ def test_two_models_and_their_difference(checkpoints, tmp_path):
     ]
     difference = found["tasks"]["sciq"]["paper"]["difference"]
     assert difference == pytest.approx(scores[1] - scores[0])
-    assert f"sciq {100 * difference:+.2f} (" in printed
+    shown = [line for line in printed.splitlines() if line.count(f"{100 * difference:+.2f} (") == 2]
+    assert "sciq" in shown[0]  # both ways to count
     assert found["first"]["model"].endswith("dense")
     assert found["second"]["model_sha256"] != found["first"]["model_sha256"]
+
+
+def test_the_second_model_is_looked_at_before_the_first_is_scored(checkpoints, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        call(checkpoints[0], "./nosuch", "--compare", "--tasks", "sciq", "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("**/records.jsonl"))
+
+
+def test_a_tokenizer_without_an_end_of_text_will_do(checkpoints, tmp_path):
+    words = json.loads((checkpoints[0] / "tokenizer.json").read_text())
+    words["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    given = ("--tokenizer", tmp_path / "tokenizer.json")
+    call(checkpoints[0], "--tasks", "sciq", "--limit", 2, "--out", tmp_path / "out", *given)
 
 
 def test_bf16_is_said_in_the_results(checkpoints, tmp_path):
@@ -79,8 +94,11 @@ def test_what_is_wrong_is_said(checkpoints, tmp_path):
         call(tmp_path, *out)
     with pytest.raises(CheckpointError, match="there is no such file"):
         call(tmp_path / "x.gguf", *out)
-    with pytest.raises(ConfigError, match="there is no device 'abacus'"):
-        call(dense, "--device", "abacus", *out)
+    for device in ("abacus", "meta"):
+        with pytest.raises(ConfigError, match=f"there is no device '{device}'"):
+            call(dense, "--device", device, *out)
+    with pytest.raises(DataError, match=r"nosuch.json: no such tokenizer; .* a Hub id, or `olmo`"):
+        call(dense, "--tokenizer", "nosuch.json", *out)
     (tmp_path / "bare").mkdir()
     subjects.llama().model.save_pretrained(tmp_path / "bare")
     with pytest.raises(DataError, match=r"has no tokenizer that loads .*--tokenizer"):

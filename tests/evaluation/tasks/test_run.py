@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.tasks import subjects
@@ -87,6 +88,26 @@ def test_an_interrupted_evaluation_goes_on_at_the_item(tmp_path, monkeypatch):
     assert sorted(asked) == [(t.label, i) for t in TASKS[::-1] for i in (6, 7)]
 
 
+def test_reading_records_again_keeps_how_they_were_made(tmp_path):
+    first = evaluate(subjects.llama(), TASKS, limit=2, out=tmp_path).results
+    again = evaluate(subjects.llama(), TASKS, limit=2, out=tmp_path).results
+    assert again["this_session"]["requests"] == 0
+    for name in ("scoring", "onednn", "note"):
+        assert again[name] == first[name]
+    assert again["scoring"] == "tree"
+
+
+def test_a_folder_where_only_a_killed_process_began_is_taken(tmp_path):
+    (tmp_path / ".settings.json.partial").write_text("{")
+    assert evaluate(subjects.llama(), TASKS, limit=1, out=tmp_path).results["requests"] == 7
+
+
+def test_settings_that_are_none_are_named(tmp_path):
+    (tmp_path / "settings.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"settings.json.*another --out"):
+        evaluate(subjects.llama(), TASKS, limit=1, out=tmp_path)
+
+
 def test_other_settings_never_mix(tmp_path):
     out = tmp_path / "out"
     evaluate(subjects.llama(), TASKS[:1], limit=2, out=out)
@@ -107,7 +128,13 @@ def test_other_settings_never_mix(tmp_path):
 def test_a_damaged_record_is_named(tmp_path):
     evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
     file = tmp_path / "records.jsonl"
-    file.write_text("{}\n" + file.read_text())
+    good = file.read_text()
+    first = json.loads(good.splitlines()[0])
+    for changes in ({"cut": None}, {"cut": [0]}, {"log_likelihoods": [0.0, "x"]}):
+        file.write_text(good + json.dumps(first | changes) + "\n")
+        with pytest.raises(DataError, match=r"records.jsonl, line 3 is damaged"):
+            evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
+    file.write_text("{}\n" + good)
     with pytest.raises(DataError, match=r"records.jsonl, line 1 is damaged"):
         evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
 
@@ -183,6 +210,21 @@ def test_a_tokenizer_without_the_needed_tokens_is_refused():
         build_items(TASKS[0], RequestTokenizer(Mute([3, None])), 1024, 1)
     with pytest.raises(DataError, match=r"piqa, item 0: the tokenizer makes no token.*bos token"):
         build_items(TASKS[0], RequestTokenizer(Mute([])), 1024, 1)
+
+
+def wrap(words):
+    return RequestTokenizer(PreTrainedTokenizerFast(tokenizer_object=words))
+
+
+def test_a_fast_tokenizer_without_the_needed_tokens_is_refused():
+    """One that stops at an unknown word, and one that leaves out what it doesn't know."""
+    words = Tokenizer(models.WordLevel({"Question": 0, "a": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(DataError, match=r"no token for a part of .Question.*Missing \[UNK\]"):
+        build_items(TASKS[0], wrap(words), 1024, 1)
+    knows_q = Tokenizer(models.BPE({"Q": 0}, []))
+    with pytest.raises(DataError, match=r"piqa, item 0: the tokenizer makes no token of a choice"):
+        build_items(TASKS[0], wrap(knows_q), 1024, 1)
 
 
 def test_every_task_has_the_items_it_should():

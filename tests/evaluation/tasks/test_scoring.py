@@ -9,6 +9,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -114,6 +116,16 @@ def foreign(name):
     }
     torch.manual_seed(0)
     makers = {
+        "gptneo": lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(
+                hidden_size=32,
+                num_layers=2,
+                num_heads=4,
+                window_size=170,
+                attention_types=[[["global", "local"], 1]],
+                **small,
+            )
+        ),
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, **small)),
         "bloom": lambda: BloomForCausalLM(
             BloomConfig(hidden_size=32, n_layer=2, n_head=4, **small)
@@ -128,10 +140,19 @@ def foreign(name):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("gpt2", "tree"), ("mistral", "tree"), ("bloom", "rows"), ("gemma2", "rows-full")],
+    [
+        ("gpt2", "tree"),
+        ("mistral", "tree"),
+        ("bloom", "rows"),
+        ("gemma2", "rows-full"),
+        ("gptneo", "rows"),
+    ],
 )
 def test_other_families_get_the_fastest_mode_that_is_right_for_them(name, mode):
-    """ALiBi takes no positions, a soft cap isn't a projection, a window needs its own mask."""
+    """ALiBi takes no positions, a soft cap isn't a projection, a window needs its own mask.
+
+    GPT-Neo's window is narrower than the largest tree only.
+    """
     subject = foreign(name)
     items = make_items(subject, limit=3)
     scorer = Scorer(subject.model, 1500)

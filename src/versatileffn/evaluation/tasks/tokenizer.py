@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from versatileffn.errors import DataError
+from versatileffn.models.checkpoint import first_line
 
 
 class RequestTokenizer:
@@ -45,15 +46,15 @@ class RequestTokenizer:
             DataError: the tokenizer has no token for a part of the text.
         """
         assert not add_special_tokens
-        if self._fast is not None:
-            return list(self._fast.encode(text, add_special_tokens=False).ids)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if any(token is None for token in ids):
-            raise DataError(
-                f"the tokenizer has no token for a part of {text[:60]!r} and none for unknown "
-                "text (unk_token): use the tokenizer the model was trained with"
-            )
-        return list(ids)
+        try:
+            if self._fast is not None:
+                return list(self._fast.encode(text, add_special_tokens=False).ids)
+            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # fast tokenizers raise that very class
+            raise DataError(_lacking(text, first_line(error))) from None
+        if None in ids:
+            raise DataError(_lacking(text, "it has no unk_token"))
+        return ids
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         """The text of some tokens."""
@@ -72,5 +73,14 @@ class RequestTokenizer:
     def _own_beginning(self) -> int | None:
         """The token that this tokenizer puts before every text, if it is its bos token."""
         bos = self.tokenizer.bos_token_id
+        if bos is None:
+            return None
         ids = self.tokenizer("a")["input_ids"]
-        return int(bos) if bos is not None and ids and ids[0] == bos else None
+        return int(bos) if ids and ids[0] == bos else None
+
+
+def _lacking(text: str, reason: str) -> str:
+    return (
+        f"the tokenizer has no token for a part of {text[:60]!r} and none for unknown text "
+        f"({reason}): use the tokenizer the model was trained with"
+    )
