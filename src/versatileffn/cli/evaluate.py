@@ -68,8 +68,9 @@ def evaluate_command(
         raise ConfigError(f"--compare needs two models, {len(models)} given: name both")
     folders = _folders(models, out)
     command = shlex.join(["versatileffn", *sys.argv[1:]])
-    for source, folder in zip(models, folders, strict=True):  # before hours go into the first one
+    for source in models:  # before hours go into the first one
         read_any_config(source)
+    for folder in folders:
         check_own(folder)
     evaluations = []
     for source, folder in zip(models, folders, strict=True):
