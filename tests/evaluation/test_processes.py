@@ -2,25 +2,19 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evaluation.tasks import subjects
+from support.processes import PROCESSES, join, leave
 from versatileffn.errors import CheckpointError
 from versatileffn.evaluation.processes import divide_work, is_divided
 from versatileffn.evaluation.task_scores import TaskScores
 from versatileffn.evaluation.tasks.scoring import Scorer
 
-PROCESSES = 2
 TASKS, ITEMS = ["sciq", "piqa"], 7
-
-
-def join(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=PROCESSES)
 
 
 def score(rank, folder, wrapping):
@@ -35,7 +29,7 @@ def score(rank, folder, wrapping):
     Scorer.score = lambda self, items: scored.extend(items) or original(self, items)
     scores = TaskScores(TASKS, ITEMS)(subject.model, subject.tokenizer)
     torch.save((scores, len(scored)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize(("wrapping", "expected_items"), [("whole", [7, 7]), ("fsdp2", [14, 14])])
@@ -59,7 +53,7 @@ def fail_in_one(rank, folder):
     with pytest.raises(CheckpointError, match="third"):
         divide_work(torch.nn.Linear(2, 2), list(range(6)), work)
     assert divide_work(torch.nn.Linear(2, 2), [0, 1, 2], work) == {0: 0, 1: 1, 2: 2}
-    dist.destroy_process_group()
+    leave()
 
 
 def test_an_error_in_one_process_ends_all(tmp_path):
@@ -74,7 +68,7 @@ def see_divided(rank, folder):
     assert isinstance(weight, DTensor)
     layer.weight = torch.nn.Parameter(weight)
     assert is_divided(layer)
-    dist.destroy_process_group()
+    leave()
 
 
 def test_divided_weights_are_noticed(tmp_path):

@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from support.processes import PROCESSES, join, leave
 from versatileffn.execution.packed_training import _PackedTraining
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
-
-PROCESSES = 2
 
 
 def build(execution):
@@ -36,9 +34,8 @@ def gradients(model, ids):
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def work(rank, wrapping, execution, init_file, out):
-    dist.init_process_group("gloo", f"file://{init_file}", rank=rank, world_size=PROCESSES)
-    torch.set_num_threads(1)
+def work(rank, wrapping, execution, folder):
+    join(rank, folder)
     model, packed = build(execution), []
     original = _PackedTraining.forward
     _PackedTraining.forward = staticmethod(lambda *a: packed.append(1) or original(*a))
@@ -55,16 +52,15 @@ def work(rank, wrapping, execution, init_file, out):
         parallel(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
-        torch.save((grads, len(packed)), out)
-    dist.destroy_process_group()
+        torch.save((grads, len(packed)), folder / "grads.pt")
+    leave()
 
 
 @pytest.mark.parametrize("execution", ["packed", "recompute"])
 @pytest.mark.parametrize("wrapping", ["fsdp2", "ddp"])
 def test_two_processes_average_what_one_would_compute(wrapping, execution, tmp_path):
-    out = tmp_path / "grads.pt"
-    mp.spawn(work, (wrapping, execution, str(tmp_path / "init"), str(out)), nprocs=PROCESSES)
-    actual, packed_calls = torch.load(out)
+    mp.spawn(work, (wrapping, execution, tmp_path), nprocs=PROCESSES)
+    actual, packed_calls = torch.load(tmp_path / "grads.pt")
     assert packed_calls == 2
     expected = {}
     for rank in range(PROCESSES):
