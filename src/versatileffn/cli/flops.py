@@ -215,9 +215,10 @@ def _print(
     notes = ["FLOPs: matrix products of all FFNs, 2 per multiply-add, without routers and loop "
              "predictors."]  # fmt: skip
     if rows[0].activation_bytes is not None:
+        loops = "max" if mean_loops is None else f"{mean_loops:.4g}"
         notes.append("KiB: activations that all FFNs keep for the backward pass, per token, under "
                      "bfloat16 autocast and in float32, measured on one layer; VersatileFFN's "
-                     f"at {mean_loops or 'max'} loops.")  # fmt: skip
+                     f"at {loops} loops.")  # fmt: skip
     if reuse is not None:
         notes.append(f"Measured on {escape(str(measure))}, {reuse.tokens:,} tokens.")
     if mean_loops is not None:
