@@ -121,7 +121,7 @@ def _evaluate(
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=place).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError):
         raise ConfigError(f"there is no device {place!r} here: try --device cpu") from None
     subject = load_subject(source, torch.bfloat16 if bf16 else torch.float32, place, tokenizer)
     return evaluate(subject, tasks, out=folder, progress=_Lines(), **options)
