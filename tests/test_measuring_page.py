@@ -69,6 +69,11 @@ def test_what_the_page_says_of_whole_evaluations_is_true():
         assert row["items_cut"] == 0
     assert results["limit"] is None
     assert f"{results['requests']:,} requests" in PAGE
+    both = [
+        results["tasks"][label]["all_metrics"]["len_norm_without_leading_space"]["score"]
+        for label in ("arc_easy", "arc_challenge")
+    ]
+    assert f"`len_norm` on both gives {100 * sum(both) / 2:.1f} here" in PAGE
     speed = read(ROOT / "benchmarks" / "results" / "evaluation_speed.json")
     assert speed["all"]["differing_predictions"] == 0
     assert speed["all"]["complete"]

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
+from huggingface_hub import HfApi
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 import versatileffn as vf
 from support.gguf import write_gguf
 from support.models import SHAPE, make_ids
 from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.models.hub import hub_options
 from versatileffn.upcycle import upcycle
 
 STORIES = Path(__file__).parents[1].parent / "shared" / "models" / "stories15m"
@@ -50,6 +52,27 @@ def test_a_gguf_file_is_upcycled_like_the_folder_it_was_made_from(dense_folder, 
     torch.testing.assert_close(logits(from_file, ids), logits(from_folder, ids))
     assert receipt.new_tensors == expected.new_tensors
     assert receipt.parameters_after == expected.parameters_after
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    """Then only what was downloaded before is looked for, without the loaders' retries."""
+    asked = []
+
+    def unreachable(self, name, timeout):
+        asked.append(name)
+        raise ConnectionError
+
+    def load(name, local_files_only=False):
+        asked.append(local_files_only)
+        raise OSError("not on this machine")
+
+    hub_options.cache_clear()
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", load)
+    with pytest.raises(CheckpointError, match="not on this machine"):
+        upcycle("some-owner/some-model")
+    assert asked == ["some-owner/some-model", True]
+    hub_options.cache_clear()
 
 
 @pytest.mark.parametrize("variant", ["k-loop", "moe", "versatile"])

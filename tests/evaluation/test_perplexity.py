@@ -201,6 +201,8 @@ def test_the_command_prints_and_writes(tokenizer, texts, tmp_path) -> None:
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out.json").read_text())
+    refused = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path)])
+    assert "it is a folder" in str(refused.exception)
     expected = perplexity(model, tokenizer, texts, 16)
     assert record["nats_per_token"] == pytest.approx(expected.nats_per_token, rel=1e-6)
     assert record["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)

@@ -133,13 +133,14 @@ def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[
 
 def _text_windows(model: str, source: str, window: int) -> list[list[int]]:
     from versatileffn.data.corpus import find_corpus
+    from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
     from versatileffn.models.checkpoint import quiet_transformers
 
-    tokenizer, windows = _tokenizer(model), []
+    words, windows = RequestTokenizer(_tokenizer(model)), []
     with quiet_transformers():
         for piece in find_corpus(source).pieces():
             for document in piece:
-                ids = tokenizer(document.text, add_special_tokens=False).input_ids
+                ids = words.encode(document.text)
                 windows += [ids[start : start + window] for start in range(0, len(ids), window)]
     return windows
 

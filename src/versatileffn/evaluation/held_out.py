@@ -1,18 +1,16 @@
 """The held-out loss: how well a model predicts text it was not trained on."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import default_data_collator
 
 from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import ConfigError
+from versatileffn.models.mode import evaluating
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,6 @@ class HeldOut:
     nats_per_token: float
     bits_per_byte: float
     tokens: int
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode is restored afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def held_out_loss(

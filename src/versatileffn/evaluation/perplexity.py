@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from versatileffn.errors import CheckpointError, ConfigError, DataError
-from versatileffn.evaluation.held_out import evaluating
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
+from versatileffn.models.mode import evaluating
 
 LOGITS_AT_ONCE = 2**26
 """Numbers; a batch has as many windows as keep their logits below it."""

@@ -147,7 +147,7 @@ def load_checkpoint(
     bar = redirect_stderr(io.StringIO()) if _is_gguf(source) else nullcontext()
     try:
         where: str | None
-        where, options = (None, {"state_dict": weights}) if weights else _where(source)
+        where, options = (None, {"state_dict": weights}) if weights is not None else _where(source)
         with quiet_transformers(), bar:
             model, info = model_class.from_pretrained(
                 where,

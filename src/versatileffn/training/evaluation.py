@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from versatileffn.models.mode import evaluating
+
 TaskEvaluator = Callable[[Any, Any], Mapping[str, float]]
 """Scores by name, of a model with its tokenizer; `evaluation.task_scores.TaskScores` is one."""
 PREFIX = "eval_task_"
@@ -75,13 +77,7 @@ class TaskCallback(TrainerCallback):
         if not self._due(state) or self._done == state.global_step:
             return
         model = kwargs["model"]
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with preserved_randomness(), torch.no_grad(), _precision(args):
-                scores = self.evaluate(model, kwargs["processing_class"])
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with evaluating(model), preserved_randomness(), _precision(args):
+            scores = self.evaluate(model, kwargs["processing_class"])
         self._done = state.global_step
         self.log({f"{PREFIX}{name}": value for name, value in scores.items()})

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from versatileffn.evaluation.held_out import evaluating
+from versatileffn.models.mode import evaluating
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from versatileffn.errors import CheckpointError, DataError
-from versatileffn.evaluation.held_out import evaluating
 from versatileffn.evaluation.tasks.products import fast_products, onednn_is_faster
 from versatileffn.evaluation.tasks.requests import Item
 from versatileffn.evaluation.tasks.tree import Batch, Planned, collate, plan_item
+from versatileffn.models.mode import evaluating
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}
 """Numbers in a block of logits, by type of device: small enough for caches or memory, large enough
