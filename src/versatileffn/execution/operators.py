@@ -7,7 +7,7 @@ Legend: M tokens, D d_model, L max_loops, N num_experts.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,11 @@ from versatileffn.execution.blend import Blend
 from versatileffn.execution.layer import Layer
 from versatileffn.execution.norms import RMSNorm
 from versatileffn.execution.packed import Steps, run_steps
-from versatileffn.execution.packed_training import run_backward, run_forward
+from versatileffn.execution.packed_training import (
+    refuse_second_derivative,
+    run_backward,
+    run_forward,
+)
 from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.experts import ExpertSlices
@@ -243,4 +247,9 @@ def _differentiate(ctx: Any, d_output_MD: Tensor, _: Tensor | None) -> tuple[Any
     )
 
 
+def _refuse(ctx: Any, *_: Any) -> NoReturn:
+    refuse_second_derivative()
+
+
 packed_forward.register_autograd(_differentiate, setup_context=_save)
+packed_backward.register_autograd(_refuse)

@@ -141,8 +141,6 @@ def straight_through(probs_ML: Tensor, loop_count_M: Tensor) -> Tensor:
     The soft part is subtracted from itself first, so that the result is exactly 0 or 1.
     """
     one_hot_ML = F.one_hot(loop_count_M - 1, probs_ML.shape[-1]).to(probs_ML.dtype)
-    if not probs_ML.requires_grad:
-        return one_hot_ML
     return one_hot_ML + (probs_ML - probs_ML.detach())
 
 
