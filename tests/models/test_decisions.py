@@ -1,5 +1,7 @@
 """What a model says it decided is what its layers carried out, whoever decided it."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -22,9 +24,9 @@ class Wrapping(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> ReusePlan:
         plan = self.inner(hidden)
-        plan.loop_count = torch.ones_like(plan.loop_count)
-        plan.loop_probs = nn.functional.one_hot(plan.loop_count - 1, 4).to(plan.lam)
-        return plan
+        ones = torch.ones_like(plan.loop_count)
+        probs = nn.functional.one_hot(ones - 1, 4).to(plan.lam)
+        return dataclasses.replace(plan, loop_count=ones, loop_probs=probs)
 
 
 class AlwaysOnce(nn.Module):

@@ -83,16 +83,16 @@ class ReuseModelMixin:
             kwargs["decisions"] = decisions
         outputs = super().forward(*args, return_dict=True, **kwargs)  # type: ignore[misc]
         decisions.complete = True
+        logits = None
         if output_router_logits:
+            logits = tuple(decisions.router_logits) or None
             self._check_balance_gradient(decisions.router_logits)
         return ReuseModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            router_logits=(tuple(decisions.router_logits) or None)
-            if output_router_logits
-            else None,
+            router_logits=logits,  # type: ignore[arg-type]
             reuse_plans=(tuple(decisions.plans) or None) if output_reuse_plans else None,
         )
 

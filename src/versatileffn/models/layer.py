@@ -35,7 +35,7 @@ class ReuseLayer(nn.Module):
             activation: the family's name of φ, for real experts.
         """
         self.reuse = config
-        self.controller: nn.Module | None = None
+        self.controller: ReuseController | None = None
         self.experts: SparseExperts | None = None
         self.gains: LoopGains | None = None
         if config.variant == "versatile":
