@@ -1,7 +1,5 @@
 """What a plan says of itself, and which plans are refused."""
 
-import dataclasses
-
 import pytest
 import torch
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, NoReturn, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from versatileffn.execution.activation import activate_in_place, is_swiglu
 from versatileffn.execution.blend import Blend
+from versatileffn.execution.flops import backward_flops, forward_flops, planned_loops
 from versatileffn.execution.layer import Layer
 from versatileffn.execution.norms import RMSNorm
 from versatileffn.execution.packed import Steps, run_steps
@@ -253,3 +255,21 @@ def _refuse(ctx: Any, *_: Any) -> NoReturn:
 
 packed_forward.register_autograd(_differentiate, setup_context=_save)
 packed_backward.register_autograd(_refuse)
+
+
+@register_flop_formula(torch.ops.versatileffn.packed, get_raw=True)
+def _(*arguments: Any, out_val: Any = None) -> int:
+    given = Arguments(*arguments)
+    return forward_flops(planned_loops(given.loop_count_M), given.linears)
+
+
+@register_flop_formula(torch.ops.versatileffn.packed_forward, get_raw=True)
+def _(*arguments: Any, out_val: Any = None) -> int:
+    given = Arguments(*arguments)
+    return forward_flops(len(given.hidden_MD) * given.max_loops, given.linears)
+
+
+@register_flop_formula(torch.ops.versatileffn.packed_backward, get_raw=True)
+def _(d_output_MD: Tensor, totals: Tensor, *arguments: Any, out_val: Any = None) -> int:
+    given = Arguments(*arguments)
+    return backward_flops(given.loop_count_M, given.max_loops, given.linears)
