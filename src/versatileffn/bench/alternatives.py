@@ -8,7 +8,7 @@ from transformers.models.olmoe.configuration_olmoe import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import at_least_float32, select_experts
+from versatileffn.ffn.controller import select_experts
 from versatileffn.ffn.kloop import k_loop
 from versatileffn.ffn.moe import MoEFFN
 from versatileffn.ffn.versatile import VersatileFFN
@@ -38,7 +38,7 @@ class GroupedExperts(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[M, D] -> [M, D]."""
         x = self.moe.norm(hidden)
-        logits = at_least_float32(self.moe.experts.router(x))
+        logits = self.moe.experts.router(x)
         gates, experts = select_experts(logits, self.moe.experts.top_k)
         return hidden + self.moe.mlp(x) + self.experts(x, experts, gates.to(x.dtype))
 

@@ -1,5 +1,6 @@
 """Token shards as fixed-length windows that cross documents and files."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,16 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
                 "again with --val-fraction to hold documents out"
             )
         self.dtype = np.dtype("<u2" if self.meta.token_bytes == 2 else "<u4")
-        self.files = sorted((self.folder / split).glob("*.ds"))
+        shards = self.meta.shards(split)
+        if shards is None:
+            warnings.warn(
+                f"{self.folder}: written by an earlier version, without its shards' digests, so "
+                "that they can't be verified; tokenize again for that",
+                stacklevel=2,
+            )
+            self.files = sorted((self.folder / split).glob("*.ds"))
+        else:
+            self.files = [self.folder / name for name in shards]
         sizes = [self._tokens_in(path) for path in self.files]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self._check()
@@ -99,7 +109,10 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return self.__dict__ | {"_shards": None}
 
     def _tokens_in(self, path: Path) -> int:
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror}); tokenize again") from error
         count, rest = divmod(size, self.dtype.itemsize)
         if rest or not count:
             raise DataError(
