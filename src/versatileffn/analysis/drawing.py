@@ -22,7 +22,7 @@ MARKERS = "osD^vPX*"
 WIDTH = 4.9
 """Inches."""
 _THEME = "<style>svg{color:#20262d}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
-_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
+_INKED: tuple[Any, ...] = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
           "grid.color", "legend.labelcolor")  # fmt: skip
 
 
@@ -42,7 +42,8 @@ def styles() -> Iterator[dict[str, Any]]:
 @contextmanager
 def inked() -> Iterator[None]:
     """Within it, figures are drawn in `INK`, at a size that a telephone can show."""
-    with matplotlib.rc_context({**dict.fromkeys(_INKED, INK), "font.size": 9}):
+    look: dict[Any, Any] = {**dict.fromkeys(_INKED, INK), "font.size": 9}
+    with matplotlib.rc_context(look):
         yield
 
 
