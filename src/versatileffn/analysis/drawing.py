@@ -22,8 +22,15 @@ MARKERS = "osD^vPX*"
 WIDTH = 4.9
 """Inches."""
 _THEME = "<style>svg{color:#20262d}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
-_INKED: tuple[Any, ...] = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
-          "grid.color", "legend.labelcolor")  # fmt: skip
+_INKED: tuple[Any, ...] = (
+    "text.color",
+    "axes.edgecolor",
+    "axes.labelcolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+    "legend.labelcolor",
+)
 
 
 def styles() -> Iterator[dict[str, Any]]:

@@ -95,7 +95,7 @@ def difference_curves(rows: Sequence[Row]) -> Figure:
         if len(mine) > 1:
             axes.plot(tokens, difference.T, color=style["color"], linewidth=0.5, alpha=0.4)
         axes.plot(tokens, difference.mean(0), **style, label=mine[0].title)
-        ends += difference[:, 1:].ravel().tolist()
+        ends += difference[:, -2:].ravel().tolist()  # what conversion shocks may leave the picture
     margin = 0.1 * (max(ends) - min(ends))
     axes.set_ylim(min(ends) - margin, max(ends) + margin)
     axes.set_xlabel("tokens of continued training (thousands)")
