@@ -15,3 +15,7 @@ class DataError(VersatileFFNError):
 
 class CheckpointError(VersatileFFNError):
     """A checkpoint can't be read, lacks weights, or is of a family that isn't supported."""
+
+
+class PlanError(VersatileFFNError, ValueError):
+    """A reuse plan contradicts itself, or was made for other tokens or another layer."""

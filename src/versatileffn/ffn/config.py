@@ -1,9 +1,9 @@
 """What a reused feed-forward network looks like: one frozen record for every variant."""
 
 import dataclasses
+import sys
 import warnings
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal, get_args, get_type_hints
 
 from versatileffn.errors import ConfigError
@@ -13,6 +13,7 @@ Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
 ReuseGains = Literal["fixed", "learned"]
 Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
+LARGEST_FLOAT = sys.float_info.max
 LARGEST = 2**20
 """Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
 
@@ -59,7 +60,7 @@ class FFNConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            _check_value(name, getattr(self, name), hint)
+            check_value(name, getattr(self, name), hint)
         if self.top_k > self.num_experts:
             raise ConfigError(
                 f"top_k={self.top_k} exceeds num_experts={self.num_experts}: "
@@ -126,8 +127,13 @@ class FFNConfig:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 
-def _check_value(name: str, value: object, hint: object) -> None:
-    """Check one field's type and range; booleans are no numbers.
+def check_value(name: str, value: object, hint: object) -> None:
+    """Check one field's, or argument's, type and range; booleans are no numbers.
+
+    Args:
+        name: as the user wrote it.
+        value: what the user gave.
+        hint: bool, int (a count), float, a Literal of strings, or `int | None`.
 
     Raises:
         ConfigError: with the remedy.
@@ -140,7 +146,11 @@ def _check_value(name: str, value: object, hint: object) -> None:
         if not isinstance(value, bool):
             raise ConfigError(f"{name}={value!r} must be True or False")
     elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not abs(value) <= LARGEST_FLOAT
+        ):
             raise ConfigError(f"{name}={value!r} must be a finite number")
     elif value is None and hint is not int:
         return
