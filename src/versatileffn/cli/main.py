@@ -16,7 +16,7 @@ from versatileffn.errors import VersatileFFNError
 
 INTERRUPTED = 130  # what Typer exits with after Ctrl-C
 
-CONTINUED = {"tokenize", "train", "evaluate", "reproduce", "bench"}
+CONTINUED = {"tokenize", "train", "evaluate", "reproduce"}
 """The verbs that go on where they were stopped."""
 
 app = typer.Typer(
