@@ -1,4 +1,4 @@
-"""Cases of layers: inference, the width pathway's extra, the alternatives, training, decoding.
+"""Cases of layers: inference, the width pathway's extra, training and its memory, decoding.
 
 Legend: M tokens, D d_model, F d_hidden, L max_loops; a unit is one dense forward pass, 6·D·F FLOPs
 a token.
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.alternatives import alternatives
 from benchmarks.distributions import SHARES
 from benchmarks.flops import FlopCounter
 from benchmarks.layers import MATRICES, TOLERANCE, Setup, check_equal, runners, set_up
-from benchmarks.processes import in_new_process
+from versatileffn.analysis.saved import Saved, saved_for_backward
 from versatileffn.analysis.timing import Budget, Timings, measure, spread
 from versatileffn.ffn.plan import ReusePlan
 
@@ -62,18 +61,6 @@ def width(budget: Budget, **settings: Any) -> dict[str, Any]:
     rounds = zip(*(timings.seconds[n] for n in ("packed", "no-width", "dense")), strict=True)
     extra = spread([(with_ - without) / dense for with_, without, dense in rounds])
     return {"seconds": timings.to_dict(), "extra": extra._asdict()}
-
-
-@torch.inference_mode()
-def others(budget: Budget, **settings: Any) -> dict[str, Any]:
-    """k-loop and mixtures of experts beside the dense FFN."""
-    setup = set_up(**settings)
-    run = runners(setup, ["dense", "packed"]) | alternatives(setup.layer, setup.hidden_MD)
-    mixtures = {n: [run[n]()] for n in ("moe", "moe-transformers")}
-    errors = check_equal(mixtures, "moe", TOLERANCE[setup.dtype])
-    timings = measure(run, budget)
-    pairs = [(n, "dense", 1.0) for n in run if n != "dense"]
-    return {"errors": errors, "seconds": timings.to_dict(), "ratios": ratios(timings, pairs)}
 
 
 def training(budget: Budget, executors: list[str], **settings: Any) -> dict[str, Any]:
@@ -170,25 +157,24 @@ def decode(budget: Budget, weight_bytes: int, tokens: int, **settings: Any) -> d
     }  # fmt: skip
 
 
-def allocator(budget: Budget, environment: str, **settings: Any) -> dict[str, Any]:
-    """Dense and packed, inference and training, with the allocator tuned or as by default."""
-    if environment == "default":
-        threads = torch.get_num_threads()
-        answer: dict[str, Any] = in_new_process(
-            "layer_cases", "allocator_here", budget=vars(budget), threads=threads, **settings
-        )
-        return answer
-    return allocator_here(vars(budget), torch.get_num_threads(), **settings)
+def memory(budget: Budget, tokens: int, **settings: Any) -> dict[str, Any]:
+    """Values and bytes that each executor saves for the backward pass, for each further token.
+
+    The difference between `tokens` and twice as many leaves out what doesn't grow with them: casts
+    of weights under autocast, for one.
+    """
+    found = {}
+    for executor in ("dense", "straightforward", "masked", "packed", "recompute"):
+        few, many = (_saved(executor, tokens=n, **settings) for n in (tokens, 2 * tokens))
+        found[executor] = {
+            "saved_values_per_token": (many.values - few.values) / tokens,
+            "saved_bytes_per_token": (many.bytes - few.bytes) / tokens,
+        }
+    return {"memory": found}
 
 
-def allocator_here(budget: dict[str, Any], threads: int, **settings: Any) -> dict[str, Any]:
-    """The same in whatever setting this process has."""
-    torch.set_num_threads(threads)
-    setup, learner = (set_up(training=t, **settings) for t in (False, True))
-    with torch.no_grad():
-        plan = setup.plan()
-    infer = torch.inference_mode()(setup.run)
-    names = ("dense", "packed")
-    run: dict[str, Callable[[], object]] = {f"{n} inference": partial(infer, n, plan) for n in names}
-    run |= {f"{n} training": partial(learner.train_step, n) for n in names}
-    return {"seconds": measure(run, Budget(**budget)).to_dict()}
+def _saved(executor: str, **settings: Any) -> Saved:
+    setup = set_up(training=True, **settings)
+    plan = setup.plan(executor)
+    with setup.autocast():
+        return saved_for_backward(lambda: setup.run(executor, plan), setup.layer.parameters())

@@ -169,8 +169,8 @@ def _fitting_length(configs: Any, length: int | None, new_tokens: int) -> int:
     fitting = longest - new_tokens
     if fitting < 1 or (length or 1) > fitting:
         raise ConfigError(
-            f"{length or 1:,} tokens and {new_tokens:,} new ones are more than the {longest:,} that "
-            "the models take: choose a smaller --length or --new-tokens"
+            f"{length or 1:,} tokens and {new_tokens:,} new ones are more than the {longest:,} "
+            "that the models take: choose a smaller --length or --new-tokens"
         )
     return length or min(512, fitting)
 
