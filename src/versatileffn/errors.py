@@ -15,3 +15,7 @@ class DataError(VersatileFFNError):
 
 class CheckpointError(VersatileFFNError):
     """A checkpoint can't be read, lacks weights, or is of a family that isn't supported."""
+
+
+class ResourceError(VersatileFFNError):
+    """The machine has too little memory or disk space for what was asked of it."""
