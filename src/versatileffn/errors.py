@@ -18,4 +18,7 @@ class CheckpointError(VersatileFFNError):
 
 
 class ResourceError(VersatileFFNError):
-    """The machine has too little memory or disk space for what was asked of it."""
+    """The machine stopped the work, not the input: disk or memory is too small, a process died.
+
+    What was done so far is kept, and the same command goes on with it.
+    """

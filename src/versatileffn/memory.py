@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 
 from versatileffn.errors import ResourceError
+from versatileffn.workspace.durable import size_text
 
 CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -42,22 +43,6 @@ def check_memory(needed: int, what: str, remedy: str) -> None:
     available = available_memory()
     if needed > available:
         raise ResourceError(
-            f"{what} needs {readable(needed)} of memory, {readable(available)} are available: "
+            f"{what} needs {size_text(needed)} of memory, {size_text(available)} are available: "
             f"{remedy}"
         )
-
-
-def readable(size: int) -> str:
-    """Bytes as people read them, rounded up in the last digit so that a need is never named less.
-
-    Source: SI prefixes, 1 kB = 1000 bytes.
-    """
-    if size < 1000:
-        return f"{size} bytes"
-    for power, unit in enumerate(("kB", "MB", "GB", "TB", "PB"), start=1):
-        if size < 1000 ** (power + 1):
-            break
-    else:
-        return "more than 1,000 PB"
-    tenths = -(-size * 10 // 1000**power)
-    return f"{tenths // 10}.{tenths % 10} {unit}"
