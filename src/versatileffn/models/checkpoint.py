@@ -80,19 +80,24 @@ def _check_numbers(config: Mapping[str, Any], source: str | Path) -> None:
     for name, value in config.items():
         if isinstance(value, Mapping):
             _check_numbers(value, source)
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        elif name.endswith(("eps", "epsilon")) and not (value >= 0 and isfinite(value)):
-            reason = "must be a positive number"
-        elif name in THETAS and not (value > 0 and isfinite(value)):
-            reason = "must be a positive number"
-        elif name == "num_labels" and value > MOST_LABELS:
-            reason = f"must be at most {MOST_LABELS:,}"
-        elif isinstance(value, int) and abs(value) > MOST:
-            value, reason = f"about 2^{value.bit_length()}", "is too large for any size"
-        else:
-            continue
-        raise CheckpointError(f"{source}: {name}={value} in its config {reason}: mend it")
+        fault = _fault(name, value)
+        if fault:
+            raise CheckpointError(f"{source}: {name} in its config {fault}: mend it")
+
+
+def _fault(name: str, value: Any) -> str | None:
+    """What is wrong with one number of a config."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, int) and abs(value) > MOST:
+        return f"is a number of {value.bit_length()} bits, too large for any size"
+    if name.endswith(("eps", "epsilon")) and not (value >= 0 and isfinite(value)):
+        return f"is {value}, but must be a positive number"
+    if name in THETAS and not (value > 0 and isfinite(value)):
+        return f"is {value}, but must be a positive number"
+    if name == "num_labels" and value > MOST_LABELS:
+        return f"is {value:,}, but must be at most {MOST_LABELS:,}"
+    return None
 
 
 def _unreadable(source: str | Path, error: Exception) -> str:

@@ -40,4 +40,4 @@ def remote_code(trusted: bool) -> Iterator[None]:
 
 def wants_remote_code(error: BaseException) -> bool:
     """Whether a loader of Transformers failed because it wasn't allowed to run code."""
-    return "trust_remote_code" in str(error)
+    return isinstance(error, ValueError) and "trust_remote_code=True" in str(error)
