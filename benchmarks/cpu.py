@@ -55,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file, continued if there")
     parser.add_argument("--docs", type=Path, default=PAGE, help="page that --render writes into")
     parser.add_argument("--only", action="append", default=[], help="beginning of cases' names")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        "--threads", type=int, choices=range(1, cores + 1), default=cores, help="of torch"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--overwrite", action="store_true", help="forget results of other settings")
     parser.add_argument("--render", action="store_true", help="only write OUT's tables into DOCS")

@@ -16,8 +16,8 @@ from transformers import DynamicCache
 from versatileffn.analysis.flops import ffn_of
 from versatileffn.analysis.timing import Budget, Spread, measure, spread, waits_for
 from versatileffn.errors import CheckpointError
-from versatileffn.ffn.controller import Controller
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.models.layer import ReuseLayer
 
 Work = Literal["prefill", "decode", "training"]
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.3}
@@ -163,20 +163,14 @@ def training_loss(model: nn.Module, ids_BT: Tensor, bf16: bool) -> Tensor:
 def _check_cache(name: str, model: Any, decoding: Decoding) -> None:
     """A step of decoding is what reading all its tokens at once gives, twice in a row."""
     last_BT = torch.cat([decoding.ids_BT, decoding.ids_BT[:, -1:]], dim=1)
-    expected = model(input_ids=last_BT, use_cache=False, logits_to_keep=1).logits.double()
+    expected = model(input_ids=last_BT, use_cache=False, logits_to_keep=1).logits
     for _ in range(2):  # the second call sees whether the first one put the cache back
-        difference = (decoding().double() - expected).norm() / expected.norm().clamp_min(1e-30)
-        if not difference <= TOLERANCE.get(expected_dtype(model), 1e-2):
+        difference = (decoding() - expected).double().norm() / expected.double().norm()
+        if not difference <= TOLERANCE[expected.dtype]:
             raise CheckpointError(
                 f"{name}: decoding with the cache differs from reading the same tokens without it "
                 f"by {difference:.2g}, relative: not timed"
             )
-
-
-def expected_dtype(model: Any) -> torch.dtype:
-    """The dtype in which most of a model computes."""
-    dtype: torch.dtype = model.get_input_embeddings().weight.dtype
-    return dtype
 
 
 @contextmanager
@@ -190,7 +184,8 @@ def counting_loops(model: Any) -> Iterator[Callable[[], float]]:
         loops = plan.loop_count if plan.hard else torch.full_like(plan.loop_count, plan.max_loops)
         counts.append(loops.flatten().double())
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, Controller)]
+    deciding = [m.controller for m in model.modules() if isinstance(m, ReuseLayer) and m.controller]
+    hooks = [controller.register_forward_hook(count) for controller in deciding]
     try:
         yield lambda: torch.cat(counts).mean().item() if counts else constant
     finally:

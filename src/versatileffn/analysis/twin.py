@@ -12,16 +12,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from versatileffn.analysis.flops import ffn_of, parameter_count
 from versatileffn.data.corpus import find_corpus
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.models.checkpoint import (
-    load_checkpoint,
-    load_own_tokenizer,
-    quiet_transformers,
-    read_config,
-)
+from versatileffn.memory import check_memory
+from versatileffn.models.checkpoint import load_checkpoint, quiet_transformers, read_config
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.upcycle import NEW_TENSORS
+from versatileffn.workspace.durable import size_text
 
 CHARACTERS_PER_TOKEN = 16
 """More than any tokenizer's mean: so many characters of text are surely enough."""
@@ -156,10 +154,42 @@ def least_bytes(
     return size * (sum(parameters) + tokens * (cache + 2 * F))
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil  # a dependency of accelerate
+def check_fits(
+    configs: tuple[LlamaConfig, LlamaConfig],
+    tokens: int,
+    training: bool,
+    bf16: bool,
+    device: torch.device,
+) -> None:
+    """Refuse what can't fit before anything is allocated; see `least_bytes`.
 
-    return int(psutil.virtual_memory().available)
+    Raises:
+        ResourceError: with the memory needed and available.
+    """
+    needed = least_bytes(configs, tokens, training, bf16)
+    what = f"{'training on' if training else 'reading'} {tokens:,} tokens"
+    remedy = "choose a smaller --batch or --length, or other --work"
+    if device.type != "cuda":
+        check_memory(needed, what, remedy)
+    elif needed > (free := torch.cuda.mem_get_info(device)[0]):
+        raise ResourceError(
+            f"{what} needs {size_text(needed)} of memory on {device}, {size_text(free)} are "
+            f"available: {remedy}"
+        )
+
+
+def fitting_length(
+    configs: tuple[LlamaConfig, LlamaConfig], length: int | None, new_tokens: int
+) -> int:
+    """The tokens of a sequence: as asked for, or 512, or as many as both models take.
+
+    Raises:
+        ConfigError: they take fewer.
+    """
+    longest = min(config.max_position_embeddings for config in configs)
+    if (length or 1) + new_tokens > longest:
+        raise ConfigError(
+            f"{length or 1:,} tokens and {new_tokens:,} new ones are more than the {longest:,} "
+            "that the models take: choose a smaller --length or --new-tokens"
+        )
+    return length or min(512, longest - new_tokens)

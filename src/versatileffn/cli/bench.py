@@ -71,7 +71,8 @@ def bench_command(
     ] = DType.FLOAT32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …  [default: the best]")] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of torch on the CPU.  [default: torch's own]")
+        int | None,
+        typer.Option(min=1, max=os.cpu_count(), help="Of torch.  [default: torch's own]"),
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.0, help="For each kind of work; at least five rounds.")
@@ -89,37 +90,43 @@ def bench_command(
 
     from versatileffn.analysis.speed import compare
     from versatileffn.analysis.timing import Budget
-    from versatileffn.analysis.twin import load_pair, read_pair, token_ids
+    from versatileffn.analysis.twin import (
+        check_fits,
+        fitting_length,
+        load_pair,
+        read_pair,
+        token_ids,
+    )  # fmt: skip
     from versatileffn.evaluation.tasks.loading import model_sha256
-    from versatileffn.files import check_file, write_json, writing
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
+    from versatileffn.workspace.durable import check_file, write_json, writing
 
     if json is not None:
         check_file(json)
     where = _device(device)
     if threads is not None:
-        torch.set_num_threads(min(threads, os.cpu_count() or 1))
+        torch.set_num_threads(threads)
     works = [w for w in WorkName if work is None or w in work]
     configs = read_pair(model, dense)
-    length = _fitting_length(configs, length, new_tokens if WorkName.DECODE in works else 0)
+    length = fitting_length(configs, length, new_tokens if WorkName.DECODE in works else 0)
     bf16 = dtype is DType.BFLOAT16
     for each in works:
-        _check_memory(configs, each, batch * length, bf16, where)
+        check_fits(configs, batch * length, each is WorkName.TRAINING, bf16, where)
     ids, read = token_ids(model, configs[0], text, (batch, length), seed)
     torch.manual_seed(seed)
 
-    speeds, loaded, digests = [], None, {}
-    status = Console(stderr=True)
+    speeds, pair, held, digests = [], {}, None, {}
     for each in works:
-        needed = torch.bfloat16 if bf16 and each is not WorkName.TRAINING else torch.float32
-        if loaded is None or loaded[0].dtype != needed:
-            loaded = None  # before the others are there
-            loaded = load_pair(model, dense, configs, needed, where)
+        stored = torch.bfloat16 if bf16 and each is not WorkName.TRAINING else torch.float32
+        if held != stored:
+            pair, held = {}, stored  # the old ones go before the new ones come
+            loaded = load_pair(model, dense, configs, stored, where)
+            pair = dict(zip(SIDES, loaded, strict=True))
+            del loaded
         if json is not None and not digests:
-            digests = {n: model_sha256(m) for n, m in zip(SIDES, loaded, strict=True)}
-        status.print(f"timing {each.value} …", style="dim")
-        pair = dict(zip(SIDES, loaded, strict=True))
+            digests = {name: model_sha256(side) for name, side in pair.items()}
+        Console(stderr=True).print(f"timing {each.value} …", style="dim")
         budget = Budget(seconds=seconds, least=5)
         speeds.append(compare(each.value, pair, ids.to(where), new_tokens, budget, bf16))
     name = f"{device_name(where)}, {torch.get_num_threads()} threads"
@@ -159,35 +166,6 @@ def _device(name: str | None) -> Any:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {name} can't be used ({reason}): use --device cpu") from None
     return device
-
-
-def _fitting_length(configs: Any, length: int | None, new_tokens: int) -> int:
-    """The tokens of a sequence, checked against what both models take."""
-    from versatileffn.errors import ConfigError
-
-    longest = min(config.max_position_embeddings for config in configs)
-    fitting = longest - new_tokens
-    if fitting < 1 or (length or 1) > fitting:
-        raise ConfigError(
-            f"{length or 1:,} tokens and {new_tokens:,} new ones are more than the {longest:,} "
-            "that the models take: choose a smaller --length or --new-tokens"
-        )
-    return length or min(512, fitting)
-
-
-def _check_memory(configs: Any, work: WorkName, tokens: int, bf16: bool, device: Any) -> None:
-    """Refuse what can't fit before anything is allocated."""
-    from versatileffn.analysis.twin import free_bytes, least_bytes
-    from versatileffn.errors import ConfigError
-
-    needed = least_bytes(configs, tokens, work is WorkName.TRAINING, bf16)
-    free = free_bytes(device)
-    if needed > free:
-        raise ConfigError(
-            f"{work.value} of {tokens:,} tokens needs at least {needed / 2**30:,.1f} GiB, and "
-            f"{free / 2**30:,.1f} GiB are free: choose a smaller --batch or --length, or leave "
-            "this --work out"
-        )
 
 
 def _record(speed: "Speed") -> dict[str, Any]:

@@ -37,7 +37,7 @@ app.command("evaluate")(loads_checkpoints(evaluate_command))
 app.command("perplexity")(loads_checkpoints(perplexity_command))
 app.command("flops")(loads_checkpoints(flops_command))
 app.command("reproduce")(reproduce_command)
-app.command("bench")(bench_command)
+app.command("bench")(loads_checkpoints(bench_command))
 app.command("verify")(verify_command)
 
 
