@@ -11,7 +11,7 @@ from benchmarks.distributions import PrescribedController, loop_counts
 from benchmarks.flops import FlopCounter
 from benchmarks.layers import MODEL_TOLERANCE, check_equal
 from benchmarks.straightforward import run_straightforward
-from versatileffn.analysis.speed import Decoding, prefill, training_gradients
+from versatileffn.analysis.speed import Decoding, prefill, train
 from versatileffn.analysis.timing import Budget, measure
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
@@ -80,12 +80,12 @@ def model(
     counts = loop_counts(shares, sequences * (1 if work == "decode" else length), seed)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, shape["vocab_size"], (sequences, length), generator=generator)
-    run: dict[str, Callable[[], Any]] = {}
+    run: dict[str, Callable[[], list[Tensor]]] = {}
     ours = ["straightforward", *executors]
     for kind in [*BASELINES, *ours]:
         net = build(kind, shape, counts, stored, seed).train(work == "training")
         if work == "training":
-            run[kind] = partial(training_gradients, net, ids, dtype == "bfloat16")
+            run[kind] = partial(train, net, ids, dtype == "bfloat16")
         else:
             run[kind] = (
                 Decoding(net, ids, STEPS) if work == "decode" else partial(prefill, net, ids)
@@ -114,9 +114,7 @@ def model(
     }
 
 
-def _as_vectors(result: Any) -> list[Tensor]:
-    """The logits; or the loss, and all gradients as one vector."""
-    if isinstance(result, Tensor):
-        return [result]
-    loss, *gradients = result
-    return [loss, torch.cat([gradient.flatten() for gradient in gradients])]
+def _as_vectors(results: list[Tensor]) -> list[Tensor]:
+    """The first result, and all others (gradients) as one vector."""
+    first, *rest = results
+    return [first, torch.cat([tensor.flatten() for tensor in rest])] if rest else [first]

@@ -140,6 +140,7 @@ def test_pairs_that_say_nothing_are_refused(models, arguments, message):
         (("--batch", 10**6), ResourceError, "needs .* GiB of memory, .* available"),
         (("--batch", 10**9, "--work", "prefill"), ResourceError, "needs .* GiB of memory"),
         (("--device", "tpu"), ConfigError, "--device tpu can't be used"),
+        (("--device", "meta"), ConfigError, "--device meta can't be used"),
         (("--text", "absent.txt"), Exception, "absent.txt: no such file"),
     ],
 )
@@ -194,6 +195,14 @@ def test_bfloat16_trains_under_autocast_over_float32_weights(models, monkeypatch
     assert result.exit_code == 0, repr(result.exception)
     half, whole = torch.bfloat16, torch.float32
     assert seen == [("prefill", half, True), ("decode", half, True), ("training", whole, True)]
+
+
+def test_gradients_that_are_not_finite_are_not_timed(models):
+    """The loss is finite, and so are the weights."""
+    reuse, dense = pair_of(models, "versatile")
+    reuse.model.embed_tokens.weight.register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(CheckpointError, match="reuse: training gives numbers"):
+        speed.compare("training", {"reuse": reuse, "dense": dense}, make_ids(1, 9), 3, BRIEF)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -75,18 +75,18 @@ def compare(
     for name, model in models.items():
         model.train(work == "training")
         if work == "training":
-            step: Callable[[], Tensor] = partial(training_loss, model, ids_BT, bf16)
+            step: Callable[[], list[Tensor]] = partial(train, model, ids_BT, bf16)
         elif work == "decode":
             step = Decoding(model, ids_BT[:1], new_tokens)
             _check_cache(name, model, step)
         else:
             step = partial(prefill, model, ids_BT)
         with counting_loops(model) as count:
-            result = step()
-        if not result.isfinite().all():
+            results = step()
+        if not all(tensor.isfinite().all() for tensor in results):
             raise CheckpointError(f"{name}: {work} gives numbers that aren't finite: not timed")
         loops[name], run[name] = count(), step
-    timings = measure(run, budget, waits_for(ids_BT.device))
+    timings = measure(run, budget, waits_for(ids_BT.device.type))
     sequences = 1 if work == "decode" else len(ids_BT)
     tokens = new_tokens if work == "decode" else ids_BT.shape[1]
     total, (first, second) = sequences * tokens, models
@@ -104,10 +104,9 @@ def compare(
 
 
 @torch.inference_mode()
-def prefill(model: nn.Module, ids_BT: Tensor) -> Tensor:
+def prefill(model: nn.Module, ids_BT: Tensor) -> list[Tensor]:
     """Read the prompts and fill the cache; the last position's logits, [B, 1, V]."""
-    logits: Tensor = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).logits
-    return logits
+    return [model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).logits]
 
 
 class Decoding:
@@ -126,7 +125,7 @@ class Decoding:
             model(input_ids=ids_BT, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     @torch.inference_mode()
-    def __call__(self) -> Tensor:
+    def __call__(self) -> list[Tensor]:
         """The logits of the first step, [B, 1, V]; later ones depend on which token won."""
         token_B1, first = self.ids_BT[:, -1:], None
         for _ in range(self.steps):
@@ -137,10 +136,10 @@ class Decoding:
             token_B1 = logits[:, -1].argmax(-1, keepdim=True)
         self.cache.crop(-self.steps)
         assert first is not None
-        return first
+        return [first]
 
 
-def training_gradients(model: nn.Module, ids_BT: Tensor, bf16: bool) -> list[Tensor]:
+def train(model: nn.Module, ids_BT: Tensor, bf16: bool) -> list[Tensor]:
     """Forward and backward pass; the loss, and all gradients.
 
     Gradients are dropped from the model, as `zero_grad` does between steps.
@@ -154,18 +153,13 @@ def training_gradients(model: nn.Module, ids_BT: Tensor, bf16: bool) -> list[Ten
     return [loss.detach(), *gradients]
 
 
-def training_loss(model: nn.Module, ids_BT: Tensor, bf16: bool) -> Tensor:
-    """The same step; the loss in nats per token."""
-    return training_gradients(model, ids_BT, bf16)[0]
-
-
 @torch.inference_mode()
 def _check_cache(name: str, model: Any, decoding: Decoding) -> None:
     """A step of decoding is what reading all its tokens at once gives, twice in a row."""
     last_BT = torch.cat([decoding.ids_BT, decoding.ids_BT[:, -1:]], dim=1)
     expected = model(input_ids=last_BT, use_cache=False, logits_to_keep=1).logits
     for _ in range(2):  # the second call sees whether the first one put the cache back
-        difference = (decoding() - expected).double().norm() / expected.double().norm()
+        difference = (decoding()[0] - expected).double().norm() / expected.double().norm()
         if not difference <= TOLERANCE[expected.dtype]:
             raise CheckpointError(
                 f"{name}: decoding with the cache differs from reading the same tokens without it "

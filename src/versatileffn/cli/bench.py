@@ -116,7 +116,10 @@ def bench_command(
     ids, read = token_ids(model, configs[0], text, (batch, length), seed)
     torch.manual_seed(seed)
 
-    speeds, pair, held, digests = [], {}, None, {}
+    speeds: list[Speed] = []
+    pair: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+    held = None
     for each in works:
         stored = torch.bfloat16 if bf16 and each is not WorkName.TRAINING else torch.float32
         if held != stored:
@@ -161,7 +164,7 @@ def _device(name: str | None) -> Any:
         return best or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device that is only a name can't tell
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {name} can't be used ({reason}): use --device cpu") from None
