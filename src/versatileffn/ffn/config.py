@@ -16,6 +16,8 @@ Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
 LARGEST_FLOAT = sys.float_info.max
 LARGEST = 2**20
 """Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
+MOST_LOOPS = 2**10
+"""Of any count of loops: each costs a feed-forward network, and a forward pass has to end."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class FFNConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             check_value(name, getattr(self, name), hint)
+        for name in ("max_loops", "num_loops"):
+            if getattr(self, name) > MOST_LOOPS:
+                raise ConfigError(
+                    f"{name}={getattr(self, name):,} must be at most {MOST_LOOPS:,}: lower it"
+                )
         if self.top_k > self.num_experts:
             raise ConfigError(
                 f"top_k={self.top_k} exceeds num_experts={self.num_experts}: "

@@ -55,7 +55,7 @@ class VersatileLlamaConfig(ReuseFields, LlamaConfig):
     def from_ffn(cls, llama: LlamaConfig, ffn: FFNConfig) -> Self:
         """A dense Llama's config with the reuse of `ffn`."""
         kept = llama.to_dict()
-        for name in ("model_type", "architectures", "transformers_version"):
+        for name in ("model_type", "architectures", "transformers_version", "auto_map"):
             kept.pop(name, None)
         return cls(**(kept | reuse_fields(ffn)))
 
