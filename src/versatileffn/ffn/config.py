@@ -1,21 +1,18 @@
 """What a reused feed-forward network looks like: one frozen record for every variant."""
 
 import dataclasses
-import sys
 import warnings
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_type_hints
 
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.values import check_value
 
 Variant = Literal["dense", "k-loop", "moe", "versatile"]
 Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
 ReuseGains = Literal["fixed", "learned"]
 Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
-LARGEST_FLOAT = sys.float_info.max
-LARGEST = 2**20
-"""Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
 MOST_LOOPS = 2**10
 """Of any count of loops: each costs a feed-forward network, and a forward pass has to end."""
 
@@ -132,34 +129,3 @@ class FFNConfig:
     def replace(self, **changes: object) -> "FFNConfig":
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-
-def check_value(name: str, value: object, hint: object) -> None:
-    """Check one field's, or argument's, type and range; booleans are no numbers.
-
-    Args:
-        name: as the user wrote it.
-        value: what the user gave.
-        hint: bool, int (a count), float, a Literal of strings, or `int | None`.
-
-    Raises:
-        ConfigError: with the remedy.
-    """
-    choices = get_args(hint)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} is unknown: choose one of {list(choices)}")
-    elif hint is bool:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r} must be True or False")
-    elif hint is float:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not abs(value) <= LARGEST_FLOAT
-        ):
-            raise ConfigError(f"{name}={value!r} must be a finite number")
-    elif value is None and hint is not int:
-        return
-    elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {LARGEST:,}")

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import check_value
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.values import check_value
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import check_value
+from versatileffn.ffn.values import check_value
 
 
 @dataclass(frozen=True)

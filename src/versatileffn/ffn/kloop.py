@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from versatileffn.ffn.config import ReuseGains, check_value
+from versatileffn.ffn.config import ReuseGains
 from versatileffn.ffn.dense import DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.gains import LoopGains
+from versatileffn.ffn.values import check_value
 
 
 def k_loop(

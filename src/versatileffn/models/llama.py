@@ -13,7 +13,8 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig, check_value
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.values import check_value
 from versatileffn.models.base import Decisions, ReuseModelMixin
 from versatileffn.models.causal_lm import ReuseCausalLMMixin, ReuseInitMixin
 from versatileffn.models.fields import ReuseFields, check_names, reuse_fields
