@@ -57,7 +57,7 @@ def stored_as(files: list[Path]) -> dict[str, str]:
     Raises:
         Exception: whatever safetensors or torch say about a damaged file.
     """
-    found = {}
+    found: dict[str, str] = {}
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as tensors:
@@ -155,7 +155,9 @@ def _shard_names(index: Path) -> list[str]:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         assert all(isinstance(shard, str) for shard in shards)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError):
-        raise CheckpointError(f"{index} is no index of weights: copy the checkpoint again") from None
+        raise CheckpointError(
+            f"{index} is no index of weights: copy the checkpoint again"
+        ) from None
     return shards
 
 
