@@ -67,8 +67,7 @@ def test_a_gguf_file_is_upcycled_like_the_folder_it_was_made_from(dense_folder, 
 def test_a_gguf_files_end_token_is_the_configs(tmp_path):
     """Transformers takes the token that begins a text for the one that ends it."""
     tokenizer = train_bpe(["some words and others"] * 3, 300)
-    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ends = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
     model = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"vocab_size": 512} | ends)))
     path = tmp_path / "dense.gguf"
     write_gguf(model, path, tokenizer)
@@ -91,7 +90,7 @@ def test_generation_settings_are_carried_over(dense_folder, tmp_path, sampling):
 
 
 def test_contradictory_generation_settings_keep_their_end_tokens(dense_folder, tmp_path):
-    settings = {"eos_token_id": [5, 7], "num_return_sequences": 4, "do_sample": False}
+    settings = {"eos_token_id": [5, 7], "pad_token_id": -1}
     (dense_folder / "generation_config.json").write_text(json.dumps(settings))
     with pytest.warns(UserWarning, match="contradicts itself: only its end tokens"):
         model, _ = upcycle(dense_folder)
