@@ -9,8 +9,6 @@ import torch
 from huggingface_hub import HfApi
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,

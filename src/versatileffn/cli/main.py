@@ -21,7 +21,7 @@ from versatileffn.cli.verify import verify_command
 
 INTERRUPTED = 130  # what Typer exits with after Ctrl-C
 
-CONTINUED = {"tokenize", "train", "evaluate", "reproduce", "bench"}
+CONTINUED = {"tokenize", "train", "evaluate", "reproduce"}
 """The verbs that go on where they were stopped."""
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ app.command("evaluate")(loads_checkpoints(evaluate_command))
 app.command("perplexity")(loads_checkpoints(perplexity_command))
 app.command("flops")(loads_checkpoints(flops_command))
 app.command("reproduce")(reproduce_command)
-app.command("bench")(bench_command)
+app.command("bench")(loads_checkpoints(bench_command))
 app.command("verify")(verify_command)
 
 

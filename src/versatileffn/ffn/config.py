@@ -87,6 +87,11 @@ class FFNConfig:
         """Whether the depth pathway, and so a loop predictor, exists."""
         return self.variant == "versatile" and self.fusion != "width"
 
+    @property
+    def has_router(self) -> bool:
+        """Whether tokens select experts, virtual or real, so that there is a balance loss."""
+        return self.uses_width or self.variant == "moe"
+
     def expert_size(self, d_hidden: int) -> int:
         """Hidden neurons of one expert in an FFN of `d_hidden` neurons (f).
 
