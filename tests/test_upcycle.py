@@ -9,6 +9,8 @@ import torch
 from huggingface_hub import HfApi
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,

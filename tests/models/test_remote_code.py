@@ -28,7 +28,7 @@ class AlienConfig(LlamaConfig):
 class AlienTokenizer(PreTrainedTokenizerFast):
     pass
 """
-WITHOUT_CHECKPOINTS = {"reproduce", "bench", "verify"}
+WITHOUT_CHECKPOINTS = {"reproduce", "verify"}
 """Verbs that load no checkpoint, or none but those that versatileffn wrote."""
 
 
@@ -119,6 +119,7 @@ def commands(tmp_path, dense_folder):
         "evaluate": lambda source: ["evaluate", source, "--out", tmp_path / "scores"],
         "perplexity": lambda source: ["perplexity", source, text],
         "flops": lambda source: ["flops", source, "--no-memory", "--measure", text],
+        "bench": lambda source: ["bench", source, "--work", "prefill"],
         "tokenize": tokenize,
         "train": train,
     }
@@ -129,7 +130,7 @@ def test_every_verb_is_walked(commands):
     assert set(commands[1]) == verbs - WITHOUT_CHECKPOINTS
 
 
-@pytest.mark.parametrize("verb", ["upcycle", "evaluate", "perplexity", "flops", "train"])
+@pytest.mark.parametrize("verb", ["upcycle", "evaluate", "perplexity", "flops", "bench", "train"])
 def test_a_model_of_its_own_is_refused(verb, commands, alien_model, canary, monkeypatch, capsys):
     before, after = commands
     if verb in before:
