@@ -175,7 +175,9 @@ def _say(line: str) -> None:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
 
 
 def _loss(model: PreTrainedModel, context: Context) -> dict[str, Any] | None:
