@@ -1,4 +1,4 @@
-"""A disk that is full for real: a file system of a few megabytes, in a user namespace of its own."""
+"""A disk that is full for real: a file system of megabytes in a user namespace of its own."""
 
 import os
 import subprocess

@@ -59,7 +59,7 @@ def drive() -> None:
     os.chdir(sys.argv[2])
     corpus_module.TASK_BYTES = 1
     Path("corpus").mkdir()
-    for part in range(3):
+    for part in range(2):
         lines = [json.dumps({"text": f"text {part} {n} " * (n + 1)}) for n in range(4)]
         Path("corpus", f"{part}.jsonl").write_text("\n".join(lines))
     assert forked(Path("corpus"), Path("whole"), False, None) == 0
@@ -96,5 +96,5 @@ def test_no_kill_falsifies_or_loses_anything(tmp_path: Path) -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert int(result.stdout) > 60
+    assert int(result.stdout) > 50
     assert TokenMeta.load(tmp_path / "out").splits["val"].documents == 2
