@@ -31,7 +31,6 @@ def test_windows(tokens: Path) -> None:
     assert torch.equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
     with pytest.raises(IndexError):
         dataset[len(dataset)]
-    assert dataset.bytes_per_token == dataset.size.bytes / dataset.num_tokens
     assert dataset.meta.vocab_size == 400
 
 

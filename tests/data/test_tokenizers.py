@@ -193,7 +193,7 @@ def test_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(name)
         raise ConnectionError
 
-    def load(name: str, local_files_only: bool) -> None:
+    def load(name: str, local_files_only: bool, **_: object) -> None:
         calls.append(local_files_only)
         raise OSError("not on this machine")
 

@@ -68,11 +68,6 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         """Documents, tokens and bytes of this split."""
         return self.meta.splits[self.split]
 
-    @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text per token of this split, for bits per byte."""
-        return self.size.bytes_per_token
-
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """The stream's tokens [start, stop), int64, whichever shards they lie in.
 

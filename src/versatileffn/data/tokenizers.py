@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from versatileffn.data.long_text import parts_at_spaces
 from versatileffn.data.meta import MAX_VOCAB_SIZE, META_FILE, TokenizerMeta, TokenMeta
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import ConfigError, DataError, VersatileFFNError
 from versatileffn.models.hub import hub_options
+from versatileffn.models.tokenizer import auto_tokenizer
 from versatileffn.workspace.durable import remove, rename, sync_tree
 
 EOS_TOKEN = "<|endoftext|>"
@@ -79,11 +80,11 @@ def find_tokenizer(
         elif (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
             tokenizer = _from_file(path / "tokenizer.json")
         elif name and path.is_dir():
-            tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(name))
+            tokenizer = cast(PreTrainedTokenizerFast, auto_tokenizer(name))
         else:
             _check_hub_id(name, ["olmo", "bpe"] if for_documents else ["olmo"])
             tokenizer = _from_hub(name)
-    except DataError:
+    except VersatileFFNError:
         raise
     except Exception as error:  # the loaders raise whatever their format's parser does
         reason = " ".join(str(error).split())[:300]
@@ -203,5 +204,4 @@ def _check_hub_id(name: str, own: list[str]) -> None:
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
-    loaded = AutoTokenizer.from_pretrained(name, **hub_options(name))
-    return cast(PreTrainedTokenizerFast, loaded)
+    return cast(PreTrainedTokenizerFast, auto_tokenizer(name, **hub_options(name)))

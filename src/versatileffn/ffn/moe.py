@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import at_least_float32, select_experts
+from versatileffn.ffn.controller import select_experts
 from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.losses import balance_loss
+from versatileffn.ffn.wide import WideLinear, at_least_float32
 
 
 class SparseExperts(nn.Module):
@@ -43,7 +45,7 @@ class SparseExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts, self.top_k, self.gated = num_experts, top_k, gated
-        self.router = nn.Linear(d_model, num_experts, bias=False)
+        self.router = WideLinear(d_model, num_experts)
         width = 2 * d_expert if gated else d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, width, d_model))
         self.down_proj = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
@@ -113,6 +115,9 @@ class MoEFFN(DenseFFN):
         config: `num_experts`, `top_k` and `d_expert` (⌊F/N⌋ by default) are used.
         activation, gated: of the dense FFN and of the experts.
         dense: further arguments of `DenseFFN`.
+
+    Raises:
+        ConfigError: the config is none, or describes another variant.
     """
 
     def __init__(
@@ -125,6 +130,8 @@ class MoEFFN(DenseFFN):
         gated: bool = True,
         **dense: object,
     ) -> None:
+        if not isinstance(config, FFNConfig) or config.variant != "moe":
+            raise ConfigError(f"config={config!r} must be an FFNConfig with variant='moe'")
         super().__init__(d_model, d_hidden, activation=activation, gated=gated, **dense)  # type: ignore[arg-type]
         self.experts = SparseExperts(
             d_model,
