@@ -2,12 +2,12 @@
 
 import dataclasses
 import difflib
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -45,22 +45,21 @@ def flops_command(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure activation memory on one layer.")
     ] = True,
-    json: Annotated[Path | None, typer.Option(help="Write the result here, too.")] = None,
+    json: JsonOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Parameters, FFN FLOPs per token and activation memory: Base, k-Loop, MoE, VersatileFFN."""
     from versatileffn.analysis.efficiency import efficiency_table
     from versatileffn.analysis.presets import WIDTHS, preset
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.loading import model_sha256
-    from versatileffn.files import check_file, write_json, writing
     from versatileffn.models.checkpoint import read_config
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
 
     if share_below_max is not None and mean_loops is None:
         raise ConfigError("--share-below-max says nothing without --mean-loops: give both")
-    if json is not None:
-        check_file(json)
+    out = RecordFile(json, "flops", [model, measure], overwrite) if json else None
     is_preset = model.lower() in WIDTHS and not Path(model).is_dir()
     meant = difflib.get_close_matches(model.lower(), WIDTHS, n=1, cutoff=0.7)
     if meant and not is_preset and not Path(model).exists():
@@ -77,9 +76,8 @@ def flops_command(
     executed = None if reuse is None else reuse.executed_flops
     rows = efficiency_table(config, mean_loops, share_below_max, executed, memory)
     _print(model, config, rows, measure, reuse, mean_loops, share_below_max)
-    if json is not None:
+    if out is not None:
         record = {
-            "command": shlex.join(["versatileffn", *sys.argv[1:]]),
             "versions": versions("torch", "transformers"),
             "device": None if loaded is None else device_name(loaded.device),
             "model": model,
@@ -91,8 +89,7 @@ def flops_command(
             "reuse": None if reuse is None else dataclasses.asdict(reuse),
             "rows": [dataclasses.asdict(row) for row in rows],
         }
-        with writing(json):
-            write_json(json, record)
+        out.write(record)
 
 
 def _measure(model: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
