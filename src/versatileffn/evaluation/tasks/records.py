@@ -161,6 +161,8 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def _read(path: Path, tell: Callable[[str], None]) -> list[Record]:
     """The whole records of a file; what an interruption damaged is cut out of it, and told."""
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a link: put the file itself there, or choose another --out")
     if not path.is_file():
         return []
     lines = path.read_bytes().splitlines(keepends=True)
