@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from versatileffn.errors import ResourceError
+from versatileffn.workspace.durable import size_text
 
 CGROUP = Path("/sys/fs/cgroup")
 _TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
@@ -44,7 +45,7 @@ def check_memory(what: str, needed: int, device: torch.device | str, remedy: str
     available = available_bytes(device)
     if needed > available:
         raise ResourceError(
-            f"{what} needs at least {_gibibytes(needed)} of memory, and {_gibibytes(available)} "
+            f"{what} needs at least {size_text(needed)} of memory, and {size_text(available)} "
             f"are available ({torch.device(device).type}): {remedy}"
         )
 
@@ -69,7 +70,3 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LITTLE)
-
-
-def _gibibytes(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"

@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +107,19 @@ def _measure(model: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     loaded = load_checkpoint(AutoModelForCausalLM, model, config, dtype=torch.float32).to(device)
     sequences = _sequences(model, loaded, source, limit)
-    return measure_reuse(loaded, list(unpadded_batches(sequences))), loaded
+    with loaded.register_forward_hook(partial(_check_finite, model)):
+        return measure_reuse(loaded, list(unpadded_batches(sequences))), loaded
+
+
+def _check_finite(source: str, _: Any, __: Any, out: Any) -> None:
+    """Raise CheckpointError where a model computes no numbers: its loops would mean nothing."""
+    from versatileffn.errors import CheckpointError
+
+    if not out.logits.isfinite().all():
+        raise CheckpointError(
+            f"{source} gives logits that are NaN or infinite: its weights or its config.json are "
+            "damaged, or it diverged"
+        )
 
 
 def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[list[int]]:
@@ -112,6 +127,7 @@ def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[
     from versatileffn.data.meta import META_FILE
     from versatileffn.data.packed import PackedDataset
     from versatileffn.errors import DataError
+    from versatileffn.models.checkpoint import quiet_transformers
 
     window = min(loaded.config.max_position_embeddings, 2048)
     if (Path(source) / META_FILE).is_file():
@@ -119,7 +135,8 @@ def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[
         count = min(limit or len(dataset), len(dataset))
         found = [dataset[index]["input_ids"].tolist() for index in range(count)]
     elif Path(source).exists():
-        found = _text_windows(model, source, window)[:limit]
+        with quiet_transformers():
+            found = list(islice(_text_windows(model, source, window), limit))
     else:
         found = _task_prompts(model, loaded, source, limit)
     if max((max(ids) for ids in found if ids), default=0) >= loaded.config.vocab_size:
@@ -128,18 +145,17 @@ def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[
     return found
 
 
-def _text_windows(model: str, source: str, window: int) -> list[list[int]]:
+def _text_windows(model: str, source: str, window: int) -> Iterator[list[int]]:
+    """The windows of each document, read as far as they are asked for."""
     from versatileffn.data.corpus import find_corpus
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-    from versatileffn.models.checkpoint import quiet_transformers
 
-    words, windows = RequestTokenizer(_tokenizer(model)), []
-    with quiet_transformers():
-        for piece in find_corpus(source).pieces():
-            for document in piece:
-                ids = words.encode(document.text)
-                windows += [ids[start : start + window] for start in range(0, len(ids), window)]
-    return windows
+    words = RequestTokenizer(_tokenizer(model))
+    for piece in find_corpus(source).pieces():
+        for document in piece:
+            ids = words.stream(document.text)
+            while found := list(islice(ids, window)):
+                yield found
 
 
 def _task_prompts(model: str, loaded: Any, name: str, limit: int | None) -> list[list[int]]:

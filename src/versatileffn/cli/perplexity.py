@@ -77,6 +77,11 @@ def perplexity_command(
         f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.texts:,} documents; window "
         f"{result.window}, stride {result.stride}"
     )
+    if result.uncertain:
+        typer.echo(
+            f"note: at {result.uncertain} places in long documents the tokens may not be those of "
+            "the whole document"
+        )
     if out is not None:
         record = {
             "versions": versions("torch", "transformers"),
@@ -92,6 +97,7 @@ def perplexity_command(
             "tokens": result.tokens,
             "bytes": result.bytes,
             "documents": result.texts,
+            "uncertain_places": result.uncertain,
             "window": result.window,
             "stride": result.stride,
         }
