@@ -1,11 +1,11 @@
-"""What fits into memory: estimated before it is taken, and told in one line where it doesn't.
+"""What fits into memory: compared with what there is before it is taken, and told if it doesn't.
 
 Linux hands out more memory than there is and kills whoever uses it, without a word; so what a
-number on the command line asks for is added up first.
+config or a command line asks for is added up first.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,39 +14,50 @@ import torch
 from versatileffn.errors import ResourceError
 from versatileffn.workspace.durable import size_text
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+"""Limit and use of a container, in bytes: version 2 and version 1."""
 _TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
-def available_bytes(device: torch.device | str = "cpu") -> int:
-    """Memory that may still be taken on a device; on the CPU a container's limit counts, too."""
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that this process can still get: on a GPU, or in main memory, container or not."""
     device = torch.device(device)
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no container, or none with a limit
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = (CGROUP / "memory.stat").read_text().split()
-        cached = int(stat[stat.index("inactive_file") + 1])
-        free = min(free, limit - used + cached)
-    return max(0, free)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    available = int(psutil.virtual_memory().available + psutil.swap_memory().free)
+    for limit_file, used_file in CGROUP_FILES:
+        try:
+            limit, used = int(Path(limit_file).read_text()), int(Path(used_file).read_text())
+        except (OSError, ValueError):  # no such container, or `max`
+            continue
+        return min(available, max(limit - used, 0))
+    return available
 
 
-def check_memory(what: str, needed: int, device: torch.device | str, remedy: str) -> None:
-    """Raise ResourceError unless so many bytes may be taken on a device.
+def check_memory(needed: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
+    """Refuse what can't fit before it is allocated.
 
     Args:
-        what: who needs them, for the error.
-        needed: bytes; a lower bound, so that nothing that fits is refused.
+        needed: bytes, an underestimate.
+        what: what needs them.
+        remedy: what to do about it.
         device: where.
-        remedy: what to do about it, for the error.
+
+    Raises:
+        ResourceError: they aren't there; both sizes are named.
     """
-    available = available_bytes(device)
+    available = available_memory(device)
     if needed > available:
         raise ResourceError(
-            f"{what} needs at least {size_text(needed)} of memory, and {size_text(available)} "
-            f"are available ({torch.device(device).type}): {remedy}"
+            f"{what} needs {size_text(needed)} of memory, {size_text(available)} are available: "
+            f"{remedy}"
         )
 
 

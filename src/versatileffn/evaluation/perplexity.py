@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from versatileffn.data.split_text import bits_per_byte
 from versatileffn.errors import CheckpointError, ConfigError, DataError
+from versatileffn.evaluation.likelihood import target_nats
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.memory import check_memory, naming_memory
 from versatileffn.models.mode import evaluating
@@ -158,7 +159,7 @@ def perplexity(
     whole, size = math.fsum(per_text), sum(sizes)
     return Perplexity(
         whole / tokens,
-        whole / math.log(2) / size,
+        bits_per_byte(whole, size),
         tokens,
         size,
         len(sizes),
@@ -266,16 +267,14 @@ def negative_log_likelihoods(model: Any, batch: Sequence[Span]) -> list[float]:
     most = max(len(span.targets) for span in batch)
     kept = {"logits_to_keep": most} if _keeps_logits(model) else {}
     what = f"a window of {input_ids_BT.shape[1]:,} tokens"
-    check_memory(what, _least_bytes(model, input_ids_BT, most), device, "lower --window")
+    check_memory(_least_bytes(model, input_ids_BT, most), what, "lower --window", device)
     with torch.no_grad(), naming_memory(what, "lower --window"):
         logits_BSV: Tensor = model(input_ids=input_ids_BT, use_cache=False, **kept).logits
     totals = []
     for span, logits_SV in zip(batch, logits_BSV, strict=True):
         scored_SV = logits_SV[len(logits_SV) - len(span.targets) :]
-        wide_SV = scored_SV.to(torch.promote_types(scored_SV.dtype, torch.float32))
         targets_S = torch.tensor(list(span.targets), device=device)
-        nats_S = cross_entropy(wide_SV, targets_S, reduction="none")
-        totals.append(nats_S.sum(dtype=torch.float64).item())
+        totals.append(target_nats(scored_SV, targets_S).sum().item())
     return totals
 
 

@@ -275,10 +275,8 @@ def test_a_devices_failure_changes_no_mode(monkeypatch):
 def test_a_batch_that_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
     subject = subjects.llama()
     items = make_items(subject, "piqa", limit=4)
-    monkeypatch.setattr("versatileffn.memory.available_bytes", lambda device: 2**20)
-    pattern = (
-        r"a batch needs at least \d\.\d MiB of memory, and 1\.0 MiB are available .*lower --batch"
-    )
+    monkeypatch.setattr("versatileffn.memory.available_memory", lambda device: 2**20)
+    pattern = r"a batch needs \d\.\d MiB of memory, and 1\.0 MiB are available: lower --batch"
     assert score(subject, items, batch_tokens=1)
     with pytest.raises(ResourceError, match=pattern):
         score(subject, items, batch_tokens=10**6)

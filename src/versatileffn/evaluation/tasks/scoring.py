@@ -100,7 +100,7 @@ class Scorer:
         self._check_vocabulary(items)
         batches = list(self._batches(items, self.mode))
         needed = max(self._least_bytes(plans, self.mode) for plans in batches)
-        check_memory("a batch", needed, self.device, FEWER)
+        check_memory(needed, "a batch", FEWER, self.device)
         for plans in batches:
             # not around the yield: its caller's modes are its own
             with evaluating(self.model), naming_memory("a batch", FEWER):

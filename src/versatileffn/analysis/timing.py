@@ -51,11 +51,6 @@ class Timings:
         pairs = zip(self.seconds[over], self.seconds[under], strict=True)
         return spread([a / (factor * b) for a, b in pairs])
 
-    def extra(self, longer: str, shorter: str, unit: str) -> Spread:
-        """Spread of (seconds[longer] − seconds[shorter]) / seconds[unit] over the rounds."""
-        rows = zip(*(self.seconds[name] for name in (longer, shorter, unit)), strict=True)
-        return spread([(a - b) / c for a, b, c in rows])
-
     def to_dict(self) -> dict[str, Any]:
         """Medians and quartiles in seconds, and the number of rounds, by name."""
         return {

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from versatileffn.bench.distributions import gumbel_noise_for, loop_counts
-from versatileffn.bench.straightforward import run_straightforward
+from benchmarks.distributions import gumbel_noise_for, loop_counts
+from benchmarks.straightforward import run_straightforward
 from versatileffn.execution.select import execute
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.versatile import VersatileFFN

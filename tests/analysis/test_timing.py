@@ -1,6 +1,6 @@
 import pytest
 
-from versatileffn.bench.timing import Budget, Timings, measure, spread
+from versatileffn.analysis.timing import Budget, Timings, measure, spread
 
 
 class Bench:
@@ -31,7 +31,6 @@ def test_callables_take_turns_and_ratios_are_taken_by_round():
     assert timings.seconds == {"slow": [2, 20, 200], "fast": [1, 10, 100]}
     assert timings.ratio("slow", "fast") == (2, 2, 2)
     assert timings.ratio("slow", "fast", factor=4) == (0.5, 0.5, 0.5)
-    assert timings.extra("slow", "fast", "fast") == (1, 1, 1)
     assert timings.to_dict()["fast"] == {"median": 10, "low": 5.5, "high": 55, "rounds": 3}
 
 
