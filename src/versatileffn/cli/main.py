@@ -1,5 +1,6 @@
 """`versatileffn`: one verb for each job."""
 
+import os
 import sys
 
 import typer
@@ -13,8 +14,7 @@ from versatileffn.cli.tokenize import tokenize_command
 from versatileffn.cli.train import train_command
 from versatileffn.cli.upcycle import upcycle_command
 from versatileffn.errors import VersatileFFNError
-
-INTERRUPTED = 130  # what Typer exits with after Ctrl-C
+from versatileffn.signals import EXIT_CODES, ending
 
 CONTINUED = {"tokenize", "train", "evaluate", "reproduce", "bench"}
 """The verbs that go on where they were stopped."""
@@ -38,7 +38,8 @@ app.command("bench")(bench_command)
 def main() -> None:
     """Run the command line; what the user caused ends in one line and exit code 1."""
     try:
-        app()
+        with ending():
+            app()
     except VersatileFFNError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -47,7 +48,7 @@ def main() -> None:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
+        if stop.code in EXIT_CODES and os.environ.get("RANK", "0") == "0":
             again = ": run the same command again to continue"
             print(f"stopped{again if set(sys.argv) & CONTINUED else ''}", file=sys.stderr)
         raise
