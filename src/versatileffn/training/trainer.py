@@ -203,7 +203,8 @@ class ReuseTrainer(Trainer):
             return
         folder = Path(resume_from_checkpoint)
         load_weights(self.unwrapped if model is None else model, folder)
-        self.window.load(folder / WINDOW, self.args.process_index, self.args.device)
+        with reading(folder / WINDOW):
+            self.window.load(folder / WINDOW, self.args.process_index, self.args.device)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
