@@ -17,24 +17,21 @@ from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.callbacks import LastStepCallback, TauCallback
 from versatileffn.training.checkpoint_store import CheckpointStore
-from versatileffn.training.checkpoints import Binding, step_of
+from versatileffn.training.checkpoints import step_of
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
-from versatileffn.training.init import build_model
+from versatileffn.training.init import build_model, model_config
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogFileCallback
 from versatileffn.training.progress import ProgressCallback, SpeedCallback
 from versatileffn.training.record import device_name as device_name
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
+from versatileffn.training.sizes import check_sizes
 from versatileffn.training.stopping import StopCallback, StopRequest
 from versatileffn.training.tensorboard import tensorboard_callback
 from versatileffn.training.trainer import ReuseTrainer, whole_batches
-
-CHECKPOINT_BYTES = 12
-"""Of a checkpoint per parameter: a weight and AdamW's two moments, in float32."""
-
 
 def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
     """Train a model; in a folder with an unfinished run of the same configuration, continue it.
@@ -90,13 +87,11 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
         return folder.path
 
     tokenizer = load_tokenizer(config.data.tokens)
-    model = build_model(
-        config.model,
-        data.meta.vocab_size,
-        data.meta.eos_token_id,
-        config.data.seq_len,
-        config.run.seed,
+    planned = model_config(
+        config.model, data.meta.vocab_size, data.meta.eos_token_id, config.data.seq_len
     )
+    checkpoint_bytes = check_sizes(planned, config, plan)
+    model = build_model(config.model, planned, config.run.seed)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
         eval_windows, eval_batch_size = _eval_windows(held_out, config, world_size)
@@ -118,7 +113,15 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
         trainer.accelerator.wait_for_everyone()  # until the folder is prepared
         checkpoint = folder.check(inputs)
         try:
-            _run(trainer, config, folder, binding, checkpoint)
+            trainer.store = CheckpointStore(
+                folder.checkpoints,
+                config.run.save_total_limit,
+                binding,
+                folder.log,
+                checkpoint_bytes,
+            )
+            trainer.store.make_room()
+            _run(trainer, config, folder, checkpoint)
         except DivergedError as error:
             if rank == 0:
                 record_divergence(folder.divergence, error)
@@ -131,17 +134,11 @@ def _run(
     trainer: ReuseTrainer,
     config: TrainConfig,
     folder: RunFolder,
-    binding: Binding | None,
     checkpoint: Path | None,
 ) -> None:
     """Train in a folder that is held, from its last checkpoint if it has one."""
     resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer.args.eval_on_start = resumed_step == 0
-    needed = CHECKPOINT_BYTES * trainer.unwrapped.num_parameters()
-    trainer.store = CheckpointStore(
-        folder.checkpoints, config.run.save_total_limit, binding, folder.log, needed
-    )
-    trainer.store.make_room()
     speed = SpeedCallback(config.run.tokens_per_batch)
     stop = StopRequest()
     stop_callback = StopCallback(stop)

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from versatileffn.errors import ResourceError
-from versatileffn.memory import available_memory, check_memory
+from versatileffn.memory import check_memory
 from versatileffn.models.llama import VersatileLlamaConfig
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
@@ -29,15 +29,15 @@ READER = 64 * 2**20
 
 
 def parameter_count(config: LlamaConfig) -> int:
-    """Parameters of a model, from one of no layer and one of a single layer without memory."""
+    """Parameters of a model, from those of one and of two layers, built without memory."""
     counts = []
-    for layers in (0, 1):
+    for layers in (1, 2):
         small = copy.deepcopy(config)
         small.num_hidden_layers = layers
         with torch.device("meta"):
             counts.append(sum(p.numel() for p in new_model(small).parameters()))
-    none, one = counts
-    return none + config.num_hidden_layers * (one - none)
+    one, two = counts
+    return one + (config.num_hidden_layers - 1) * (two - one)
 
 
 def activation_bytes(config: LlamaConfig, tokens: int, checkpointing: bool) -> int:
