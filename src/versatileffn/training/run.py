@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from versatileffn.data.packed import PackedDataset
+from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError, DivergedError
 from versatileffn.models.checkpoint import without_progress_bars
@@ -31,6 +32,7 @@ from versatileffn.training.run_folder import RunFolder
 from versatileffn.training.sizes import check_sizes
 from versatileffn.training.stopping import StopCallback, StopRequest
 from versatileffn.training.tensorboard import tensorboard_callback
+from versatileffn.training.tokens import verify_tokens
 from versatileffn.training.trainer import ReuseTrainer, whole_batches
 
 def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
@@ -87,6 +89,8 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
         return folder.path
 
     tokenizer = load_tokenizer(config.data.tokens)
+    if rank == 0:
+        verify_tokens(data.folder, data.meta)
     planned = model_config(
         config.model, data.meta.vocab_size, data.meta.eos_token_id, config.data.seq_len
     )
@@ -103,7 +107,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
             data,
             eval_windows,
             tokens_per_step=config.run.tokens_per_batch,
-            bytes_per_token=held_out.bytes_per_token,
+            bytes_per_token=SplitText(held_out).bytes_per_scored_token(eval_windows),
             tokenizer=tokenizer,
             schedule_steps=inputs["schedule_steps"],
         )
