@@ -35,7 +35,7 @@ def write_tokens(folder: Path, train: int = 20_000, val: int = 1_600, vocab: int
     words = {f"w{i}": i for i in range(vocab - 1)} | {"<|end|>": vocab - 1}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    tokenizer_meta = save_tokenizer(fast, folder)
+    tokenizer_meta = save_tokenizer(fast, folder, folder / "new")
     TokenMeta(
         tokenizer=tokenizer_meta,
         splits={"train": SplitMeta(1, train, 3 * train), "val": SplitMeta(1, val, 3 * val)},
