@@ -8,7 +8,6 @@ from versatileffn.signals import end_while_importing, is_command_line
 if is_command_line():  # what follows takes seconds
     end_while_importing()
 
-# ruff: noqa: E402
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.versatile import VersatileFFN

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError
-from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.run import train
 
 SOURCE = Path(__file__).parents[2] / "src"

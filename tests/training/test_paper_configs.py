@@ -1,6 +1,7 @@
 """The commands printed in configs/paper/ train on as many tokens as the paper did."""
 
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def commands(name: str) -> list[list[str]]:
 def config_of(command: list[str]):
     assert command[:2] == ["versatileffn", "train"]
     return load_config(CONFIGS.parents[1] / command[2], [
-        word for before, word in zip(command, command[1:], strict=False) if before == "--set"
+        word for before, word in pairwise(command) if before == "--set"
     ])  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def test_a_pickle_is_refused_as_one(make_config, file, protocol):
     else:
         (newest / file).write_bytes(pickle.dumps(Payload()))
     reseal(newest, file)
-    with pytest.raises(CheckpointError, match="no code was run: delete .*checkpoint-4") as caught:
+    with pytest.raises(CheckpointError, match=r"no code was run: delete .*checkpoint-4") as caught:
         train(make_config())
     assert "\n" not in str(caught.value)
     assert not Path("/tmp/versatileffn-was-run").exists()

@@ -140,7 +140,9 @@ def test_lost_bookkeeping_is_written_again_from_the_checkpoints(folder, content)
 @pytest.mark.parametrize("content", ["{torn", None])
 def test_lost_bookkeeping_of_other_settings_is_refused(folder, content):
     folder.inputs.unlink() if content is None else folder.inputs.write_text(content)
-    with pytest.raises(ConfigError, match="is damaged, and no checkpoint|no training run") as caught:
+    with pytest.raises(
+        ConfigError, match=r"is damaged, and no checkpoint|no training run"
+    ) as caught:
         folder.check(INPUTS | {"world_size": 2})
     assert "\n" not in str(caught.value)
     assert names(folder.checkpoints) == ["checkpoint-4"]

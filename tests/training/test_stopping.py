@@ -165,7 +165,7 @@ def test_what_is_ignored_stays_ignored(settings, tmp_path):
 
 
 def test_a_signal_to_one_process_of_two_stops_both(settings, tmp_path):
-    config, file = settings(tmp_path / "run", per_device_train_batch_size=2)
+    _, file = settings(tmp_path / "run", per_device_train_batch_size=2)
     script = tmp_path / "signalled.py"
     script.write_text(SIGNALLED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]

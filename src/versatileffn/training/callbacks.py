@@ -26,7 +26,7 @@ class TauCallback(TrainerCallback):
     def _set(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the temperature of the coming step; at the end, the one that the model is saved with."""
+        """Set the temperature of the coming step; at the end, the one that is saved."""
         schedule = self.schedule
         kwargs["model"].set_tau(
             tau_at(

@@ -109,7 +109,10 @@ class OptimSection(Section):
         1.0, gt=0, description="Gradients are scaled down to this global L2 norm."
     )
     warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="Share of the schedule in which the rate rises from 0 (0 to 1)."
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of the schedule in which the rate rises (0 to 1).",
     )
     min_lr_rate: float = Field(
         0.1, ge=0, le=1, description="Final learning rate as a share of the peak (0 to 1)."

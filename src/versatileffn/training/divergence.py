@@ -30,13 +30,12 @@ def check_weights(model: nn.Module, step: int) -> None:
     """Look at the weights, which are about to be saved.
 
     Raises:
-        DivergedError: some aren't finite.
+        DivergedError: some aren't finite, or so large that their squares aren't.
     """
-    names = [name for name, _ in model.named_parameters()]
-    finite = torch.stack([parameter.isfinite().all() for parameter in model.parameters()])
-    broken = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
+    norms = torch.stack([parameter.float().norm() for parameter in model.parameters()])
+    broken = int((~norms.isfinite()).sum())
     if broken:
-        raise DivergedError(step, f"{len(broken)} of {len(names)} weights aren't finite")
+        raise DivergedError(step, f"the norms of {broken} of {len(norms)} weights aren't finite")
 
 
 def record_divergence(path: Path, error: DivergedError) -> None:

@@ -38,7 +38,7 @@ def _section(
     path: str, part: dict[str, Any], parts: dict[str, Any], required: bool
 ) -> Iterator[str]:
     """A heading, a table of keys, and then the sections inside."""
-    section = parts[_reference(part)]
+    section = parts[_reference(part) or ""]
     text = " ".join(section["description"].split("\n\n")[0].split())
     optional = "" if required else f" {part.get('description', 'May be left out.')}"
     yield f"## {path}\n\n{text}{optional}\n"
@@ -123,4 +123,3 @@ def _shown(value: Any) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-

@@ -35,6 +35,7 @@ from versatileffn.training.tensorboard import tensorboard_callback
 from versatileffn.training.tokens import verify_tokens
 from versatileffn.training.trainer import ReuseTrainer, whole_batches
 
+
 def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
     """Train a model; in a folder with an unfinished run of the same configuration, continue it.
 
@@ -199,8 +200,9 @@ def _announce(config: TrainConfig, trainer: ReuseTrainer, resumed_step: int) -> 
     plan = trainer.plan
     _say(
         trainer.args.process_index,
-        f"{trainer.unwrapped.num_parameters():,} parameters ({trainer.telemetry.variant}), {plan.max_steps:,} steps of "
-        f"{config.run.tokens_per_batch:,} tokens = {plan.epochs_at(plan.max_steps):.2f} epochs, "
+        f"{trainer.unwrapped.num_parameters():,} parameters ({trainer.telemetry.variant}), "
+        f"{plan.max_steps:,} steps of {config.run.tokens_per_batch:,} tokens = "
+        f"{plan.epochs_at(plan.max_steps):.2f} epochs, "
         f"{plan.accumulation} micro-batches of {plan.micro_batch} windows on {plan.world_size} "
         f"process(es), {trainer.args.device}"
         + (f"; resumed after step {resumed_step}" if resumed_step else ""),

@@ -183,7 +183,9 @@ class RunFolder:
             )
         if inputs["steps"] > record["steps"]:
             self._extend(checkpoint, record["steps"], inputs["steps"], say)
-            record = record | {"planned_before": [*record.get("planned_before", []), record["steps"]]}
+            record = record | {
+                "planned_before": [*record.get("planned_before", []), record["steps"]]
+            }
         with writing(self.path):
             if read_record(self.inputs) != record | inputs:
                 if newest is not None and read_record(self.inputs) is None:

@@ -4,7 +4,6 @@ Legend: D hidden_size, F intermediate_size, L loops, V vocabulary, M tokens of o
 """
 
 import copy
-from typing import Any
 
 import torch
 from transformers import LlamaConfig
@@ -81,9 +80,7 @@ def check_sizes(model: LlamaConfig, config: TrainConfig, plan: BatchPlan) -> int
     kept = activation_bytes(model, tokens, config.run.gradient_checkpointing)
     step = TOKEN * config.run.tokens_per_batch // plan.world_size
     readers = READER * config.run.dataloader_num_workers
-    check_memory(
-        step, f"run.tokens_per_batch={config.run.tokens_per_batch:,}", "lower it"
-    )
+    check_memory(step, f"run.tokens_per_batch={config.run.tokens_per_batch:,}", "lower it")
     check_memory(
         readers,
         f"run.dataloader_num_workers={config.run.dataloader_num_workers:,}",
