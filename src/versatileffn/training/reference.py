@@ -22,6 +22,11 @@ Every key of the YAML file that `versatileffn train` reads; `versatileffn train 
 prints this page. Complete examples lie in [configs/](../configs). `--set section.key=value`
 overrides one value. Keys that are unknown, given twice or of another type are refused; paths are
 relative to the current folder.
+
+Ctrl-C, SIGTERM and SIGHUP let a run finish its step and save it; the same command goes on, to the
+same weights and the same log as if it had never stopped. A finished run is made longer by more
+`max_steps` (or epochs), together with `schedule_steps`, the steps that it had: learning rate and τ
+stay where they ended, and run.json says so under `planned_before`.
 """
 
 
