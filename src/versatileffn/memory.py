@@ -21,7 +21,9 @@ CGROUP_FILES = (
         "/sys/fs/cgroup/memory/memory.usage_in_bytes",
     ),
 )
-"""Limit and use of a container, in bytes: version 2 and version 1."""
+"""Limit and use of a container, in bytes: version 2 and version 1. `memory.stat` lies beside."""
+CACHE = {"inactive_file", "active_file"}
+"""What of the use are copies of files, which make room when it is needed."""
 _TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
@@ -35,10 +37,16 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     for limit_file, used_file in CGROUP_FILES:
         try:
             limit, used = int(Path(limit_file).read_text()), int(Path(used_file).read_text())
+            used -= _cached(Path(used_file).with_name("memory.stat"))
         except (OSError, ValueError):  # no such container, or `max`
             continue
         return min(available, max(limit - used, 0))
     return available
+
+
+def _cached(statistics: Path) -> int:
+    entries = (line.split() for line in statistics.read_text().splitlines())
+    return sum(int(value) for name, value in entries if name in CACHE)
 
 
 def check_memory(needed: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:

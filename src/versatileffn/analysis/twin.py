@@ -168,14 +168,7 @@ def check_fits(
     """
     needed = least_bytes(configs, tokens, training, bf16)
     what = f"{'training on' if training else 'reading'} {tokens:,} tokens"
-    remedy = "choose a smaller --batch or --length, or other --work"
-    if device.type != "cuda":
-        check_memory(needed, what, remedy)
-    elif needed > (free := torch.cuda.mem_get_info(device)[0]):
-        raise ResourceError(
-            f"{what} needs {size_text(needed)} of memory on {device}, {size_text(free)} are "
-            f"available: {remedy}"
-        )
+    check_memory(needed, what, "choose a smaller --batch or --length, or other --work", device)
 
 
 def fitting_length(

@@ -13,7 +13,8 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def _key(layer: int, name: str) -> str:
-    return f"layer_{layer:02d}/{name}"
+    """The log's key of something in 0-based `layer`; people count layers from 1."""
+    return f"layer_{layer + 1}/{name}"
 
 
 def plan_statistics(plans: Any, num_experts: int) -> dict[str, Tensor]:
@@ -24,8 +25,8 @@ def plan_statistics(plans: Any, num_experts: int) -> dict[str, Tensor]:
         num_experts: N.
 
     Returns:
-        `layer_00/mean_loops` (loops per token), `layer_00/loop_share_1` … (share of tokens),
-        `layer_00/lambda` (weight of the width pathway), `layer_00/expert_load_0` … (share of
+        `layer_1/mean_loops` (loops per token), `layer_1/loop_share_1` … (share of tokens),
+        `layer_1/lambda` (weight of the width pathway), `layer_1/expert_load_0` … (share of
         assignments), each a scalar tensor.
     """
     values: dict[str, Tensor] = {}
@@ -58,7 +59,7 @@ def router_statistics(router_logits: Any, top_k: int) -> dict[str, Tensor]:
 
 
 def learned_gains(model: nn.Module) -> dict[str, float]:
-    """Every reuse gain of `model`: `layer_00/width_gain` and `layer_00/loop_gain_2` (γ₂) onwards.
+    """Every reuse gain of `model`: `layer_1/width_gain` and `layer_1/loop_gain_2` (γ₂) onwards.
 
     Empty for a model with fixed gains.
     """
