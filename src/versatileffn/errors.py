@@ -15,3 +15,10 @@ class DataError(VersatileFFNError):
 
 class CheckpointError(VersatileFFNError):
     """A checkpoint can't be read, lacks weights, or is of a family that isn't supported."""
+
+
+class ResourceError(VersatileFFNError):
+    """The machine stopped the work, not the input: disk or memory is too small, a process died.
+
+    What was done so far is kept, and the same command goes on with it.
+    """

@@ -81,9 +81,11 @@ def upcycle_command(
     """Turn a dense checkpoint into a model whose FFN is reused, and print the receipt."""
     from versatileffn.errors import ConfigError
     from versatileffn.ffn.config import FFNConfig
-    from versatileffn.files import check_free, new_folder
     from versatileffn.models.checkpoint import without_progress_bars
     from versatileffn.upcycle import upcycle
+    from versatileffn.workspace.durable import write_json
+    from versatileffn.workspace.folder import check_free, new_folder
+    from versatileffn.workspace.manifest import FILES, digests
 
     given = {
         "reuse_gains": gains and gains.value,
@@ -108,8 +110,8 @@ def upcycle_command(
     with new_folder(out, RECEIPT, overwrite) as folder:
         with without_progress_bars():
             model.save_pretrained(folder)
-        receipt.save(folder / RECEIPT)
         note = _copy_tokenizer(source, folder)
+        write_json(folder / RECEIPT, {**receipt.to_dict(), FILES: digests(folder)})
     typer.echo(str(receipt))
     typer.echo(f"{'written to':>16}  {out}")
     if note:

@@ -1,0 +1,1 @@
+"""One mechanism for everything that is written: durable files, locks, manifests, folders."""
