@@ -40,6 +40,7 @@ class Case:
             and what the command run again printed.
         stride: every how many-th point a bounded enumeration takes.
         needs: a module without which the case is left out.
+        function: what the arguments are for, as `module:function`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Case:
     lost: Callable[[Tree, Tree, str], str | None] = nothing_lost
     stride: int = 1
     needs: str = "torch"
+    function: str = VERB
 
     def essence(self, tree: Tree, blobs: dict[str, bytes]) -> dict[str, Any]:
         """What must be equal, by path: everything but locks and times."""

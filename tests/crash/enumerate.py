@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from crash.cases import VERB, Case
+from crash.cases import Case
 from crash.disk import MODES, Disk, Tree, lay_out
-from crash.points import Driver, Point
+from crash.points import THE_END, Driver, Point
 from crash.zygote import Ended
 
 CONTINUED, DONE_BEFORE, FAILED = "continued", "done before", "failed"
@@ -68,15 +68,18 @@ def enumerate_crashes(
     crashes, disk = _crashes(case, driver, modes, stride or case.stride, found)
     expected = case.essence(_kernel(disk), disk.blobs)
     whole = [_part(case.essence(first, disk.blobs), case), _part(expected, case)]
-    ended, after = driver.again([VERB, *case.command], first, disk)
+    ended, after = driver.again([case.function, *case.command], first, disk)
     difference = _difference(case.essence(_kernel(after), after.blobs), expected)
     if ended.code or difference:
         raise RuntimeError(f"{case.name} isn't the same twice: {difference or ended.output}")
     for crash in crashes:
         found.states[crash.mode] += 1
         outcome, complaint = _repair(case, driver, crash, disk, expected)
-        if case.replaces and _part(case.essence(crash.left, disk.blobs), case) not in whole:
+        left = case.essence(crash.left, disk.blobs)
+        if case.replaces and _part(left, case) not in whole:
             outcome, complaint = FAILED, f"neither the old nor the new {case.replaces} is whole"
+        if crash.point.call == THE_END and (gone := _difference(left, {**left, **expected})):
+            outcome, complaint = FAILED, f"it had said that it was done, and: {gone}"
         found.outcomes[outcome] += 1
         if outcome == FAILED:
             found.failures.append(f"{crash.mode} at {crash.point}: {complaint}")
@@ -87,7 +90,7 @@ def enumerate_crashes(
 def _first_state(case: Case, driver: Driver) -> Tree:
     lay_out({"": ("folder", "")}, {}, driver.root)
     for command in case.before:
-        _must(driver.run([VERB, *command]), case)
+        _must(driver.run([case.function, *command]), case)
     return _kernel(Disk(driver.root))
 
 
@@ -103,14 +106,14 @@ def _crashes(
         if writes[point.path] > 2:
             return  # a file's first write and its half stand for the others
         found.points += 1
-        if found.points % stride and point.call != "the end":
+        if found.points % stride and point.call != THE_END:
             return
         before = _kernel(disk)
         for mode in modes:
             left = disk.after(mode, seed=point.number)
             crashes.setdefault(frozenset(left.items()), Crash(point, mode, before, left))
 
-    ended, disk = driver.watch([VERB, *case.command], at_point)
+    ended, disk = driver.watch([case.function, *case.command], at_point)
     _must(ended, case)
     return list(crashes.values()), disk
 
@@ -119,7 +122,7 @@ def _repair(
     case: Case, driver: Driver, crash: Crash, disk: Disk, expected: dict[str, Any]
 ) -> tuple[str, str]:
     """Run the command again after a crash; the outcome, and what is wrong with it."""
-    ended, after = driver.again([VERB, *case.command], crash.left, disk)
+    ended, after = driver.again([case.function, *case.command], crash.left, disk)
     difference = _difference(case.essence(_kernel(after), after.blobs), expected)
     if ended.code == 0:
         lost = case.lost(crash.before, crash.left, ended.output)

@@ -14,6 +14,7 @@ from crash.disk import Disk, Tree, lay_out
 from crash.zygote import Ended, Zygote
 
 SHIM = Path(__file__).with_name("shim.c")
+THE_END = "the end"
 SECONDS = 300.0  # without a word: the command hangs
 
 
@@ -32,7 +33,7 @@ class Point:
     path: str
 
     def __str__(self) -> str:
-        return f"point {self.number}, before {self.call} {self.path}"
+        return f"point {self.number}, before {self.call} {self.path}".rstrip()
 
 
 def compiled_shim(folder: Path) -> Path:
@@ -112,7 +113,7 @@ class Driver:
         ended = self.zygote.wait()
         disk.look()
         if ended.code == 0:
-            at_point(Point(number + 1, "the end", ""), disk)
+            at_point(Point(number + 1, THE_END, ""), disk)
         return ended, disk
 
     def again(self, command: list[str], tree: Tree, disk: Disk) -> tuple[Ended, Disk]:

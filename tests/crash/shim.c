@@ -5,8 +5,9 @@
  * and waits until the driver answers: so the driver sees the disk exactly as a SIGKILL at this
  * moment would leave it, and can make it one. A write is done in two halves, each announced.
  *
- * What the C library calls within itself (fclose's last write, say) isn't seen as a point; its
- * effect on the disk is, at the next one.
+ * What the C library does within itself (fclose's last write, say), and what code asks of the kernel
+ * past it (safetensors' renaming of its temporary file), isn't a point; its effect is seen at the
+ * next one.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
