@@ -1,10 +1,10 @@
 """`python tests/crash [--case NAME] [--mode MODE] [--stride N]`: enumerate, and write the table."""
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +19,6 @@ from crash.cases import all_cases  # noqa: E402
 from crash.disk import MODES  # noqa: E402
 from crash.enumerate import OUTCOMES, Enumeration, enumerate_crashes  # noqa: E402
 from crash.workshop import Workshop  # noqa: E402
-
 from versatileffn.provenance import source_digest, versions  # noqa: E402
 
 RESULTS = ROOT / "results" / "crash-points" / "results.json"
@@ -28,31 +27,38 @@ BEGIN, END = "<!-- table: python tests/crash -->\n", "<!-- end of table -->\n"
 
 
 def main() -> None:
-    """Enumerate the chosen cases; a whole enumeration is written to results and docs."""
+    """Enumerate the chosen cases, one after the other."""
     parser = argparse.ArgumentParser(prog="python tests/crash", description=__doc__)
     parser.add_argument("--case", action="append", help="only this one; repeatable")
     parser.add_argument("--mode", action="append", choices=MODES, help="only this kind of loss")
     parser.add_argument("--stride", type=int, help="every so many-th point, instead of the case's")
     parser.add_argument("--write", action="store_true", help="write results and the table")
     chosen = parser.parse_args()
-    began, found = time.monotonic(), []
-    with tempfile.TemporaryDirectory(prefix="crash-points-") as place, Workshop(Path(place)) as shop:
+    failed = False
+    with (
+        tempfile.TemporaryDirectory(prefix="crash-points-") as place,
+        Workshop(Path(place)) as shop,
+    ):
         for case in all_cases(shop.inputs):
             if chosen.case and case.name not in chosen.case:
                 continue
-            started = time.monotonic()
+            if not importlib.util.find_spec(case.needs):
+                print(f"{case.name}: left out, for there is no {case.needs}")
+                continue
+            began, stride = time.monotonic(), chosen.stride or case.stride
             modes = tuple(chosen.mode or MODES)
-            one = enumerate_crashes(case, shop.driver, modes, chosen.stride, report=print)
-            found.append((one, chosen.stride or case.stride))
-            print(f"{case.name}: {one.points} points, {one.states.total()} states, "
-                  f"{dict(one.outcomes)}, {time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
-    if chosen.write:
-        write([as_json(one, stride) for one, stride in found], time.monotonic() - began)
-    sys.exit(any(one.failures for one, _ in found))
+            found = enumerate_crashes(case, shop.driver, modes, stride, report=print)
+            row = as_json(found, stride, time.monotonic() - began)
+            print(row | {"failures": len(found.failures)}, flush=True)
+            failed |= bool(found.failures)
+            if chosen.write:
+                write(row)
+    sys.exit(failed)
 
 
-def as_json(found: Enumeration, stride: int) -> dict:
-    """A row of results."""
+def as_json(found: Enumeration, stride: int, seconds: float) -> dict:
+    """A row of results, with what it was made by."""
+    packages = ("torch", "transformers", "tokenizers", "safetensors", "datatrove")
     return {
         "case": found.case,
         "points": found.points,
@@ -60,40 +66,39 @@ def as_json(found: Enumeration, stride: int) -> dict:
         "states": {mode: found.states[mode] for mode in MODES},
         "outcomes": {outcome: found.outcomes[outcome] for outcome in OUTCOMES},
         "failures": found.failures,
-    }
-
-
-def write(rows: list[dict], seconds: float) -> None:
-    """Write results/crash-points/results.json, and the table into docs/reliability.md."""
-    record = {
         "command": shlex.join(["python", "tests/crash", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": versions("torch", "transformers", "tokenizers", "safetensors", "datatrove"),
-        "sources_sha256": source_digest(),
-        "system": f"{os.uname().sysname} {os.uname().release.split('-')[0]}",
         "seconds": round(seconds),
-        "cases": rows,
+        "system": f"{os.uname().sysname} {os.uname().release.split('-')[0]}",
+        "versions": versions(*packages),
+        "sources_sha256": source_digest(),
     }
+
+
+def write(row: dict) -> None:
+    """Put a row into results/crash-points/results.json, and into the table of the page."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    names = [case.name for case in all_cases(Path())]
+    rows = [old for old in rows if old["case"] != row["case"] and old["case"] in names] + [row]
+    rows.sort(key=lambda one: names.index(one["case"]))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
     head, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(head + BEGIN + table(record) + END + rest.partition(END)[2])
+    PAGE.write_text(head + BEGIN + table(rows) + END + rest.partition(END)[2])
 
 
-def table(record: dict) -> str:
+def table(rows: list[dict]) -> str:
     """The results as Markdown."""
     lines = [
-        "| command | points | states after SIGKILL | contents lost | names lost, too | mixed "
-        "| continued | done before | failed |",
+        "| command | points | SIGKILL | contents lost | names lost, too | mixed | continued "
+        "| done before | failed |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in record["cases"]:
-        every = f" (1 of {row['stride']})" if row["stride"] > 1 else ""
-        cells = [*row["states"].values(), *row["outcomes"].values()]
-        lines.append(f"| {row['case']} | {row['points']}{every} | "
-                     + " | ".join(map(str, cells)) + " |")  # fmt: skip
-    made = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return "\n".join(lines) + f"\n\n`{record['command']}`, {record['date']}; {made}.\n"
+    for row in rows:
+        every = f", 1 in {row['stride']} tried" if row["stride"] > 1 else ""
+        cells = [f"{row['points']}{every}", *row["states"].values(), *row["outcomes"].values()]
+        lines.append(f"| `{row['case']}` | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

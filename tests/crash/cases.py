@@ -16,9 +16,9 @@ VERB = "versatileffn.cli.main:main"
 TIMES = {
     "created", "seconds", "seconds_last_session", "seconds_per_step", "this_session",
     "tokens_per_second", "requests_per_second", "eval_runtime", "eval_samples_per_second",
-    "eval_steps_per_second", "eval_model_preparation_time", "resumed",
+    "eval_steps_per_second", "eval_model_preparation_time", "resumed", "run_id",
 }  # fmt: skip
-"""JSON keys that hold a time, or tell that there was an interruption."""
+"""JSON keys that differ between any two runs, or tell that there was an interruption."""
 
 
 def nothing_lost(before: Tree, left: Tree, output: str) -> str | None:

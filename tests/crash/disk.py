@@ -1,8 +1,8 @@
 """A folder's content at every moment, and what of it a power loss would leave.
 
 `Disk` is told what is about to happen and looks at the folder each time; so it knows which content
-of which file, and which names in which folder, were ever made durable (fsync). `docs/reliability.md`
-says what the three kinds of loss mean.
+of which file, and which names in which folder, were ever made durable (fsync).
+docs/reliability.md says what the kinds of loss mean.
 """
 
 import hashlib

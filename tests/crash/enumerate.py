@@ -1,5 +1,6 @@
 """Every crash point of a case: what the crash leaves, and what the same command makes of it."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def enumerate_crashes(
     driver: Driver,
     modes: tuple[str, ...] = MODES,
     stride: int | None = None,
+    calls: tuple[str, ...] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> Enumeration:
     """Crash a case's command at its points, and see whether the same command repairs it.
@@ -58,6 +60,7 @@ def enumerate_crashes(
         driver: runs it.
         modes: kinds of loss, see `Disk.after`.
         stride: every how many-th point; None: the case's own.
+        calls: take only points before these calls, and the end; none: before any.
         report: called with a line for each failure.
 
     Raises:
@@ -65,7 +68,8 @@ def enumerate_crashes(
     """
     first = _first_state(case, driver)
     found = Enumeration(case.name)
-    crashes, disk = _crashes(case, driver, modes, stride or case.stride, found)
+    wanted = _every(stride or case.stride, calls)
+    crashes, disk = _crashes(case, driver, modes, wanted, found)
     expected = case.essence(_kernel(disk), disk.blobs)
     whole = [_part(case.essence(first, disk.blobs), case), _part(expected, case)]
     ended, after = driver.again([case.function, *case.command], first, disk)
@@ -94,8 +98,24 @@ def _first_state(case: Case, driver: Driver) -> Tree:
     return _kernel(Disk(driver.root))
 
 
+def _every(stride: int, calls: tuple[str, ...]) -> Callable[[Point], bool]:
+    """A function that says of each point in turn whether it is tried."""
+    passed = itertools.count(1)
+
+    def wanted(point: Point) -> bool:
+        if point.call == THE_END:
+            return True
+        return (not calls or point.call in calls) and next(passed) % stride == 0
+
+    return wanted
+
+
 def _crashes(
-    case: Case, driver: Driver, modes: tuple[str, ...], stride: int, found: Enumeration
+    case: Case,
+    driver: Driver,
+    modes: tuple[str, ...],
+    wanted: Callable[[Point], bool],
+    found: Enumeration,
 ) -> tuple[list[Crash], Disk]:
     """The states that crashes leave, equal ones once; and the disk after an undisturbed run."""
     crashes: dict[frozenset[Any], Crash] = {}
@@ -106,7 +126,7 @@ def _crashes(
         if writes[point.path] > 2:
             return  # a file's first write and its half stand for the others
         found.points += 1
-        if found.points % stride and point.call != THE_END:
+        if not wanted(point):
             return
         before = _kernel(disk)
         for mode in modes:
