@@ -3,7 +3,6 @@
 Legend: M tokens, D d_model, F d_hidden, E mean loops.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from versatileffn.bench.distributions import SHARES
-from versatileffn.bench.layers import MATRICES, Setup, check_equal, set_up
-from versatileffn.bench.timing import Budget, Timings, measure, spread, waits_for
+from benchmarks.distributions import SHARES
+from benchmarks.layers import MATRICES, Setup, check_equal, set_up
+from versatileffn.analysis.timing import Budget, Timings, measure, spread, waits_for
 from versatileffn.execution.kernels import launch
 from versatileffn.execution.kernels.custom_op import run_triton
 from versatileffn.execution.kernels.support import unsupported
@@ -40,11 +39,10 @@ class Bench:
 
     Args:
         dry: tiny sizes on CPU, to run the code and measure nothing.
-        seconds: after which no new case begins.
     """
 
-    def __init__(self, dry: bool, seconds: float) -> None:
-        self.dry, self.until = dry, time.monotonic() + seconds
+    def __init__(self, dry: bool) -> None:
+        self.dry = dry
         self.device = "cpu" if dry else "cuda"
         self.dtype = "float32" if dry else DTYPE
         self.wait = waits_for(self.device)

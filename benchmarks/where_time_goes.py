@@ -5,28 +5,26 @@ by torch's profiler; and `rows`, the time of the *dense* FFN run once on as many
 has, over E[ℓ̂] times its time on all rows. Products on few rows reuse the weights less often, so
 `rows` is above 1, and an executor that only multiplies could not fall below it.
 
-    python benchmarks/where_time_goes.py --out benchmarks/results/where_time_goes.json \\
-        --docs docs/performance.md
+    python -m benchmarks.where_time_goes   # benchmarks/results/where_time_goes.json, and its table
 """
 
 import argparse
-import os
 import shlex
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from versatileffn.bench.distributions import SHARES
-from versatileffn.bench.layers import Setup, set_up
-from versatileffn.bench.machine import TUNED, device_record, measured_versions
+from benchmarks.distributions import SHARES
+from benchmarks.layers import Setup, set_up
+from benchmarks.machine import ROOT, be_tuned, cpu_record, measured_versions
+from versatileffn.analysis.timing import Budget, Timings, measure
 from versatileffn.execution.order import count_active
-from versatileffn.files import write_json
+from versatileffn.workspace.durable import write_json
 
 CASES = [
     # name, D, tokens, dtype, distribution, executor, training
@@ -44,59 +42,43 @@ GROUPS = {
     "products": ("mm", "addmm", "addmm_", "bmm"),
     "ordering": ("index_select", "index_copy_", "index", "sort", "argsort", "gather", "scatter"),
 }
-BEGIN, END = "<!-- where: begin -->", "<!-- where: end -->"
 
 
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--docs", type=Path)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/where_time_goes.json"
+    )
     given = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in TUNED.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TUNED)
-    torch.set_num_threads(given.threads)
-    rows = [measure(*case) for case in CASES]
+    rows = [row_of(*case) for case in CASES]
     record = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "benchmarks.where_time_goes", *sys.argv[1:]]),
         "versions": measured_versions(),
-        "machine": device_record("cpu"),
-        "threads": given.threads,
+        "machine": cpu_record(),
+        "threads": torch.get_num_threads(),
         "seed": 0,
         "cases": rows,
     }
     write_json(given.out, record)
     print(table(rows))
-    if given.docs is not None:
-        text = given.docs.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        after = rest.partition(END)[2]
-        given.docs.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", encoding="utf-8")
 
 
-def measure(
+def row_of(
     kind: str, d_model: int, tokens: int, dtype: str, mean: str, executor: str, training: bool
 ) -> dict[str, Any]:
     """One row."""
     setup = set_up(d_model, 4 * d_model, tokens, SHARES[mean], dtype, training=training)
-    if training:
-        run: Callable[[], Any] = lambda: setup.train_step(executor)  # noqa: E731
-        active = None
-    else:
-        with torch.no_grad():
-            plan = setup.plan()
-        active = count_active(plan.loop_count, plan.max_loops)()[:-1]
-
-        def run() -> Any:
-            with torch.no_grad():
-                return setup.run(executor, plan)
-
-    shares = profiled(run)
     row = {"case": kind, "d_model": d_model, "tokens": tokens, "dtype": dtype, "loops": mean}
-    row |= {"executor": executor, **shares}
-    if active is not None and tokens > 1:
-        row["rows"] = rows_bound(setup, [count for count in active if count])
+    row |= {"executor": executor}
+    if training:
+        return row | profiled(partial(setup.train_step, executor))
+    with torch.no_grad():
+        plan = setup.plan()
+        row |= profiled(partial(setup.run, executor, plan))
+        if tokens > 1:
+            active = count_active(plan.loop_count, plan.max_loops)()[:-1]
+            row["rows"] = rows_bound(setup, [count for count in active if count])
     return row
 
 
@@ -120,18 +102,13 @@ def rows_bound(setup: Setup, active: list[int]) -> float:
     """Time of the dense FFN on the rows of each loop / (E[ℓ̂] × on all rows), median of rounds."""
     layer, hidden = setup.layer, setup.hidden_MD
 
-    def dense(count: int) -> float:
-        started = time.perf_counter()
-        with torch.no_grad():
+    def dense(counts: list[int]) -> None:
+        for count in counts:
             hidden[:count] + layer.mlp(layer.norm(hidden[:count]))
-        return time.perf_counter() - started
 
-    mean = sum(active) / active[0]
-    rounds = []
-    for _ in range(12):
-        parts = [dense(count) for count in active]
-        rounds.append(sum(parts) / (mean * parts[0]))
-    return statistics.median(rounds[2:])
+    run = {"rows": partial(dense, active), "once": partial(dense, active[:1])}
+    timings: Timings = measure(run, Budget(rounds=12, warmup=2))
+    return timings.ratio("rows", "once", sum(active) / active[0]).median
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -151,4 +128,5 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    be_tuned()
     main()

@@ -7,7 +7,13 @@ import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 
 import versatileffn as vf
 from support.gguf import write_gguf
@@ -62,13 +68,13 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
         asked.append(name)
         raise ConnectionError
 
-    def load(name, local_files_only=False):
+    def load(name, local_files_only=False, **options):
         asked.append(local_files_only)
         raise OSError("not on this machine")
 
     hub_options.cache_clear()
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    monkeypatch.setattr(AutoConfig, "from_pretrained", load)
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", load)
     with pytest.raises(CheckpointError, match="not on this machine"):
         upcycle("some-owner/some-model")
     assert asked == ["some-owner/some-model", True]

@@ -22,3 +22,22 @@ class ResourceError(VersatileFFNError):
 
     What was done so far is kept, and the same command goes on with it.
     """
+
+
+class DivergedError(VersatileFFNError):
+    """Training ran into numbers that aren't finite; what it saved before is kept.
+
+    Args:
+        step: optimizer steps that were finished.
+        reason: what wasn't finite.
+        remedy: what to do.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        reason: str,
+        remedy: str = "lower optim.learning_rate and choose a new run.output_dir",
+    ) -> None:
+        super().__init__(f"training diverged at step {step}: {reason}; {remedy}")
+        self.step, self.reason = step, reason

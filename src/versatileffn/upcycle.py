@@ -2,19 +2,23 @@
 
 import dataclasses
 import logging
+import warnings
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.files import write_json
-from versatileffn.models.checkpoint import load_checkpoint, load_own_tokenizer, read_config
+from versatileffn.models.checkpoint import load_checkpoint, read_config
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.models.tokenizer import load_own_tokenizer
+from versatileffn.models.trust import RemoteCodeError, remote_code
+from versatileffn.workspace.durable import write_json
 
 NEW_TENSORS = (".controller.", ".experts.", ".gains.")
 """Parts of the names of what a dense checkpoint lacks."""
@@ -24,6 +28,13 @@ PROBE_TEXT = (
 )
 PROBE_TOKENS = 64
 """Length of the probe where the checkpoint carries no tokenizer: evenly spaced token ids."""
+EXACT = "0 but for rounding: until it is trained, it computes the dense model's function"
+FAR = (
+    "large: the paper's form is far from the dense model and writes gibberish until it is "
+    "trained; for an exact start use --gains learned (reuse_gains='learned')"
+)
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""What greedy generation ignores, and Transformers refuses to save beside it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Receipt:
         probe_tokens: length of the probe text in tokens.
         logit_difference: max |reuse − dense| over the probe's logits.
         logit_scale: max |dense| over the same logits.
+        expected: what the difference should be, and what to do where that isn't wanted.
     """
 
     source: str
@@ -56,6 +68,7 @@ class Receipt:
     probe_tokens: int
     logit_difference: float
     logit_scale: float
+    expected: str
 
     def to_dict(self) -> dict[str, Any]:
         """The receipt as plain data."""
@@ -78,6 +91,7 @@ class Receipt:
             "norm layout": self.norm_layout,
             "logit difference": f"{self.logit_difference:.3g} at most, of logits up to "
             f"{self.logit_scale:.3g} ({self.probe_tokens} tokens, {self.dtype})",
+            "expected": self.expected,
         }
         if self.unused_neurons:
             lines["unused neurons"] = f"{self.unused_neurons} per layer belong to no expert"
@@ -85,44 +99,56 @@ class Receipt:
 
 
 def upcycle(
-    source: str | Path, config: FFNConfig | None = None, *, seed: int = 0
+    source: str | Path,
+    config: FFNConfig | None = None,
+    *,
+    seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> tuple[VersatileLlamaForCausalLM, Receipt]:
     """Turn a dense checkpoint into a model whose FFN is reused.
 
     With `reuse_gains="learned"` the new model computes the dense model's function exactly; with
-    `fixed` it has the paper's form. Real experts (`moe`) start with W_out = 0 when gains are
-    learned.
+    `fixed` it has the paper's form, which is far from it until it is trained. Real experts (`moe`)
+    start with W_out = 0 when gains are learned.
 
     Args:
         source: a dense Llama checkpoint: a folder, a hub id, or a .gguf file.
-        config: the variant; None is the paper's.
+        config: the variant. None is the paper's reuse with learned gains; `FFNConfig()` itself is
+            the paper's form, with fixed ones.
         seed: of the new tensors' initialization.
+        trust_remote_code: run Python code that lies with the checkpoint or its tokenizer.
 
     Returns:
         the model, in the checkpoint's dtype and in evaluation mode, and the receipt.
 
     Raises:
-        CheckpointError: the checkpoint can't be read, isn't dense, is of another family, or lacks
-            weights.
+        CheckpointError: the checkpoint can't be read, isn't dense, is of another family, lacks
+            weights, computes no numbers, or brings code that isn't trusted.
         ConfigError: the reuse doesn't fit the checkpoint's FFN, or the seed is out of range.
+        ResourceError: the model doesn't fit into memory.
     """
-    config = FFNConfig() if config is None else config
+    config = FFNConfig(reuse_gains="learned") if config is None else config
     if not isinstance(config, FFNConfig):
         raise ConfigError(f"config={config!r} must be an FFNConfig")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed!r} must be a whole number from 0 to 2^63 - 1")
-    dense_config = read_dense_config(source)
-    new_config = VersatileLlamaConfig.from_ffn(dense_config, config)
-
-    with torch.random.fork_rng(devices=[]):
+    with remote_code(trust_remote_code), torch.random.fork_rng(devices=[]):
+        dense_config = read_dense_config(source)
+        new_config = VersatileLlamaConfig.from_ffn(dense_config, config)
         torch.manual_seed(seed)
         dense = load_checkpoint(AutoModelForCausalLM, source, dense_config)
         probe_ids = probe(source, dense_config.vocab_size)
         expected, parameters_before = _logits(dense, probe_ids), dense.num_parameters()
+        if not expected.isfinite().all():
+            raise CheckpointError(
+                f"{source} computes NaN or infinity from finite weights: its config.json may be "
+                "wrong, or its dtype too narrow"
+            )
         weights = dense.state_dict()
         model = load_checkpoint(
             VersatileLlamaForCausalLM, source, new_config, NEW_TENSORS, weights=weights
         )
+    model.generation_config = _generation_config(dense, source)
     if config.variant == "moe" and config.reuse_gains == "learned":
         for layer in model.model.layers:
             torch.nn.init.zeros_(layer.experts.down_proj)
@@ -146,8 +172,15 @@ def upcycle(
         probe_tokens=probe_ids.shape[-1],
         logit_difference=(_logits(model, probe_ids) - expected).abs().max().item(),
         logit_scale=expected.abs().max().item(),
+        expected=EXACT if starts_exactly(config) else FAR,
     )
     return model, receipt
+
+
+def starts_exactly(config: FFNConfig) -> bool:
+    """Whether a freshly converted model computes the dense model's function."""
+    once = config.variant == "k-loop" and config.num_loops == 1
+    return config.variant == "dense" or config.reuse_gains == "learned" or once
 
 
 def read_dense_config(source: str | Path) -> LlamaConfig:
@@ -174,10 +207,32 @@ def probe(source: str | Path, vocab_size: int) -> Tensor:
         ids = load_own_tokenizer(source)(PROBE_TEXT, return_tensors="pt").input_ids
         if ids.numel() and ids.max() < vocab_size:
             return ids
+    except RemoteCodeError:
+        raise
     except Exception as error:
         # A checkpoint needs no tokenizer to be upcycled, and loaders fail in many ways.
         logging.getLogger(__name__).debug("no tokenizer in %s: %s", source, error)
     return torch.linspace(0, vocab_size - 1, PROBE_TOKENS).long()[None]
+
+
+def _generation_config(dense: PreTrainedModel, source: str | Path) -> GenerationConfig:
+    """The dense model's, stop tokens and all, so that it can be saved."""
+    settings: GenerationConfig = deepcopy(dense.generation_config)
+    if not settings.do_sample:
+        for name in SAMPLING:
+            setattr(settings, name, None)
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        kept = GenerationConfig.from_model_config(dense.config)
+        kept.eos_token_id = settings.eos_token_id
+        warnings.warn(
+            f"the generation_config.json of {source} contradicts itself: only its end tokens are "
+            "carried over",
+            stacklevel=3,
+        )
+        return kept
+    return settings
 
 
 @torch.no_grad()

@@ -116,3 +116,50 @@ def test_counting_leaves_the_training_mode_as_it_was(batches: list[torch.Tensor]
 def test_no_tokens_is_an_error() -> None:
     with pytest.raises(ConfigError, match="at least one window"):
         executed_ffn_flops(build(FFNConfig()), [])
+
+
+@torch.library.custom_op("versatileffn_test::product", mutates_args=())
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x @ weight.T
+
+
+class Opaque(torch.nn.Linear):
+    """A linear map of somebody's, as quantization makes them: one operator, no formula."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return product(x, self.weight)
+
+
+class MatrixVector(torch.nn.Linear):
+    """A product that torch's counter passes over."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = [torch.mv(self.weight, row) for row in x.reshape(-1, x.shape[-1])]
+        return torch.stack(rows).view(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"), [(Opaque, "versatileffn_test.product"), (MatrixVector, "aten.mv")]
+)
+def test_what_cannot_be_counted_is_refused(
+    batches: list[torch.Tensor], wrong: type[torch.nn.Linear], name: str
+) -> None:
+    model = build(FFNConfig())
+    model.model.layers[1].mlp.up_proj = wrong(32, 96, bias=False)
+    with pytest.raises(ConfigError, match=f"the FFNs ran {name}, whose FLOPs"):
+        executed_ffn_flops(model, batches)
+    attending = build(FFNConfig())
+    attending.model.layers[1].self_attn.o_proj = wrong(32, 32, bias=False)
+    assert executed_ffn_flops(attending, batches).ffn_per_token > 0
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_a_compiled_model_is_counted(batches: list[torch.Tensor], how: str) -> None:
+    model = build(FFNConfig())
+    expected = executed_ffn_flops(model, batches)
+    if how == "wrapped":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        model.compile(backend="eager")
+        compiled = model
+    assert executed_ffn_flops(compiled, batches) == expected

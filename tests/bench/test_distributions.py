@@ -1,17 +1,13 @@
-import json
-
 import pytest
 import torch
 
-from support.layers import make_hidden, make_layer
-from versatileffn.bench.distributions import (
+from benchmarks.distributions import (
     SHARES,
     PrescribedController,
     gumbel_noise_for,
     loop_counts,
-    trained_shares,
 )
-from versatileffn.errors import ConfigError
+from support.layers import make_hidden, make_layer
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 100, 512, 2048])
@@ -22,7 +18,9 @@ def test_means_are_as_close_as_whole_counts_allow(name, tokens):
     assert len(counts) == tokens
     assert counts.min() >= 1
     assert counts.max() <= 4
-    assert abs(int(counts.sum()) - float(name) * tokens) <= 0.5 + 1e-9
+    mean = sum(loop * share for loop, share in enumerate(SHARES[name], start=1))
+    assert name == "trained" or mean == pytest.approx(float(name))
+    assert abs(int(counts.sum()) - mean * tokens) <= 0.5 + 1e-9
 
 
 def test_counts_are_shuffled_by_the_seed():
@@ -52,19 +50,3 @@ def test_a_prescribed_controller_keeps_gates_and_gradients():
     assert own.loop_head.weight.grad.abs().max() > 1e-3
     few = layer.controller(hidden[:1, :2].detach())
     assert torch.equal(few.loop_count.flatten(), wanted[:2])
-
-
-def test_shares_of_trained_models_are_averaged(tmp_path):
-    rows = [
-        {"arm": "versatile", "layers": [{"loop_share": [1.0, 0, 0, 0]}]},
-        {"arm": "versatile", "layers": [{"loop_share": [0, 0.5, 0, 0.5]}]},
-        {"arm": "dense", "layers": [{"loop_share": None}]},
-    ]
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps({"rows": rows}))
-    assert trained_shares(path) == pytest.approx((0.5, 0.25, 0, 0.25))
-    for arm in ("dense", "moe"):
-        with pytest.raises(ConfigError, match="no loop shares"):
-            trained_shares(path, arm)
-    with pytest.raises(ConfigError, match="no loop shares"):
-        trained_shares(tmp_path / "absent.json")

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from versatileffn.bench.distributions import SHARES
-from versatileffn.bench.flops import FlopCounter
-from versatileffn.bench.layer_cases import training_flops, unit_flops
-from versatileffn.bench.layers import runners, set_up
+from benchmarks.distributions import SHARES
+from benchmarks.flops import FlopCounter
+from benchmarks.layer_cases import training_flops, unit_flops
+from benchmarks.layers import runners, set_up
 
 a, b, c = torch.randn(3, 5), torch.randn(5, 7), torch.randn(3, 7)
 batch_a, batch_b, batch_c = torch.randn(2, 3, 5), torch.randn(2, 5, 7), torch.randn(2, 3, 7)

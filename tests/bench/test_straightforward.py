@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.flops import FlopCounter
+from benchmarks.layers import relative_error
+from benchmarks.straightforward import run_straightforward
 from support.layers import as_naive, gumbel, make_hidden, make_layer
-from versatileffn.bench.layers import relative_error
-from versatileffn.bench.straightforward import run_straightforward
 from versatileffn.ffn import naive
 
 VARIANTS = {
@@ -60,8 +61,6 @@ def test_inference_equals_algorithm_2(settings):
 
 def test_every_token_runs_to_the_batch_maximum_and_experts_are_multiplied():
     """Its FLOPs are the released schedule's: largest count for all, K·f of F neurons on top."""
-    from versatileffn.bench.flops import FlopCounter
-
     layer, hidden = make_layer().eval(), make_hidden(50, 16)
     with torch.no_grad():
         plan = layer.controller(hidden)

@@ -1,13 +1,10 @@
 """A token folder appears whole or not at all, and nothing of the user's is lost to it."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from versatileffn.data.output import replacing
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import DataError
 
@@ -22,11 +19,11 @@ def make(corpus: Path, out: str | Path, overwrite: bool = False) -> None:
 
 def test_overwrite_spares_what_is_no_token_folder(corpus_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match=r"not a token folder \(it has thesis\.tex\)"):
+    with pytest.raises(DataError, match=r"it has no meta\.json.*never replaced"):
         tokenize_corpus(corpus_folder, tmp_path, overwrite=True)
     with pytest.raises(DataError, match="can't be written"):
         tokenize_corpus(corpus_folder, tmp_path / "thesis.tex" / "out")
-    with pytest.raises(DataError, match="a file is in the way"):
+    with pytest.raises(DataError, match="in the way and not a folder"):
         tokenize_corpus(corpus_folder, tmp_path / "thesis.tex", overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -37,7 +34,7 @@ def test_overwrite_spares_a_corpus_laid_out_in_splits(corpus_folder: Path, tmp_p
         (tmp_path / "c" / split / "a.txt").write_text("years of work")
     before = names(tmp_path)
     for source in (corpus_folder, tmp_path / "c", tmp_path / "c" / "train"):
-        with pytest.raises(DataError, match=r"not a token folder \(it has train/a\.txt\)"):
+        with pytest.raises(DataError, match=r"it has no meta\.json"):
             make(source, tmp_path / "c", overwrite=True)
     assert names(tmp_path) == before
 
@@ -47,7 +44,7 @@ def test_overwrite_spares_what_was_added(name: str, corpus_folder: Path, tmp_pat
     make(corpus_folder, tmp_path / "out")
     (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(DataError, match=f"it has {name}"):
+    with pytest.raises(DataError, match=f"holds {name}, which this command didn't write"):
         make(corpus_folder, tmp_path / "out", overwrite=True)
     (tmp_path / "out" / name).unlink()
     make(corpus_folder, tmp_path / "out", overwrite=True)
@@ -56,7 +53,7 @@ def test_overwrite_spares_what_was_added(name: str, corpus_folder: Path, tmp_pat
 def test_overwrite_needs_a_meta_file_that_loads(corpus_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "meta.json").write_text('{"mine": true}')
-    with pytest.raises(DataError, match=r"its meta\.json is missing or invalid"):
+    with pytest.raises(DataError, match=r"not a valid meta\.json"):
         make(corpus_folder, tmp_path / "out", overwrite=True)
     assert names(tmp_path) == {"out/meta.json"}
 
@@ -86,7 +83,7 @@ def test_output_through_a_link(corpus_folder: Path, tmp_path: Path) -> None:
     make(corpus_folder, tmp_path / "link")
     make(corpus_folder, tmp_path / "link", overwrite=True)
     make(corpus_folder, tmp_path / "dangling")
-    with pytest.raises(DataError, match=r"link that can't be followed|in the way"):
+    with pytest.raises(DataError, match=r"can't be followed|in the way"):
         make(corpus_folder, tmp_path / "loop")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "dangling" / "meta.json").is_file()
@@ -115,38 +112,3 @@ def test_current_folder(
         with pytest.raises(DataError, match="the current folder lies here"):
             make(corpus_folder, out)
     assert not list(tmp_path.iterdir())
-
-
-def test_full_disk_keeps_the_work(tmp_path: Path) -> None:
-    def fill() -> None:
-        with replacing(tmp_path / "out", "key", False) as folder:
-            (folder / "meta.json").touch()
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(DataError, match=r"out: can't be written \(No space left"):
-        fill()
-    with replacing(tmp_path / "out", "key", False) as folder:
-        assert (folder / "meta.json").exists()
-
-
-def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    holder = (
-        "import sys; from pathlib import Path; from versatileffn.data.output import replacing\n"
-        "with replacing(Path(sys.argv[1]), 'key', False): print(flush=True), sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path / "out")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        with (
-            pytest.raises(DataError, match="another run is writing here"),
-            replacing(tmp_path / "out", "key", False),
-        ):
-            pass
-        other.kill()
-    with replacing(tmp_path / "out", "key", False) as folder:  # what the killed run left
-        (folder / "meta.json").touch()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -30,7 +30,6 @@ def test_windows(tokens: Path) -> None:
     assert torch.equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
     with pytest.raises(IndexError):
         dataset[len(dataset)]
-    assert dataset.bytes_per_token == dataset.size.bytes / dataset.num_tokens
     assert dataset.meta.vocab_size == 400
 
 
@@ -91,11 +90,10 @@ def test_damaged_shards(copy: Path) -> None:
     with pytest.raises(DataError, match=r"tokens, but meta\.json says"):
         PackedDataset(copy)
     shard.unlink()
-    with pytest.raises(DataError, match="0 tokens, but"):
+    with pytest.raises(DataError, match=r"00000\.ds: can't be read \(No such file"):
         PackedDataset(copy)
-    shard.write_bytes(content)
-    (copy / "train" / "00001.ds").touch()
-    with pytest.raises(DataError, match=r"00001\.ds: 0 bytes aren't"):
+    shard.touch()
+    with pytest.raises(DataError, match=r"00000\.ds: 0 bytes aren't"):
         PackedDataset(copy)
 
 
@@ -155,6 +153,6 @@ def test_wide_tokens_keep_their_values(copy: Path) -> None:
     np.arange(65_530, 65_540, dtype="<u4").tofile(shard)
     record["token_bytes"] = 4
     record["tokenizer"]["vocab_size"] = 65_540
-    record["splits"]["train"]["tokens"] = 10
+    record["splits"]["train"] = {"documents": 1, "tokens": 10, "bytes": 10}
     (copy / "meta.json").write_text(json.dumps(record))
     assert PackedDataset(copy, seq_len=10)[0]["input_ids"].tolist() == list(range(65_530, 65_540))

@@ -58,7 +58,7 @@ def test_tokens_are_the_documents(tokens: Path, texts: list[str]) -> None:
 
 def test_meta_file_has_the_agreed_layout(tokens: Path) -> None:
     record = json.loads((tokens / "meta.json").read_text())
-    assert record["format"] == 1
+    assert record["format"] == 2
     assert set(record["tokenizer"]) == {"path", "sha256", "vocab_size", "eos_token_id"}
     assert set(record["splits"]["val"]) == {"documents", "tokens", "bytes"}
     assert {"python", "datatrove", "tokenizers"} <= set(record["versions"])
@@ -148,7 +148,7 @@ def test_output_is_protected(tokens: Path, corpus_folder: Path, tmp_path: Path) 
     out = tmp_path / "tokens"
     tokenize_corpus(corpus_folder, out, vocab_size=300)
     before = contents(out)
-    with pytest.raises(DataError, match=r"not empty.*--overwrite"):
+    with pytest.raises(DataError, match=r"already exists.*--overwrite"):
         tokenize_corpus(corpus_folder, out, vocab_size=400, val_documents=5)
     (tmp_path / "bad.jsonl").write_text("no JSON")
     with pytest.raises(DataError, match="line 1"):

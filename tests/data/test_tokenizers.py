@@ -33,7 +33,7 @@ def word_level(path: Path, *words: str) -> Path:
 
 def test_trained_bpe_saves_loads_and_learns(texts: list[str], tmp_path: Path) -> None:
     trained = train_bpe(texts, 500)
-    meta = save_tokenizer(trained, tmp_path)
+    meta = save_tokenizer(trained, tmp_path, tmp_path / "new")
     assert (meta.vocab_size, meta.eos_token_id, len(meta.sha256)) == (500, 0, 64)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert loaded.eos_token == EOS_TOKEN
@@ -64,7 +64,9 @@ def test_vocabulary_without_room_for_the_bytes() -> None:
 
 
 def test_few_texts_give_a_smaller_vocabulary(tmp_path: Path) -> None:
-    assert save_tokenizer(train_bpe(["ab ab ab"], 5000), tmp_path).vocab_size < 300
+    assert (
+        save_tokenizer(train_bpe(["ab ab ab"], 5000), tmp_path, tmp_path / "new").vocab_size < 300
+    )
 
 
 def test_missing_tokenizer(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_token_folder_without_tokenizer(copy: Path) -> None:
 def test_token_folder_with_a_swapped_tokenizer(copy: Path, texts: list[str]) -> None:
     own = TokenMeta.load(copy).tokenizer.sha256
     shutil.rmtree(copy / "tokenizer")
-    other = save_tokenizer(train_bpe(texts[:5], 400), copy).sha256
+    other = save_tokenizer(train_bpe(texts[:5], 400), copy, copy / "new").sha256
     with pytest.raises(DataError, match=f"sha256 is {other}, meta.json says {own}"):
         load_tokenizer(copy)
 
@@ -188,7 +190,7 @@ def test_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(name)
         raise ConnectionError
 
-    def load(name: str, local_files_only: bool) -> None:
+    def load(name: str, local_files_only: bool, **_: object) -> None:
         calls.append(local_files_only)
         raise OSError("not on this machine")
 

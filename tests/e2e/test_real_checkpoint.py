@@ -25,10 +25,10 @@ def test_upcycling_keeps_the_loss_and_training_lowers_it(tmp_path):
     held_out = PackedDataset(tokens, "val", seq_len=64)
 
     dense = AutoModelForCausalLM.from_pretrained(STORIES)
-    before = held_out_loss(dense, held_out, max_windows=24)
+    before = held_out_loss(dense, held_out, windows=range(24))
     reused, receipt = vf.upcycle(STORIES, vf.FFNConfig(reuse_gains="learned"))
     assert receipt.logit_difference <= 1e-5
-    converted = held_out_loss(reused, held_out, max_windows=24)
+    converted = held_out_loss(reused, held_out, windows=range(24))
     assert converted.nats_per_token == pytest.approx(before.nats_per_token, abs=1e-5)
 
     config = TrainConfig.model_validate(
@@ -53,7 +53,7 @@ def test_upcycling_keeps_the_loss_and_training_lowers_it(tmp_path):
         }
     )
     trained = AutoModelForCausalLM.from_pretrained(train(config) / "model")
-    after = held_out_loss(trained, held_out, max_windows=24)
+    after = held_out_loss(trained, held_out, windows=range(24))
     assert after.nats_per_token < before.nats_per_token - 0.3
     gains = [layer.controller.loop_gains for layer in trained.model.layers]
     assert all(gain.abs().max() > 0 for gain in gains)

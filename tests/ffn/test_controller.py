@@ -3,7 +3,7 @@ import torch
 
 from support.layers import gumbel, make_hidden, make_layer
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import Controller, ReuseController, sample_gumbel
+from versatileffn.ffn.controller import ReuseController, sample_gumbel
 from versatileffn.ffn.plan import ReusePlan
 
 
@@ -110,7 +110,7 @@ def test_a_plan_for_other_tokens_is_refused():
         layer(make_hidden(4, 16), plan)
 
 
-class AlwaysTwice(Controller):
+class AlwaysTwice(torch.nn.Module):
     """Somebody else's way to decide, and a way to get it wrong."""
 
     def __init__(self, forget_probs=False):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.distributions import SHARES, loop_counts
 from support.layers import make_hidden, make_layer
-from versatileffn.bench.distributions import SHARES, loop_counts
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import BLOCK, run_packed
 from versatileffn.execution.packed_training import run_packed_training, run_recomputed

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError, DataError
-from versatileffn.reproduce.plan import build_stages, corpus_identity
+from versatileffn.reproduce.plan import build_stages, corpus_identity, token_folder_hash
 from versatileffn.reproduce.protocol import SCALES, Protocol, protocol
 from versatileffn.reproduce.results import CONTROL
-from versatileffn.reproduce.stages import StageRunner
+from versatileffn.reproduce.stages import StageRunner, held
 
 
 def hashes(chosen: Protocol, root: Path, **options: object) -> dict[str, str]:
     """Each stage's hash, the work itself left out."""
     stages = build_stages(chosen, root, **{"seeds": 1, **options})  # type: ignore[arg-type]
     idle = [dataclasses.replace(stage, work=lambda folder: {}) for stage in stages]
-    return {name: outcome.hash for name, outcome in StageRunner(root).run(idle).items()}
+    with held(root):
+        return {name: outcome.hash for name, outcome in StageRunner(root).run(idle).items()}
 
 
 def changed(chosen: Protocol, tmp_path: Path, **fields: object) -> set[str]:
@@ -34,7 +36,7 @@ def test_every_scale_has_the_fair_control_and_all_baselines(scale: str) -> None:
 
 
 def test_unknown_scale_names_the_known_ones_but_not_the_hidden() -> None:
-    with pytest.raises(ConfigError, match=r"choose one of \['tiny'\]"):
+    with pytest.raises(ConfigError, match=r"choose one of \['tiny', 'tiny-epoch'\]"):
         protocol("huge")
 
 
@@ -76,8 +78,23 @@ def test_more_seeds_keep_the_first(tmp_path: Path) -> None:
 
 
 def test_a_given_token_folder_must_be_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no token folder"):
+    with pytest.raises(DataError, match="not a token folder"):
         build_stages(protocol("smoke"), tmp_path, seeds=1, tokens=tmp_path)
+
+
+def test_a_full_pass_is_the_papers_protocol() -> None:
+    assert protocol("tiny-epoch").continued_share == 1
+    assert 0 < protocol("tiny").continued_share < 1
+
+
+def test_a_token_folder_is_known_by_its_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text " * 50)
+    tokens = tmp_path / "tokens"
+    tokenize_corpus(tmp_path / "a.txt", tokens, vocab_size=300, val_fraction=0)
+    before = token_folder_hash(tokens)
+    (shard,) = (tokens / "train").glob("*.ds")
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    assert token_folder_hash(tokens) != before
 
 
 def test_a_corpus_is_known_by_its_content(tmp_path: Path) -> None:

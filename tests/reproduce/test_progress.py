@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from versatileffn.reproduce.progress import Progress, clock
-from versatileffn.reproduce.stages import Stage, StageRunner
+from versatileffn.reproduce.stages import Stage, StageRunner, held
 
 
 def stage(name: str, effort: float, needs: tuple[str, ...] = ()) -> Stage:
@@ -17,17 +17,22 @@ def stage(name: str, effort: float, needs: tuple[str, ...] = ()) -> Stage:
     return Stage(name, f"step {name}", {}, work, needs, effort=effort)
 
 
+def run(root: Path, progress: Progress, stages: list[Stage]) -> None:
+    with held(root):
+        StageRunner(root, progress).run(stages)
+
+
 def test_lines_on_something_that_is_no_terminal(tmp_path: Path) -> None:
     stages = [stage("a", 1.0), stage("b", 3.0, ("a",))]
     stream = io.StringIO()
-    StageRunner(tmp_path, Progress(stages, stream)).run(stages)
+    run(tmp_path, Progress(stages, stream), stages)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[1/2] step a …"
     assert lines[1].startswith("[1/2] step a: done in 0 s · 0 s so far, about 0 s left")
     assert lines[3] == "[2/2] step b: done in 0 s"
 
     again = io.StringIO()
-    StageRunner(tmp_path, Progress(stages, again)).run(stages)
+    run(tmp_path, Progress(stages, again), stages)
     assert again.getvalue().count("finished before, skipped") == 2
 
 

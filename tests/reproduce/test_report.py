@@ -1,16 +1,23 @@
 """The report: complete, self-contained, honest about what a number can carry."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from reproduce.rows import results
-from versatileffn.reproduce.report import _signed, findings
+from reproduce.rows import results, rows
+from versatileffn.reproduce.figures import difference_curves, loss_curves
+from versatileffn.reproduce.findings import findings
+from versatileffn.reproduce.numbers import digits_for, probability, shown, signed
+from versatileffn.reproduce.report import short_table
+from versatileffn.reproduce.results import finite, summarize
 from versatileffn.reproduce.run import render
 
-PNG = b"\x89PNG\r\n\x1a\n"
+FIGURES = ("loss-curves", "difference-curves", "quality-against-flops", "loops-per-layer",
+           "expert-load")  # fmt: skip
 
 
 class Collector(HTMLParser):
@@ -39,15 +46,16 @@ def test_both_reports_carry_every_row(tmp_path: Path, seeds: int) -> None:
     for text in (page, markdown):
         for record in results(seeds)["summary"]:
             assert record["title"] in text
-            assert f"{record['nats_per_token']['mean']:.3f}" in text
+            assert f"{record['nats_per_token']:.3f}" in text
         assert "fair control" in text
         assert "2.617" in text  # the paper's own, cited
         assert "cited, not reproduced" in text
         assert "versatileffn reproduce --scale tiny" in text
-    for name in ("loss-curves", "quality-against-flops", "loops-per-layer", "expert-load"):
-        assert (tmp_path / f"figures/{name}.png").read_bytes().startswith(PNG)
-        assert f"(figures/{name}.png)" in markdown
-    assert ("95 % interval" in markdown) == (seeds > 1)
+        assert "31 % of the whole pass that the paper makes" in text
+        assert ("95 % over seeds" in text.replace("&nbsp;", " ")) == (seeds > 1)
+        assert ("Holm" in text) == (seeds > 1)
+    for name in FIGURES:
+        assert f"(figures/{name}.svg)" in markdown
 
 
 def test_html_needs_nothing_but_itself(tmp_path: Path) -> None:
@@ -55,8 +63,8 @@ def test_html_needs_nothing_but_itself(tmp_path: Path) -> None:
     collector = Collector()
     collector.feed(page)
     assert collector.open == []
-    assert len(collector.addresses) == 4
-    assert all(address.startswith("data:image/png;base64,") for address in collector.addresses)
+    assert len(collector.addresses) == 5
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in collector.addresses)
     assert not re.search(r"url\(|@import|<script|<link", page)
 
 
@@ -73,21 +81,89 @@ def test_markdown_tables_have_equal_columns(tmp_path: Path) -> None:
         assert len({line.count("|") for line in block.strip().splitlines()}) == 1
 
 
+def test_pictures_follow_the_page_into_the_dark(tmp_path: Path) -> None:
+    page = render(results(), tmp_path).read_text()
+    assert "prefers-color-scheme: dark" in page
+    for name in FIGURES:
+        picture = (tmp_path / f"figures/{name}.svg").read_text()
+        ElementTree.fromstring(picture)
+        assert "@media(prefers-color-scheme:dark)" in picture
+        assert "currentColor" in picture
+        assert not re.search(r"#(000000|010203|ffffff)", picture)  # neither ink nor paper is fixed
+
+
+def test_pictures_are_the_same_whenever_they_are_drawn(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        render(results(), tmp_path / folder)
+    for name in FIGURES:
+        one, two = (tmp_path / folder / f"figures/{name}.svg" for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_curve_that_coincides_with_the_control_hides_neither() -> None:
+    made = [dataclasses.replace(row, curve=[(0, 5.0), (1000, 4.0)]) for row in rows(1)]
+    lines = {line.get_label(): line for line in loss_curves(made).axes[0].lines}
+    control, other = lines["Dense"], lines["Moe"]
+    assert control.get_linewidth() > 3 * other.get_linewidth()
+    drawn = loss_curves(made).axes[0].lines
+    assert [line.get_label() for line in drawn].index("Dense") < 3  # below the others
+    assert "Dense" not in [line.get_label() for line in difference_curves(made).axes[0].lines[1:]]
+
+
+def test_differences_are_drawn_against_the_same_seed() -> None:
+    axes = difference_curves(rows(3)).axes[0]
+    drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert list(drawn["Versatile"]) == pytest.approx([0, 0.1, 0.1])
+
+
 def test_one_seed_claims_no_significance() -> None:
     text = " ".join(findings(results(1)))
     assert "One seed has no error bar" in text
-    assert "interval is" not in text
+    assert "Holm" not in text
 
 
-def test_several_seeds_say_whether_the_interval_holds_zero() -> None:
-    sentences = {s.split(" ends ")[0]: s for s in findings(results(3)) if " ends " in s}
-    assert "excludes zero" in sentences["4-Loop"]
-    noisy = results(3)
-    for record in noisy["summary"]:
-        if record["arm"] == "4-loop":
-            record["difference"].update(low=-0.2, high=0.02)
-    sentences = {s.split(" ends ")[0]: s for s in findings(noisy) if " ends " in s}
-    assert "no difference shown" in sentences["4-Loop"]
+def test_several_seeds_are_judged_after_correction() -> None:
+    made = results(3)
+    for record in made["summary"]:
+        if record["arm"] in ("4-loop", "moe"):
+            p = {"4-loop": 0.0004, "moe": 0.06}[record["arm"]]
+            record["difference"].update(mean=-0.09, low=-0.1, high=-0.08, p=p / 4, p_holm=p)
+    text = " ".join(findings(made))
+    assert "Holm's correction for 4 comparisons: a lower loss: 4-Loop (p < 0.001);" in text
+    assert re.search(r"no difference shown: [^;.]*Moe", text)  # its own 95 % excludes zero
+    assert "a higher loss: Versatile" in text
+
+
+def test_sentences_dont_repeat_the_table() -> None:
+    text = " ".join(findings(results(3)))
+    for record in results(3)["summary"]:
+        assert shown(record)["difference"] not in text
+        assert f"{record['nats_per_token']:.3f}" not in text
+
+
+def test_rounding_hides_no_exclusion() -> None:
+    record = results(3)["summary"][2]
+    record["difference"].update(mean=-0.0011, low=-0.0021, high=-0.0003)
+    assert shown(record)["difference"] == "−0.0011 (−0.0021 to −0.0003)"
+    record["difference"].update(high=-0.000004)
+    assert shown(record)["difference"].endswith("to −0.000004)")
+    record["difference"].update(mean=-0.0101, low=-0.02, high=0.0)
+    assert shown(record)["difference"] == "−0.010 (−0.020 to 0.000)"
+
+
+def test_a_model_that_diverged_is_told_and_not_drawn(tmp_path: Path) -> None:
+    made = rows(1)
+    made = [
+        dataclasses.replace(row, after=None, layers=[], diverged="step 9: the loss is nan")
+        if row.arm == "moe" else row for row in made
+    ]  # fmt: skip
+    content = {**results(1), "rows": finite(made), "summary": summarize(made)}
+    page = render(content, tmp_path).read_text()
+    assert "Moe (diverged: seed 0)" in page
+    assert "Some training diverged" in page
+    (line,) = [line for line in short_table(content).splitlines() if "Moe" in line]
+    assert "| diverged |" in line
 
 
 def test_a_run_without_reuse_still_reports(tmp_path: Path) -> None:
@@ -97,7 +173,7 @@ def test_a_run_without_reuse_still_reports(tmp_path: Path) -> None:
     only["summary"] = [record for record in only["summary"] if record["arm"] in keep]
     page = render(only, tmp_path).read_text()
     assert "Loops, layer by layer" not in page
-    assert not (tmp_path / "figures/loops-per-layer.png").exists()
+    assert not (tmp_path / "figures/loops-per-layer.svg").exists()
 
 
 @pytest.mark.parametrize(
@@ -105,4 +181,11 @@ def test_a_run_without_reuse_still_reports(tmp_path: Path) -> None:
     [(0.0123, "+0.012"), (-0.0123, "−0.012"), (-0.0001, "0.000"), (0.0, "0.000"), (None, "–")],
 )
 def test_signed_numbers(value: float | None, text: str) -> None:
-    assert _signed(value) == text
+    assert signed(value) == text
+
+
+def test_digits() -> None:
+    assert digits_for(0.5, None) == 3
+    assert digits_for(0.5, -0.0002) == 4
+    assert digits_for(1e-12) == 6
+    assert [probability(p) for p in (None, 0.0, 0.0421, 1.0)] == ["–", "< 0.001", "0.042", "1"]

@@ -9,9 +9,8 @@ import pytest
 
 from versatileffn import provenance
 from versatileffn.errors import ConfigError
-from versatileffn.files import locked
 from versatileffn.reproduce import stages
-from versatileffn.reproduce.stages import Stage, StageRunner, canonical_hash, claim
+from versatileffn.reproduce.stages import MARKER, Stage, StageRunner, canonical_hash, held
 
 
 class Lab:
@@ -20,13 +19,17 @@ class Lab:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.calls: list[str] = []
+        self.events: list[str] = []
         self.fail_in: str | None = None
+        self.content = "weights"
 
     def stage(self, name: str, inputs: Any, needs: tuple[str, ...] = (), **kw: Any) -> Stage:
         def work(folder: Path) -> dict[str, Any]:
             self.calls.append(name)
             found = sorted(path.name for path in folder.iterdir())
             (folder / "half.txt").write_text("made on the way")
+            (folder / "model").mkdir(exist_ok=True)
+            (folder / "model/weights").write_text(self.content)
             if self.fail_in == name:
                 raise RuntimeError("interrupted")
             return {"found": found, "inputs": inputs}
@@ -35,7 +38,10 @@ class Lab:
 
     def run(self, *stages: Stage) -> dict[str, Any]:
         self.calls.clear()
-        outcomes = StageRunner(self.root).run(list(stages))
+        self.events.clear()
+        with held(self.root):
+            runner = StageRunner(self.root, lambda *event: self.events.append(event[3]))
+            outcomes = runner.run(list(stages))
         return {name: outcome.summary for name, outcome in outcomes.items()}
 
 
@@ -70,39 +76,30 @@ def test_changing_back_and_forth_loses_nothing(lab: Lab) -> None:
     assert len(list((lab.root / "superseded").iterdir())) == 3
 
 
-def test_an_interrupted_stage_starts_in_an_empty_folder(lab: Lab) -> None:
+def test_an_interrupted_stage_finds_what_it_left(lab: Lab) -> None:
     stage = lab.stage("a", 1)
     lab.fail_in = "a"
     with pytest.raises(RuntimeError):
         lab.run(stage)
     assert not (lab.root / "a/stage.json").exists()
     lab.fail_in = None
-    assert lab.run(stage)["a"]["found"] == ["inputs.json"]
-    assert lab.calls == ["a"]
-
-
-def test_an_interrupted_stage_that_resumes_finds_what_it_left(lab: Lab) -> None:
-    stage = lab.stage("a", 1, resumes=True)
-    lab.fail_in = "a"
-    with pytest.raises(RuntimeError):
-        lab.run(stage)
-    lab.fail_in = None
-    assert lab.run(stage)["a"]["found"] == ["half.txt", "inputs.json"]
+    assert lab.run(stage)["a"]["found"] == ["half.txt", "inputs.json", "model"]
+    assert lab.events == ["resume", "done"]
 
 
 def test_an_attempt_with_other_inputs_is_not_resumed(lab: Lab) -> None:
     lab.fail_in = "a"
     with pytest.raises(RuntimeError):
-        lab.run(lab.stage("a", 1, resumes=True))
+        lab.run(lab.stage("a", 1))
     lab.fail_in = None
-    assert lab.run(lab.stage("a", 2, resumes=True))["a"]["found"] == ["inputs.json"]
+    assert lab.run(lab.stage("a", 2))["a"]["found"] == ["inputs.json"]
     assert len(list((lab.root / "superseded").iterdir())) == 1
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(lab: Lab) -> None:
     lab.root.mkdir()
     (lab.root / "thesis.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="choose a new folder"):
+    with pytest.raises(ConfigError, match="choose another folder"):
         lab.run(lab.stage("a", 1))
     assert [path.name for path in lab.root.iterdir()] == ["thesis.txt"]
 
@@ -110,11 +107,12 @@ def test_a_foreign_folder_is_refused_and_left_alone(lab: Lab) -> None:
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ConfigError, match="is a file"):
-        claim(tmp_path / "out")
+        with held(tmp_path / "out"):
+            pass
 
 
 def test_a_foreign_file_in_a_stage_folder_is_set_aside_not_lost(lab: Lab) -> None:
-    claim(lab.root)
+    lab.run()
     (lab.root / "a").mkdir()
     (lab.root / "a" / "notes.txt").write_text("mine")
     assert lab.run(lab.stage("a", 1))["a"]["found"] == ["inputs.json"]
@@ -123,8 +121,7 @@ def test_a_foreign_file_in_a_stage_folder_is_set_aside_not_lost(lab: Lab) -> Non
 
 
 def test_two_runs_in_one_folder_are_refused(lab: Lab) -> None:
-    claim(lab.root)
-    with locked(lab.root, "it"), pytest.raises(ConfigError, match="another run is using"):
+    with held(lab.root), pytest.raises(ConfigError, match="another run is using"):
         lab.run(lab.stage("a", 1))
     lab.run(lab.stage("a", 1))
 
@@ -157,22 +154,60 @@ def test_a_damaged_record_means_unfinished(lab: Lab, content: str) -> None:
     assert lab.calls == ["a"]
 
 
-def test_a_stage_whose_product_is_gone_is_done_again(lab: Lab) -> None:
-    stage = dataclasses.replace(lab.stage("a", 1), produces=("inputs.json", "product"))
+CHANGES = {
+    "other content of the same size": lambda path: path.write_text("WEIGHTS"),
+    "zeros": lambda path: path.write_bytes(b"\0" * 7),
+    "emptied": lambda path: path.write_text(""),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_product_that_is_not_what_was_written_is_made_again(lab: Lab, change: str) -> None:
+    """And what was made from it is kept, for it comes out the same."""
+    first = lab.stage("a", 1, produces=("model",))
+    lab.run(first, lab.stage("b", 2, ("a",)))
+    CHANGES[change](lab.root / "a/model/weights")
+    lab.run(first, lab.stage("b", 2, ("a",)))
+    assert lab.calls == ["a"]
+    assert lab.events == ["damaged", "start", "done", "skip"]
+    assert (lab.root / "a/model/weights").read_text() == "weights"
+    (kept,) = (lab.root / "superseded").iterdir()
+    assert (kept / "stage.json").exists()
+
+
+def test_what_comes_out_differently_redoes_all_that_need_it(lab: Lab) -> None:
+    first = lab.stage("a", 1, produces=("model",))
+    lab.run(first, lab.stage("b", 2, ("a",)))
+    (lab.root / "a/model/weights").unlink()
+    lab.content = "other weights"
+    lab.run(first, lab.stage("b", 2, ("a",)))
+    assert lab.calls == ["a", "b"]
+
+
+def test_files_that_nobody_reads_may_be_deleted(lab: Lab) -> None:
+    stage = lab.stage("a", 1, produces=("model",))
     lab.run(stage)
-    (lab.root / "a" / "product").touch()
+    (lab.root / "a/half.txt").unlink()
     lab.run(stage)
     assert lab.calls == []
-    (lab.root / "a" / "product").unlink()
-    lab.run(stage)
-    assert lab.calls == ["a"]
+
+
+def test_the_marker_is_no_link_to_follow(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    lab.root.mkdir()
+    (lab.root / ".lock").symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(ConfigError):
+        lab.run(lab.stage("a", 1))
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert not (lab.root / MARKER).exists()
 
 
 @pytest.mark.parametrize("root", ["file/below", "x" * 300])
 def test_a_place_that_cannot_be_written(tmp_path: Path, root: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"can't be written|is a file"):
-        claim(tmp_path / root)
+    with pytest.raises(ConfigError, match=r"can't be written|is a file"), held(tmp_path / root):
+        pass
 
 
 def test_hash_ignores_key_order_and_sees_values() -> None:

@@ -7,18 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from versatileffn.analysis.drawing import plain, styles
 from versatileffn.errors import DataError
 
 TASK = "eval_task_"
 MEAN = "mean"
-# Okabe and Ito's palette, which stays distinct for colour-blind readers; line styles and markers
-# repeat the distinction for print.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
-LINES = ("-", "--", "-.", ":")
-MARKERS = "osD^vPX"
 COLUMNS = 3
 DPI = 150
 
@@ -82,7 +77,7 @@ def _add(curves: Curves, tokens: float, entry: dict[str, Any]) -> None:
 
 
 def draw_curves(
-    runs: Mapping[str, Path], folder: Path, titles: Mapping[str, str] | None = None
+    runs: Mapping[str, str | Path], folder: str | Path, titles: Mapping[str, str] | None = None
 ) -> dict[str, Path]:
     """Draw one or more runs over the tokens that they have seen.
 
@@ -105,6 +100,7 @@ def draw_curves(
     figures = {"loss": loss_figure(curves)}
     if any(curve.tasks for curve in curves):
         figures["tasks"] = task_figure(curves, titles or {})
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.png" for name in figures}
     for name, figure in figures.items():
@@ -117,8 +113,7 @@ def loss_figure(curves: Sequence[Curves]) -> Figure:
     figure = Figure(figsize=(8.0, 4.2), layout="constrained", facecolor="white")
     axes = figure.subplots()
     scale, unit = _unit(curves)
-    for index, curve in enumerate(curves):
-        style = _style(index)
+    for style, curve in zip(styles(), curves, strict=False):
         if curve.train_loss:
             axes.plot(*_scaled(curve.train_loss, scale), color=style["color"], linewidth=0.6,
                       alpha=0.5)  # fmt: skip
@@ -126,7 +121,7 @@ def loss_figure(curves: Sequence[Curves]) -> Figure:
             axes.plot(*_scaled(curve.held_out, scale), label=curve.name, **style)
     axes.set_xlabel(f"tokens ({unit})")
     axes.set_ylabel("nats per token: held out\n(thin: training)")
-    _plain(axes)
+    plain(axes)
     axes.legend(loc="upper right", frameon=False, fontsize=9)
     return figure
 
@@ -143,13 +138,13 @@ def task_figure(curves: Sequence[Curves], titles: Mapping[str, str]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     scale, unit = _unit(curves)
     for axes, name in zip(panels, names, strict=False):
-        for index, curve in enumerate(curves):
+        for style, curve in zip(styles(), curves, strict=False):
             if name in curve.tasks:
                 tokens, shares = _scaled(curve.tasks[name], scale)
                 percent = [100 * share for share in shares]
-                axes.plot(tokens, percent, label=curve.name, **_style(index))
+                axes.plot(tokens, percent, label=curve.name, **style)
         axes.set_title("mean" if name == MEAN else titles.get(name, name), fontsize=10)
-        _plain(axes)
+        plain(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
@@ -177,19 +172,3 @@ def _unit(curves: Sequence[Curves]) -> tuple[float, str]:
 
 def _scaled(points: Points, scale: float) -> tuple[list[float], list[float]]:
     return [tokens / scale for tokens, _ in points], [value for _, value in points]
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": LINES[index % len(LINES)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "markersize": 4,
-        "linewidth": 1.4,
-    }
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)

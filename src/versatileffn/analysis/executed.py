@@ -2,21 +2,28 @@
 
 torch counts every matrix product and attributes it to the module that ran it. The FFN's share of a
 decoder layer is everything in the layer but its attention and its controller or router: whatever
-an executor multiplies is counted, wherever it does so.
+an executor multiplies is counted, wherever it does so. Our operators tell torch what they do
+(`execution/flops.py`); an operator of someone else's that doesn't is refused, as a 0 would look like
+a saving.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from versatileffn.errors import ConfigError
 
 CONTROLLERS = ("controller", "experts.router")
+TORCHS_OWN = ("aten", "prim", "prims", "c10", "c10d", "_c10d_functional", "profiler")
+PRODUCT = re.compile(r"mm|mv|linear|matmul|conv|(^|_)v?dot$|einsum")
+"""In the name of an operator that multiplies matrices."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +57,17 @@ def executed_ffn_flops(model: nn.Module, batches: Iterable[Tensor]) -> ExecutedF
         The counts, divided by the number of tokens.
 
     Raises:
-        ConfigError: there are no tokens.
+        ConfigError: there are no tokens, or an FFN ran an operator whose FLOPs torch can't know.
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper; counting runs eagerly
     was_training = model.training
     model.eval()
     tokens = 0
     custom = {torch.ops.aten._grouped_mm: grouped_mm_flops}
     counter = FlopCounterMode(display=False, custom_mapping=custom)
+    unseen = _Unseen(counter)
     try:
-        with counter:
+        with counter, unseen:
             for input_ids in batches:
                 input_ids = input_ids.to(next(model.parameters()).device)
                 model(input_ids=input_ids, use_cache=False)
@@ -67,8 +76,39 @@ def executed_ffn_flops(model: nn.Module, batches: Iterable[Tensor]) -> ExecutedF
         model.train(was_training)
     if tokens == 0:
         raise ConfigError("no tokens to count FLOPs on: give at least one window")
+    if unseen.operators:
+        raise ConfigError(
+            f"the FFNs ran {', '.join(sorted(unseen.operators))}, whose FLOPs torch doesn't know: "
+            "count the model without it (plain weights, execution='auto'), or register its formula "
+            "with torch.utils.flop_counter.register_flop_formula"
+        )
     total = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return _per_token(total, type(model).__name__, len(model.model.layers), tokens)  # type: ignore[union-attr,arg-type]
+
+
+class _Unseen(TorchDispatchMode):
+    """Names the operators in FFNs that the counter passes over though they may multiply."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self.counter = counter
+        self.operators: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator, and look at its name."""
+        modules = self.counter.mod_tracker.parents
+        if func._overloadpacket not in self.counter.flop_registry and _may_multiply(func):
+            within = any(".layers." in module for module in modules)
+            if within and not any(".self_attn" in module for module in modules):
+                self.operators.add(str(func._overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+def _may_multiply(func: Any) -> bool:
+    """Whether an operator is someone's own, or of torch's products by its name."""
+    if func.namespace not in TORCHS_OWN:
+        return True
+    return PRODUCT.search(func._overloadpacket.__name__) is not None
 
 
 def _per_token(total: Mapping[str, int], root: str, num_layers: int, tokens: int) -> ExecutedFlops:

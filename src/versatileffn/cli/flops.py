@@ -163,7 +163,7 @@ def _task_prompts(model: str, loaded: Any, name: str, limit: int | None) -> list
 
 def _tokenizer(model: str) -> Any:
     from versatileffn.errors import DataError
-    from versatileffn.models.checkpoint import load_own_tokenizer
+    from versatileffn.models.tokenizer import load_own_tokenizer
 
     try:
         return load_own_tokenizer(model)

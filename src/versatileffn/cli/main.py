@@ -1,22 +1,27 @@
 """`versatileffn`: one verb for each job."""
 
+import os
 import sys
+import warnings
+from typing import Annotated
 
 import typer
 
 from versatileffn.cli.bench import bench_command
 from versatileffn.cli.evaluate import evaluate_command
+from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
 from versatileffn.cli.perplexity import perplexity_command
 from versatileffn.cli.reproduce import reproduce_command
 from versatileffn.cli.tokenize import tokenize_command
 from versatileffn.cli.train import train_command
+from versatileffn.cli.trust import loads_checkpoints
 from versatileffn.cli.upcycle import upcycle_command
-from versatileffn.errors import VersatileFFNError
+from versatileffn.cli.verify import verify_command
 
 INTERRUPTED = 130  # what Typer exits with after Ctrl-C
 
-CONTINUED = {"tokenize", "train", "evaluate", "reproduce", "bench"}
+CONTINUED = {"tokenize", "train", "evaluate", "reproduce"}
 """The verbs that go on where they were stopped."""
 
 app = typer.Typer(
@@ -25,32 +30,47 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("upcycle")(upcycle_command)
-app.command("tokenize")(tokenize_command)
-app.command("train")(train_command)
-app.command("evaluate")(evaluate_command)
-app.command("perplexity")(perplexity_command)
-app.command("flops")(flops_command)
+app.command("upcycle")(loads_checkpoints(upcycle_command))
+app.command("tokenize")(loads_checkpoints(tokenize_command))
+app.command("train")(loads_checkpoints(train_command))
+app.command("evaluate")(loads_checkpoints(evaluate_command))
+app.command("perplexity")(loads_checkpoints(perplexity_command))
+app.command("flops")(loads_checkpoints(flops_command))
 app.command("reproduce")(reproduce_command)
-app.command("bench")(bench_command)
+app.command("bench")(loads_checkpoints(bench_command))
+app.command("verify")(verify_command)
+
+
+@app.callback()
+def every_command(
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show tracebacks, as {DEBUG}=1 does.")
+    ] = False,
+) -> None:
+    """Adaptive wide-and-deep reuse of feed-forward networks in language models."""
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
-    """Run the command line; what the user caused ends in one line and exit code 1."""
+    """Run the command line; what the user or the machine caused ends in one line and exit code 1."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
         app()
-    except VersatileFFNError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             again = ": run the same command again to continue"
             print(f"stopped{again if set(sys.argv) & CONTINUED else ''}", file=sys.stderr)
         raise
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        if debugging():
+            print_traceback(error)
+        print(line, file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

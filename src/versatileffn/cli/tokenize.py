@@ -79,7 +79,17 @@ def tokenize_command(
     from versatileffn.data.tokenize import tokenize_corpus
 
     began = time.monotonic()
-    with Console(stderr=True).status("finding the corpus") as status:
+    console = Console(stderr=True)
+
+    def notice(line: str) -> None:
+        console.print(
+            f"note: {line.encode('utf-8', 'replace').decode()}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    with console.status("finding the corpus") as status:
         meta = tokenize_corpus(
             source,
             out,
@@ -97,6 +107,7 @@ def tokenize_command(
             hub_split=hub_split,
             overwrite=overwrite,
             progress=status.update,
+            notice=notice,
         )
     _print_summary(meta, out, time.monotonic() - began)
 

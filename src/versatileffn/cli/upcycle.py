@@ -1,12 +1,23 @@
 """`versatileffn upcycle`: a dense checkpoint in, a reuse model out."""
 
+import os
+import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 RECEIPT = "receipt.json"
+EARLIER = re.compile(
+    r"(config|generation_config|receipt|tokenizer|tokenizer_config|special_tokens_map|added_tokens|"
+    r"vocab|model\.safetensors\.index)\.json|model(-\d{5}-of-\d{5})?\.safetensors|"
+    r"(tokenizer|spiece|sentencepiece\.bpe)\.model|merges\.txt|chat_template\.jinja"
+)
+"""Names that this command wrote before its receipts listed files and their digests."""
 
 
 class Target(StrEnum):
@@ -53,8 +64,8 @@ def upcycle_command(
     to: Annotated[Target, typer.Option(help="What to make of it.")] = Target.VERSATILE,
     gains: Annotated[
         Gains | None,
-        typer.Option(help="fixed: the paper's form. learned: starts at the dense function.  "
-                     "[default: fixed]"),
+        typer.Option(help="learned: starts exactly at the dense model. fixed: the paper's form, "
+                     "far from it until it is trained.  [default: learned]"),
     ] = None,
     num_experts: Annotated[int | None, typer.Option(help="N, experts.  [default: 8]")] = None,
     top_k: Annotated[
@@ -75,16 +86,15 @@ def upcycle_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the new tensors.")] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT if this command wrote it.")
+        bool, typer.Option("--overwrite", help="Replace OUT if all in it is this command's.")
     ] = False,
 ) -> None:  # fmt: skip
     """Turn a dense checkpoint into a model whose FFN is reused, and print the receipt."""
     from versatileffn.errors import ConfigError
     from versatileffn.ffn.config import FFNConfig
-    from versatileffn.models.checkpoint import without_progress_bars
     from versatileffn.upcycle import upcycle
-    from versatileffn.workspace.durable import write_json
-    from versatileffn.workspace.folder import check_free, new_folder
+    from versatileffn.workspace.durable import check_space, write_json, writing
+    from versatileffn.workspace.folder import new_folder
     from versatileffn.workspace.manifest import FILES, digests
 
     given = {
@@ -100,17 +110,15 @@ def upcycle_command(
     idle = sorted(set(fields) - MATTERS[to])
     if idle:
         raise ConfigError(f"{idle[0]} has no effect on a {to.value} model: leave it out")
+    if to is not Target.DENSE:
+        fields.setdefault("reuse_gains", Gains.LEARNED.value)
     config = FFNConfig(variant=to.value, **fields)
-    target = check_free(out, RECEIPT, overwrite)
-    origin = Path(source).expanduser().resolve()
-    if target == origin or target in origin.parents:
-        raise ConfigError(f"{out} holds the source {source}: choose another output")
+    target = _check_places(source, out, overwrite)
 
     model, receipt = upcycle(source, config, seed=seed)
-    with new_folder(out, RECEIPT, overwrite) as folder:
-        with without_progress_bars():
-            model.save_pretrained(folder)
-        note = _copy_tokenizer(source, folder)
+    check_space(target, model.num_parameters() * model.dtype.itemsize)
+    with new_folder(out, RECEIPT, overwrite, earlier=EARLIER) as folder, writing(out):
+        note = _save(model, source, folder)
         write_json(folder / RECEIPT, {**receipt.to_dict(), FILES: digests(folder)})
     typer.echo(str(receipt))
     typer.echo(f"{'written to':>16}  {out}")
@@ -118,13 +126,48 @@ def upcycle_command(
         typer.echo(f"note: no tokenizer was copied ({note})", err=True)
 
 
-def _copy_tokenizer(source: str, folder: Path) -> str | None:
-    """Save the source's tokenizer beside the model; why not, where it has none that loads."""
-    from versatileffn.errors import DataError
-    from versatileffn.models.checkpoint import load_own_tokenizer
+def _check_places(source: str, out: Path, overwrite: bool) -> Path:
+    """Refuse places that can't be read or mayn't be written; the folder to write, links followed.
 
+    Raises:
+        CheckpointError: the source is no path and no id.
+        ConfigError: the output is taken, or holds what this command didn't write.
+    """
+    from versatileffn.errors import ConfigError
+    from versatileffn.models.source import check_source
+    from versatileffn.workspace.folder import check_free
+    from versatileffn.workspace.manifest import damage, files_of, read_record
+
+    check_source(source)
     try:
-        load_own_tokenizer(source).save_pretrained(folder)
+        str(out).encode()  # what writes weights and tokenizers can't open files under other names
+    except UnicodeEncodeError:
+        raise ConfigError(f"{str(out)!r} isn't UTF-8: choose another output") from None
+    target = check_free(out, RECEIPT, overwrite, EARLIER)
+    origin = Path(os.path.realpath(os.path.expanduser(source)))
+    if target == origin or target in origin.parents:
+        raise ConfigError(f"{out} holds the source {source}: choose another output")
+    written = files_of(read_record(target / RECEIPT)) or {}
+    edited = damage(target, {n: d for n, d in written.items() if os.path.lexists(target / n)})
+    if edited:
+        raise ConfigError(
+            f"{out} isn't as this command left it ({edited[0]}), so it isn't replaced: move it "
+            "away, or choose another output"
+        )
+    return target
+
+
+def _save(model: "PreTrainedModel", source: str, folder: Path) -> str | None:
+    """Save the model, and the source's tokenizer beside it; why not, where it has none."""
+    from versatileffn.errors import DataError
+    from versatileffn.models.checkpoint import without_progress_bars
+    from versatileffn.models.tokenizer import load_own_tokenizer
+
+    with without_progress_bars():
+        model.save_pretrained(folder)
+    try:
+        tokenizer = load_own_tokenizer(source)
     except DataError as error:
         return str(error)
+    tokenizer.save_pretrained(folder)
     return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from datatrove.data import Document
 
-from versatileffn.data.decoding import COMPRESSIONS
+from versatileffn.data.decoding import COMPRESSIONS, lacks_checksum, naming
 from versatileffn.data.default_corpus import (
     TOPICS_FILE,
     default_corpus_name,
@@ -62,6 +62,7 @@ class Corpus:
         skipped: files of a folder that no reader knows, counted by suffix.
         identity: what changes when the corpus does, for resuming.
         limit: how many documents to read; None means all.
+        unverified: .zst files without a checksum.
     """
 
     source: str
@@ -70,6 +71,21 @@ class Corpus:
     skipped: dict[str, int] = field(default_factory=dict)
     identity: list[Any] = field(default_factory=list)
     limit: int | None = None
+    unverified: list[str] = field(default_factory=list)
+
+    def notices(self) -> list[str]:
+        """What a user should know of the corpus, a line each."""
+        lines = []
+        if self.skipped:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.skipped.items()))
+            lines.append(f"{self.source}: files of other kinds are passed over: {kinds}")
+        if self.unverified:
+            more = f" and {len(self.unverified) - 1:,} more" if len(self.unverified) > 1 else ""
+            lines.append(
+                f"{self.source}: {self.unverified[0]}{more} without a checksum, so that damage to "
+                "it may go unnoticed; `zstd` writes one"
+            )
+        return lines
 
     def first(self, limit: int) -> "Corpus":
         """The corpus of the first `limit` documents; one task reads it, for only one can count."""
@@ -198,27 +214,46 @@ def _local_corpus(
     source: str, root: Path, readers: list[FileReader | HubReader], skipped: dict[str, int]
 ) -> Corpus:
     names = [name for r in readers if isinstance(r, FileReader) for name in r.files]
-    stats = [(root / name).stat() for name in names]
+    with naming(str(root)):
+        stats = [(root / name).stat() for name in names]
+        unverified = [name for name in names if lacks_checksum(root / name)]
     size = sum(s.st_size for s in stats)
     tasks = max(1, min(len(names), MAX_TASKS, round(size / TASK_BYTES)))
     identity = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]
-    return Corpus(source, readers, tasks, skipped, identity=[str(root.resolve()), identity])
+    where = [str(root.resolve()), identity]
+    return Corpus(source, readers, tasks, skipped, where, unverified=unverified)
 
 
 def _scan_folder(root: Path) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Files below `root` by kind, sorted, and the suffixes of others. Hidden ones don't count."""
     found: dict[str, list[str]] = {}
     skipped: Counter[str] = Counter()
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
-            continue
+    for path in sorted(_files_below(root)):
         kind = _kind(path, named=False)
         if kind is None:
             skipped[path.suffix or path.name] += 1
         else:
-            found.setdefault(kind, []).append(relative.as_posix())
+            found.setdefault(kind, []).append(path.relative_to(root).as_posix())
     return found, dict(skipped)
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Every file, links to files included; what is hidden or can't be followed is not.
+
+    Raises:
+        ResourceError: a folder can't be read.
+    """
+
+    def fail(error: OSError) -> None:
+        with naming(str(error.filename)):
+            raise error
+
+    for parent, folders, names in os.walk(root, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
 
 
 def _kind(path: Path, named: bool) -> str | None:

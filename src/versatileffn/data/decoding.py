@@ -7,21 +7,37 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, cast
 
 import pyarrow as pa
+import zstandard
 
-from versatileffn.errors import DataError
+from versatileffn.errors import DataError, ResourceError
+from versatileffn.workspace.durable import size_text
 
 COMPRESSIONS = (".gz", ".zst", ".xz")
+MAX_DOCUMENT_BYTES = 2**30
+"""A document is held in memory, several times over; few bytes can expand to any number."""
+CHUNK_BYTES = 2**20
 
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Turn what a damaged file makes a decoder raise into an error that names the file."""
+    """Turn what a damaged file makes a decoder raise into an error that names the file.
+
+    Raises:
+        ResourceError: the system can't give what is in it.
+        DataError: what is in it is damaged.
+    """
     try:
         yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ResourceError(
+                f"{path}: can't be read ({error.strerror}); repair that and run the same command "
+                "again"
+            ) from error
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: can't be read ({reason}); is it complete and intact?") from error
 
@@ -40,6 +56,42 @@ def open_input(raw: IO[bytes], path: str) -> IO[bytes]:
     if path.endswith(".zst"):
         return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
     return raw
+
+
+def lacks_checksum(path: Path) -> bool:
+    """Whether a file is .zst without a checksum, so that damage in it may go unnoticed.
+
+    It is asked of the file's first frame; who writes several, writes them alike.
+    """
+    if path.suffix.lower() != ".zst":
+        return False
+    with path.open("rb") as file:
+        try:
+            return not zstandard.get_frame_parameters(file.read(18)).has_checksum
+        except zstandard.ZstdError:
+            return False  # reading it will tell
+
+
+def too_long(where: str) -> DataError:
+    """The error for a document that would take too much memory."""
+    return DataError(
+        f"{where}: a document of more than {size_text(MAX_DOCUMENT_BYTES)}, the most that is read "
+        "as one; cut it into several (text files: --document-separator)"
+    )
+
+
+def read_whole(file: IO[bytes], path: str) -> bytes:
+    """All that is in a file, if memory is likely to hold it.
+
+    Raises:
+        DataError: it is larger than any document may be.
+    """
+    content = bytearray()
+    while chunk := file.read(CHUNK_BYTES):
+        content += chunk
+        if len(content) > MAX_DOCUMENT_BYTES:
+            raise too_long(path)
+    return bytes(content)
 
 
 def without_bom(start: bytes, path: str) -> bytes:

@@ -3,20 +3,28 @@
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from versatileffn.errors import DataError
+from versatileffn.workspace.durable import write_bytes
+from versatileffn.workspace.manifest import FILES, files_of
 
-FORMAT = 1
+FORMAT = 2
+UNHASHED_FORMAT = 1
+"""Of folders written before `files` was; they are read, but their shards can't be verified."""
 META_FILE = "meta.json"
 MAX_SEED = 2**63 - 1
+MAX_VOCAB_SIZE = 2**24
+"""Tokens; a model has a row of numbers for each."""
+TokenBytes = Literal[2, 4]
 _REMEDY = "write it again with `versatileffn tokenize`"
 _STRICT = ConfigDict(strict=True, extra="forbid")
-_Count = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=1, lt=2**63)]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,8 @@ class TokenizerMeta:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     path: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    vocab_size: Annotated[int, Field(ge=1, le=2**32)]
+    sha256: _Digest
+    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCAB_SIZE)]
     eos_token_id: Annotated[int, Field(ge=0)]
 
 
@@ -72,6 +80,7 @@ class TokenMeta:
         token_bytes: width of one stored token in bytes, 2 or 4.
         settings: the other choices that shaped the tokens.
         versions: versions of Python and of the packages that shaped the tokens.
+        files: SHA-256 of every other file of the folder, by its name relative to the folder.
         format: version of this layout.
     """
 
@@ -81,9 +90,10 @@ class TokenMeta:
     splits: dict[str, SplitMeta]
     source: str
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
-    token_bytes: Literal[2, 4]
+    token_bytes: TokenBytes
     settings: dict[str, Any]
     versions: dict[str, str]
+    files: dict[str, _Digest] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -96,11 +106,17 @@ class TokenMeta:
         """The token after each document."""
         return self.tokenizer.eos_token_id
 
+    def shards(self, split: str) -> list[str] | None:
+        """The names of a split's shards, in order; None in a folder that doesn't list them."""
+        if self.format == UNHASHED_FORMAT:
+            return None
+        return sorted(n for n in self.files if n.startswith(f"{split}/") and n.endswith(".ds"))
+
     def save(self, folder: Path) -> None:
         """Write meta.json into `folder`; of a path that isn't UTF-8, `?` replaces what isn't."""
         record = {"format": self.format} | dataclasses.asdict(self)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        (folder / META_FILE).write_bytes(text.encode("utf-8", "replace"))
+        write_bytes(folder / META_FILE, text.encode("utf-8", "replace"))
 
     @classmethod
     def load(cls, folder: str | Path) -> "TokenMeta":
@@ -121,9 +137,10 @@ class TokenMeta:
         try:
             content = path.read_text(encoding="utf-8")
             found = json.loads(content)["format"]
-            if found != FORMAT:
+            if found not in (UNHASHED_FORMAT, FORMAT):
                 raise DataError(
-                    f"{path}: format {found!r}, but this version reads {FORMAT}; {_REMEDY}"
+                    f"{path}: format {found!r}, but this version reads {UNHASHED_FORMAT} and "
+                    f"{FORMAT}; {_REMEDY}"
                 )
             meta = TypeAdapter(cls).validate_json(content)
         except ValidationError as error:
@@ -132,9 +149,21 @@ class TokenMeta:
             raise DataError(f"{path}: not a valid {META_FILE} ({reason}); {_REMEDY}") from error
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{path}: not a valid {META_FILE} ({error}); {_REMEDY}") from error
-        if meta.eos_token_id >= meta.vocab_size:
-            raise DataError(
-                f"{path}: eos_token_id {meta.eos_token_id} lies outside the vocabulary of "
-                f"{meta.vocab_size}; {_REMEDY}"
-            )
+        if (contradiction := meta._contradiction()) is not None:
+            raise DataError(f"{path}: {contradiction}; {_REMEDY}")
         return meta
+
+    def _contradiction(self) -> str | None:
+        """What can't be true of these numbers together."""
+        if self.eos_token_id >= self.vocab_size:
+            return (
+                f"eos_token_id {self.eos_token_id} lies outside the vocabulary of {self.vocab_size}"
+            )
+        if self.vocab_size > 2 ** (8 * self.token_bytes):
+            return f"token_bytes {self.token_bytes} can't hold a vocabulary of {self.vocab_size}"
+        for name, size in self.splits.items():
+            if not size.documents <= size.tokens:
+                return f"splits.{name} has {size.documents} documents in {size.tokens} tokens"
+        if self.format == FORMAT and files_of({FILES: self.files}) is None:
+            return "files lists none, or a name outside of the folder"
+        return None

@@ -1,5 +1,6 @@
 """Token shards as fixed-length windows that cross documents and files."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,16 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
                 "again with --val-fraction to hold documents out"
             )
         self.dtype = np.dtype("<u2" if self.meta.token_bytes == 2 else "<u4")
-        self.files = sorted((self.folder / split).glob("*.ds"))
+        shards = self.meta.shards(split)
+        if shards is None:
+            warnings.warn(
+                f"{self.folder}: written by an earlier version, without its shards' digests, so "
+                "that they can't be verified; tokenize again for that",
+                stacklevel=2,
+            )
+            self.files = sorted((self.folder / split).glob("*.ds"))
+        else:
+            self.files = [self.folder / name for name in shards]
         sizes = [self._tokens_in(path) for path in self.files]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self._check()
@@ -57,11 +67,6 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     def size(self) -> SplitMeta:
         """Documents, tokens and bytes of this split."""
         return self.meta.splits[self.split]
-
-    @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text per token of this split, for bits per byte."""
-        return self.size.bytes_per_token
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """The stream's tokens [start, stop), int64, whichever shards they lie in.
@@ -104,7 +109,10 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return self.__dict__ | {"_shards": None}
 
     def _tokens_in(self, path: Path) -> int:
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror}); tokenize again") from error
         count, rest = divmod(size, self.dtype.itemsize)
         if rest or not count:
             raise DataError(

@@ -1,32 +1,35 @@
-"""The two datatrove stages over a corpus: look at every document, then tokenize it."""
+"""The two stages over a corpus: look at every document, then tokenize it."""
 
-import json
-import os
+import io
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 import numpy as np
 from datatrove.data import Document
-from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 from loguru import logger
 from tokenizers import Tokenizer
 
 from versatileffn.data.corpus import Corpus
-from versatileffn.data.split import TRAIN, VAL, document_key, split_of
+from versatileffn.data.long_text import WINDOW, LongTextEncoder
+from versatileffn.data.meta import TokenBytes
+from versatileffn.data.shards import Shard, TaskRecords
+from versatileffn.data.split import TRAIN, VAL, document_key, split_of, utf8_size
+from versatileffn.data.workers import run_in_processes
+from versatileffn.workspace.durable import write_bytes
+from versatileffn.workspace.manifest import sha256
 
 Progress = Callable[[str], None]
 _BATCH_DOCUMENTS = 1000
-_BATCH_CHARACTERS = 8 * 2**20
+_BATCH_CHARACTERS = 2**20
 
 
 class Limit(PipelineStep):
@@ -50,145 +53,178 @@ class Limit(PipelineStep):
         yield from islice(data, self.limit)
 
 
-class DocumentKeys(PipelineStep):
-    """Write the key of every document of a task to `folder`/`rank`.npy.
+class RecordedStep(PipelineStep):
+    """A last step: it consumes a task's documents, writes files, and then the task's record.
 
     Args:
-        folder: where to write.
+        records: where.
+    """
+
+    def __init__(self, records: TaskRecords) -> None:
+        super().__init__()
+        self.records = records
+
+    @abstractmethod
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
+        """Consume the documents."""
+
+
+class DocumentKeys(RecordedStep):
+    """Write the keys of a task's documents, in their order, to `rank`.npy.
+
+    Args:
+        records: their root is where to write.
         seed: seed of the held-out split.
     """
 
     name = "🔑 Keys"
     type = "🔢 - SPLIT"
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        super().__init__()
-        self.folder, self.seed = folder, seed
+    def __init__(self, records: TaskRecords, seed: int) -> None:
+        super().__init__(records)
+        self.seed = seed
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         """Consume the documents."""
-        keys = np.fromiter((document_key(d.text, self.seed) for d in data), np.uint64)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        np.save(self.folder / f"{rank:05d}.npy", keys)
+        keys, size = [], 0
+        for document in data:
+            keys.append(document_key(document.text, self.seed))
+            size += utf8_size(document.text)
+        content = io.BytesIO()
+        np.save(content, np.array(keys, np.uint64))
+        path = self.records.root / f"{rank:05d}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content.getvalue())
+        self.records.save(rank, {path.name: sha256(path)}, {"bytes": size})
+
+    def keys(self, tasks: int) -> np.ndarray:
+        """All keys, uint64 of shape (documents,)."""
+        return np.concatenate([np.load(self.records.root / f"{r:05d}.npy") for r in range(tasks)])
 
 
-class SplitTokenizer(DocumentTokenizer):
-    """datatrove's DocumentTokenizer with one output file for each split.
+class SplitTokenizer(RecordedStep):
+    """Tokenize a task's documents into one shard for each split, `split`/`rank`.ds.
 
     A document that spells out a special token gets its characters, not the token: only real ends
     of documents carry the end of text.
 
     Args:
-        output_folder: shards go to `output_folder`/`split`/`rank`.ds.
+        records: their root is the token folder.
         tokenizer_file: a tokenizer.json.
-        eos_token: the token after each document.
+        eos_token_id: the token after each document.
         token_bytes: width of a stored token.
         seed: seed of the held-out split.
         threshold: the largest key that is held out; None holds nothing out.
     """
 
+    name = "✍️ Tokens"
+    type = "🔢 - TOKENIZER"
+
     def __init__(
         self,
-        output_folder: Path,
+        records: TaskRecords,
         tokenizer_file: Path,
-        eos_token: str,
-        token_bytes: int,
+        eos_token_id: int,
+        token_bytes: TokenBytes,
         seed: int,
         threshold: int | None,
     ) -> None:
-        super().__init__(
-            str(output_folder),
-            str(tokenizer_file),
-            eos_token=eos_token,
-            shuffle_documents=False,
-            save_final_metadata=False,
-        )
-        self.token_size = token_bytes
+        super().__init__(records)
+        self.tokenizer_file, self.eos_token_id = tokenizer_file, eos_token_id
+        self.token_bytes: TokenBytes = token_bytes
         self.seed, self.threshold = seed, threshold
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, with the end of text after each document."""
-        tokenizer = super().tokenizer
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    def encoder(self) -> LongTextEncoder:
+        """The tokenizer, for texts of any length."""
+        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         tokenizer.encode_special_tokens = True
-        return tokenizer
+        return LongTextEncoder(tokenizer)
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         """Consume the documents."""
-        splits = [TRAIN] if self.threshold is None else [TRAIN, VAL]
-        files = {
-            split: TokenizedFile(
-                self.output_folder, f"{split}/{rank:05d}.ds", token_size=self.token_size
-            )
-            for split in splits
+        self.encoder.uncertain = 0
+        with ExitStack() as stack:
+            shards = {
+                split: stack.enter_context(
+                    Shard(self.records.root, f"{split}/{rank:05d}.ds", self.token_bytes)
+                )
+                for split in ([TRAIN] if self.threshold is None else [TRAIN, VAL])
+            }
+            for text, pieces in self._encoded(data):
+                shard = shards[split_of(text, self.seed, self.threshold)]
+                for ids in pieces:
+                    shard.add(ids)
+                shard.add([self.eos_token_id])
+                shard.end_document(utf8_size(text))
+            files = {name: digest for s in shards.values() for name, digest in s.finish().items()}
+        counts = {
+            f"{split}/{unit}": getattr(shard, unit)
+            for split, shard in shards.items()
+            for unit in ("documents", "tokens", "bytes")
         }
-        for batch in _batches(data):
-            texts = [document.text for document in batch]
-            for text, encoded in zip(texts, self.tokenizer.encode_batch_fast(texts), strict=True):
-                split = split_of(text, self.seed, self.threshold)
-                files[split].write(encoded.ids, None)
-                self.stat_update(f"{split}/documents")
-                self.stat_update(f"{split}/tokens", value=len(encoded.ids))
-                self.stat_update(f"{split}/bytes", value=len(text.encode("utf-8")))
-        for file in files.values():
-            file.close()
+        self.records.save(rank, files, counts | {"uncertain": self.encoder.uncertain})
+
+    def _encoded(self, documents: Iterable[Document]) -> Iterator[tuple[str, Iterable[list[int]]]]:
+        """Each text with the pieces of its tokens: short texts together, long ones in windows."""
+        for texts in _batches(documents):
+            if len(texts[0]) > WINDOW:
+                yield texts[0], self.encoder.pieces(texts[0])
+                continue
+            tokenizer = self.encoder.tokenizer
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            yield from ((text, [e.ids]) for text, e in zip(texts, encodings, strict=True))
 
 
-def run_stage(
-    corpus: Corpus,
-    last: PipelineStep,
-    folder: Path,
-    workers: int,
-    on_progress: Progress,
-) -> dict[str, int]:
+def run_stage(corpus: Corpus, last: RecordedStep, workers: int, on_progress: Progress) -> None:
     """Run one stage over all tasks, those that an interrupted run has finished excepted.
 
     Args:
         corpus: what to read.
         last: the step that consumes the documents.
-        folder: datatrove's records of what is done.
         workers: processes.
         on_progress: called twice a second with the tasks done and an estimate of the time left.
-
-    Returns:
-        The total of each number that `last` has counted.
     """
-    executor = LocalPipelineExecutor(
-        [*corpus.readers, Limit(corpus.limit), last],
-        tasks=corpus.tasks,
-        workers=max(1, min(workers, corpus.tasks)),
-        logging_dir=str(folder),
-    )
-    with _quiet(), _prepared(executor.workers), _watching(folder, corpus.tasks, on_progress):
-        executor.run()
-    totals: dict[str, int] = {}
-    for path in sorted((folder / "stats").glob("*.json")):
-        steps: list[dict[str, Any]] = json.loads(path.read_text())
-        for name, value in steps[-1]["stats"].items():
-            total = value["total"] if isinstance(value, dict) else value
-            totals[name] = totals.get(name, 0) + int(total)
-    return totals
+    ranks = [rank for rank in range(corpus.tasks) if not last.records.finished(rank)]
+    task = partial(_run_task, [*corpus.readers, Limit(corpus.limit), last], corpus.tasks)
+    workers = min(workers, len(ranks))
+    with _quiet(), _watching(last.records, len(ranks), corpus.tasks, on_progress):
+        if workers > 1:
+            run_in_processes(task, ranks, workers, preload=__name__)
+        else:
+            for rank in ranks:
+                task(rank)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Batches with a bounded number of documents and of characters."""
-    batch: list[Document] = []
+def _run_task(steps: list[PipelineStep], tasks: int, rank: int) -> None:
+    """Pass what each step gives on to the next; the last one writes."""
+    documents: Any = None
+    for step in steps:
+        documents = step(documents, rank, tasks)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
+    """Texts, with bounded numbers of documents and characters; a long text is by itself."""
+    batch: list[str] = []
     characters = 0
     for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+        long = len(document.text) > WINDOW
+        full = len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS
+        if batch and (long or full):
             yield batch
             batch, characters = [], 0
+        if long:
+            yield [document.text]
+        else:
+            batch.append(document.text)
+            characters += len(document.text)
     if batch:
         yield batch
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence datatrove's own log in this process (`_QuietStep` does so in the workers)."""
+    """Silence datatrove's own log in this process."""
     logger.disable("datatrove")
     try:
         yield
@@ -197,42 +233,20 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _prepared(workers: int) -> Iterator[None]:
-    """Set up what workers inherit.
-
-    They are forked from a server that has imported this module once. The cores are shared between
-    them: `tokenizers` would start a thread per core in each.
-    """
-    name = "RAYON_NUM_THREADS"
-    if workers == 1:
-        yield
-        return
-    multiprocess.set_forkserver_preload([__name__])
-    before = os.environ.get(name)
-    os.environ[name] = before or str(max(1, (os.cpu_count() or 1) // workers))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-
-
-@contextmanager
-def _watching(folder: Path, tasks: int, on_progress: Progress) -> Iterator[None]:
+def _watching(records: TaskRecords, left: int, tasks: int, on_progress: Progress) -> Iterator[None]:
     """Report, at once and then twice a second, the tasks done and the time left.
 
     Tasks are alike enough for that: each reads about as many bytes as any other.
     """
     stop = threading.Event()
-    finished = folder / "completions"
-    began, done_before = time.monotonic(), len(list(finished.glob("*")))
+    began, found = time.monotonic(), records.count()
 
     def watch() -> None:
         while True:
-            done = len(list(finished.glob("*")))
-            state = f"{done}/{tasks} tasks"
-            if done > done_before:
-                seconds = (time.monotonic() - began) * (tasks - done) / (done - done_before)
+            now = max(0, records.count() - found)
+            state = f"{tasks - left + now}/{tasks} tasks"
+            if now:
+                seconds = (time.monotonic() - began) * (left - now) / now
                 state += f", about {timedelta(seconds=round(seconds))} left"
             on_progress(state)
             if stop.wait(0.5):

@@ -10,22 +10,22 @@ import pyarrow.parquet as pq
 from datatrove.data import Document
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
-from loguru import logger
 
-from versatileffn.data.decoding import COMPRESSIONS, naming, open_input, without_bom
+from versatileffn.data.decoding import (
+    CHUNK_BYTES,
+    COMPRESSIONS,
+    MAX_DOCUMENT_BYTES,
+    naming,
+    open_input,
+    read_whole,
+    too_long,
+    without_bom,
+)
 from versatileffn.data.default_corpus import read_topics
 from versatileffn.errors import DataError
 
 
-class _QuietStep:
-    """A pipeline step that, arriving in a worker, silences datatrove's log to the terminal."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        logger.disable("datatrove")
-        self.__dict__.update(state)
-
-
-class FileReader(_QuietStep, BaseDiskReader):
+class FileReader(BaseDiskReader):
     """Base of the readers of files: task `rank` reads files rank, rank + world_size, ….
 
     Args:
@@ -78,17 +78,33 @@ class TextReader(FileReader):
 
     def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
         """Yield the file's text, whole or in parts."""
-        content = without_bom(file.read(), path)
-        if b"\0" in content:
-            raise DataError(f"{path}: a binary file (it has NUL bytes), not text; leave it out")
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: not UTF-8 text (byte {error.start}); convert it or leave it out"
-            ) from error
-        parts = text.split(self.separator) if self.separator else [text]
-        yield from enumerate(part for part in parts if part.strip())
+        for number, (start, content) in enumerate(self._parts(file, path)):
+            if b"\0" in content:
+                raise DataError(f"{path}: a binary file (it has NUL bytes), not text; leave it out")
+            try:
+                text = content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: not UTF-8 text (byte {start + error.start}); convert it or leave it "
+                    "out"
+                ) from error
+            if not text.isspace():
+                yield number, text
+
+    def _parts(self, file: IO[bytes], path: str) -> Iterator[tuple[int, bytearray]]:
+        """The parts between separators, in UTF-8, each with the byte at which it starts."""
+        separator = (self.separator or "").encode("utf-8", "surrogateescape")
+        content, start, searched = bytearray(), 0, 0
+        while chunk := file.read(CHUNK_BYTES):
+            content += chunk if start or content else without_bom(chunk, path)
+            while separator and (found := content.find(separator, searched)) >= 0:
+                yield start, content[:found]
+                del content[: found + len(separator)]
+                start, searched = start + found + len(separator), 0
+            searched = max(0, len(content) - len(separator))
+            if len(content) > MAX_DOCUMENT_BYTES:
+                raise too_long(path)
+        yield start, content
 
 
 class JsonlReader(FileReader):
@@ -96,12 +112,15 @@ class JsonlReader(FileReader):
 
     def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
         """Yield each line's text, with its 1-based line number."""
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(MAX_DOCUMENT_BYTES + 1), b"")
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            if len(line) > MAX_DOCUMENT_BYTES:
+                raise too_long(where)
             if number == 1:
                 line = without_bom(line, path)
-            if not line.strip():
+            if line.isspace() or not line:
                 continue
-            where = f"{path}, line {number}"
             try:
                 record = orjson.loads(line)
             except orjson.JSONDecodeError as error:
@@ -115,19 +134,23 @@ class JsonlReader(FileReader):
             yield number, field_text(record, self.text_key, where)
 
 
+_ROWS = 32  # decoded at once: a text that a file holds once may stand in every row
+
+
 class ParquetReader(FileReader):
     """Read Parquet: a row is a document, its text in one column; only that column is read."""
 
     def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
         """Yield each row's text, with its 0-based row number."""
         compressed = path.lower().endswith(COMPRESSIONS)  # such a stream can't seek, Parquet has to
-        with pq.ParquetFile(io.BytesIO(file.read()) if compressed else file) as table:
+        with pq.ParquetFile(io.BytesIO(read_whole(file, path)) if compressed else file) as table:
             if self.text_key not in table.schema_arrow.names:
                 raise missing_field(self.text_key, table.schema_arrow.names, path)
             number = 0
-            for batch in table.iter_batches(batch_size=1000, columns=[self.text_key]):
-                for record in batch.to_pylist():
-                    yield number, field_text(record, self.text_key, f"{path}, row {number}")
+            for batch in table.iter_batches(batch_size=_ROWS, columns=[self.text_key]):
+                for value in batch.column(0):
+                    where = f"{path}, row {number}"
+                    yield number, field_text({self.text_key: value.as_py()}, self.text_key, where)
                     number += 1
 
 
@@ -139,7 +162,7 @@ class TopicsReader(FileReader):
         yield from read_topics().items()
 
 
-class HubReader(_QuietStep, HuggingFaceDatasetReader):
+class HubReader(HuggingFaceDatasetReader):
     """Read a data set of the Hugging Face Hub: a row is a document.
 
     Args:
@@ -157,7 +180,6 @@ class HubReader(_QuietStep, HuggingFaceDatasetReader):
             dataset,
             {"name": config, "split": split},
             streaming=streaming,
-            adapter=_hub_adapter,
             text_key=text_key,
         )
 
@@ -180,12 +202,11 @@ class HubReader(_QuietStep, HuggingFaceDatasetReader):
                 f"serves ({reason}); check the name, --hub-config, --hub-split and the network"
             ) from error
 
-
-def _hub_adapter(
-    self: HubReader, data: dict[str, Any], path: str, id_in_file: int | str
-) -> dict[str, Any]:
-    where = f"{path}, row {id_in_file}"
-    return {"text": field_text(data, self.text_key, where), "id": f"{path}/{id_in_file}"}
+    def _default_adapter(
+        self, data: dict[str, Any], path: str, id_in_file: int | str
+    ) -> dict[str, Any]:
+        where = f"{path}, row {id_in_file}"
+        return {"text": field_text(data, self.text_key, where), "id": f"{path}/{id_in_file}"}
 
 
 def field_text(record: dict[str, Any], field: str, where: str) -> str:
@@ -204,7 +225,7 @@ def field_text(record: dict[str, Any], field: str, where: str) -> str:
             f"{where}: field {field!r} holds {type(text).__name__}, not text; "
             "name the right one with --text-field"
         )
-    return text if text.strip() else ""
+    return "" if text.isspace() else text
 
 
 def missing_field(field: str, present: list[str], where: str) -> DataError:

@@ -7,6 +7,7 @@ import numpy as np
 from versatileffn.errors import ConfigError, DataError
 
 TRAIN, VAL = "train", "val"
+_PART = 2**20  # characters that are turned into bytes at once
 
 
 def document_key(text: str, seed: int) -> int:
@@ -15,15 +16,24 @@ def document_key(text: str, seed: int) -> int:
     Raises:
         DataError: the text holds half a surrogate pair, which no UTF-8 can express.
     """
-    try:
-        content = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"a document isn't valid Unicode ({error.reason}, character {error.start}, "
-            f"{text[:40]!r}…); repair or remove it"
-        ) from error
     salt = seed.to_bytes(16, "little", signed=True)
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8, salt=salt).digest(), "little")
+    digest = hashlib.blake2b(digest_size=8, salt=salt)
+    for start in range(0, len(text), _PART):
+        try:
+            digest.update(text[start : start + _PART].encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"a document isn't valid Unicode ({error.reason}, character {start + error.start}, "
+                f"{text[:40]!r}…); repair or remove it"
+            ) from error
+    return int.from_bytes(digest.digest(), "little")
+
+
+def utf8_size(text: str) -> int:
+    """Bytes that a text takes in UTF-8."""
+    if text.isascii():
+        return len(text)
+    return sum(len(text[at : at + _PART].encode()) for at in range(0, len(text), _PART))
 
 
 def check_val_size(val_fraction: float | None, val_documents: int | None) -> None:

@@ -1,24 +1,31 @@
 """From a corpus to a token folder: find, split, choose a tokenizer, tokenize, publish."""
 
-import dataclasses
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from versatileffn.data.corpus import Corpus, find_corpus
-from versatileffn.data.meta import MAX_SEED, SplitMeta, TokenMeta
-from versatileffn.data.output import check_output, replacing, resolve_output
+from versatileffn.data.meta import (
+    MAX_SEED,
+    MAX_VOCAB_SIZE,
+    META_FILE,
+    SplitMeta,
+    TokenBytes,
+    TokenizerMeta,
+    TokenMeta,
+)
+from versatileffn.data.output import EARLIER, check_output
 from versatileffn.data.pipeline import DocumentKeys, Progress, SplitTokenizer, run_stage
+from versatileffn.data.shards import TaskRecords
 from versatileffn.data.split import TRAIN, VAL, check_val_size, split_of, val_threshold
 from versatileffn.data.tokenizers import (
-    MAX_VOCAB_SIZE,
     MIN_VOCAB_SIZE,
     TOKENIZER_FOLDER,
     describe,
@@ -26,13 +33,17 @@ from versatileffn.data.tokenizers import (
     save_tokenizer,
     train_bpe,
 )
-from versatileffn.errors import ConfigError
+from versatileffn.data.workers import check_workers
+from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.provenance import versions
+from versatileffn.workspace.durable import remove, size_text, writing
+from versatileffn.workspace.folder import new_folder
+from versatileffn.workspace.manifest import digests, strangers
 
 VOCAB_SIZE = 4096
 VAL_FRACTION = 0.02
 BPE_SAMPLE_BYTES = 32 * 2**20  # more text hardly changes a small vocabulary
-_WORK = "work"  # datatrove's records, removed before publishing
+_UNITS = ("documents", "bytes", "tokens")
 _PACKAGES = ("datatrove", "tokenizers", "transformers")
 
 
@@ -54,11 +65,12 @@ def tokenize_corpus(
     hub_split: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    notice: Callable[[str], None] = warnings.warn,
 ) -> TokenMeta:
     """Turn a corpus into a folder of token shards, its tokenizer and meta.json.
 
     The same corpus and arguments give the same tokens, whatever `workers` is. An interrupted call
-    leaves `OUTPUT.partial-…` behind, and the same call continues it.
+    leaves a hidden folder beside `output` behind, and the same call continues it.
 
     Args:
         source: a folder, a file, a Hub data set, or None for Python's own sources.
@@ -77,6 +89,7 @@ def tokenize_corpus(
         hub_split: split of the Hub data set; None: `train`.
         overwrite: replace an existing token folder, once the new one is complete.
         progress: called with one line now and then.
+        notice: called with one line for what the user should know of.
 
     Returns:
         What meta.json says.
@@ -84,17 +97,17 @@ def tokenize_corpus(
     Raises:
         ConfigError: an argument is out of range, or has no effect beside the others.
         DataError: the corpus, the tokenizer or the output folder can't be used.
+        ResourceError: the disk is full, or a process was killed; the same call goes on.
     """
     report = progress or (lambda line: None)
     _check_tokenizer_options(tokenizer, vocab_size, eos_token)
     check_val_size(val_fraction, val_documents)
     _check_range("seed", seed, 0, MAX_SEED)
-    _check_range("workers", workers, 1)
+    check_workers(workers)
     _check_range("limit_documents", limit_documents, 1)
     if document_separator == "":
         raise ConfigError("document_separator is empty text; leave it out, or name what cuts")
-    output = resolve_output(output)
-    check_output(output, overwrite, source)
+    target = check_output(output, overwrite, source)
     corpus = find_corpus(
         source,
         text_field=text_field,
@@ -118,21 +131,40 @@ def tokenize_corpus(
     found = versions(*_PACKAGES)
     contents = given.backend_tokenizer.to_str() + str(given.eos_token) if given is not None else ""
     key = _digest(settings, found, seed, corpus.tasks, corpus.identity, contents)
-    with replacing(output, key, overwrite) as folder:
+    for line in corpus.notices():
+        notice(line)
+    with new_folder(
+        target, META_FILE, overwrite, key=key, earlier=EARLIER, error_class=DataError
+    ) as folder:
         job = _Job(corpus, folder, seed, workers, report)
-        threshold = val_threshold(_read_keys(job), val_fraction, val_documents, corpus.source)
-        if (folder / TOKENIZER_FOLDER).is_dir():  # an interrupted run got this far
-            chosen = find_tokenizer(str(folder / TOKENIZER_FOLDER))
-            described = describe(chosen, folder)
-        else:
+        keys = _read_keys(job)
+        threshold = val_threshold(keys, val_fraction, val_documents, corpus.source)
+        if not (folder / TOKENIZER_FOLDER).is_dir():
             chosen = given if given is not None else _train(job, threshold, vocab_size)
-            described = save_tokenizer(chosen, folder)
-        token_bytes: Literal[2, 4] = 2 if described.vocab_size <= 2**16 else 4
-        splits = _write_shards(job, threshold, str(chosen.eos_token), token_bytes)
-        shutil.rmtree(folder / _WORK)
-        meta = TokenMeta(described, splits, corpus.source, seed, token_bytes, settings, found)
-        meta.save(folder)
-    return TokenMeta.load(output)
+            described = save_tokenizer(chosen, folder, job.work)
+        else:  # an interrupted run got this far
+            described = describe(find_tokenizer(str(folder / TOKENIZER_FOLDER)), folder)
+        step = _write_shards(job, described, threshold)
+        splits = _count_splits(job, step, keys)
+        uncertain = step.records.totals(corpus.tasks)["uncertain"]
+        if uncertain:
+            notice(
+                f"{corpus.source}: texts without a place where this tokenizer surely cuts were cut "
+                f"at {uncertain:,} places, where tokens may differ from the whole text's"
+            )
+        files = step.records.files(corpus.tasks) | _tokenizer_files(folder)
+        remove(folder / name for name in strangers(folder, files))
+        TokenMeta(
+            tokenizer=described,
+            splits=splits,
+            source=corpus.source,
+            seed=seed,
+            token_bytes=step.token_bytes,
+            settings=settings,
+            versions=found,
+            files=files,
+        ).save(folder)
+    return TokenMeta.load(target)
 
 
 @dataclass(frozen=True)
@@ -145,6 +177,16 @@ class _Job:
     workers: int
     report: Progress
 
+    @property
+    def work(self) -> Path:
+        """Where records lie: beside the folder to fill, and so never published with it."""
+        return self.folder.parent
+
+    @property
+    def key_records(self) -> TaskRecords:
+        """The finished tasks of the first stage."""
+        return TaskRecords(self.work / "read", self.work / "keys")
+
 
 def _read_keys(job: _Job) -> np.ndarray:
     """Look at every document once: all bad input shows here, before anything expensive."""
@@ -152,10 +194,9 @@ def _read_keys(job: _Job) -> np.ndarray:
     def on_progress(state: str) -> None:
         job.report(f"reading the corpus: {state}")
 
-    folder = job.folder / _WORK / "keys"
-    step = DocumentKeys(folder, job.seed)
-    run_stage(job.corpus, step, job.folder / _WORK / "read", job.workers, on_progress)
-    return np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
+    step = DocumentKeys(job.key_records, job.seed)
+    run_stage(job.corpus, step, job.workers, on_progress)
+    return step.keys(job.corpus.tasks)
 
 
 def _train(job: _Job, threshold: int | None, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -176,28 +217,58 @@ def _train(job: _Job, threshold: int | None, vocab_size: int) -> PreTrainedToken
     return train_bpe(sample(), vocab_size)
 
 
-def _write_shards(
-    job: _Job, threshold: int | None, eos_token: str, token_bytes: int
-) -> dict[str, SplitMeta]:
-    """Tokenize both splits into shards, and count them."""
+def _write_shards(job: _Job, tokenizer: TokenizerMeta, threshold: int | None) -> SplitTokenizer:
+    """Tokenize both splits into shards; returns the step that did.
+
+    Raises:
+        ResourceError: the disk is full, among others; says about how much the rest takes.
+    """
+    token_bytes: TokenBytes = 2 if tokenizer.vocab_size <= 2**16 else 4
+    records = TaskRecords(job.work / tokenizer.sha256[:10], job.folder)
+    file = job.folder / TOKENIZER_FOLDER / "tokenizer.json"
+    eos = tokenizer.eos_token_id
+    step = SplitTokenizer(records, file, eos, token_bytes, job.seed, threshold)
 
     def on_progress(state: str) -> None:
-        tokens = sum(path.stat().st_size for path in job.folder.glob("*/*.ds")) // token_bytes
-        job.report(f"tokenizing: {tokens / 1e6:.1f}M tokens, {state}")
+        size = sum(path.stat().st_size for path in job.folder.glob("*/*.ds"))
+        job.report(f"tokenizing: {size / token_bytes / 1e6:.1f}M tokens, {state}")
 
-    file = job.folder / TOKENIZER_FOLDER / "tokenizer.json"
-    step = SplitTokenizer(job.folder, file, eos_token, token_bytes, job.seed, threshold)
-    records = job.folder / _WORK / "tokenize"
-    totals = run_stage(job.corpus, step, records, job.workers, on_progress)
-    for shard in job.folder.glob("*/*.ds"):
-        if not shard.stat().st_size:  # a task may hold none of a split's documents
-            shard.unlink()
-            shard.with_name(f"{shard.name}.index").unlink()
-    units = [unit.name for unit in dataclasses.fields(SplitMeta)]
+    try:
+        with writing(job.folder, DataError):
+            run_stage(job.corpus, step, job.workers, on_progress)
+    except ResourceError as error:
+        done, text = records.totals(job.corpus.tasks), job.key_records.totals(job.corpus.tasks)
+        size, tokens = (sum(done.get(f"{s}/{u}", 0) for s in (TRAIN, VAL)) for u in _UNITS[1:])
+        share = tokens / size if size else 1.0  # tokens per byte; at most one, before we know
+        missing = size_text(round((text["bytes"] - size) * share * token_bytes))
+        about = "about" if size else "at most"
+        raise ResourceError(f"{error}; the rest of the tokens takes {about} {missing}") from error
+    return step
+
+
+def _count_splits(job: _Job, step: SplitTokenizer, keys: np.ndarray) -> dict[str, SplitMeta]:
+    """The size of each split, summed over what each task recorded.
+
+    Raises:
+        DataError: they aren't the documents that were looked at before.
+    """
+    held_out = 0 if step.threshold is None else int((keys <= np.uint64(step.threshold)).sum())
+    expected = {TRAIN: len(keys) - held_out} | ({VAL: held_out} if held_out else {})
+    totals = step.records.totals(job.corpus.tasks)
+    found = {name: totals[f"{name}/documents"] for name in expected}
+    if found != expected:
+        raise DataError(
+            f"{job.corpus.source}: changed while it was read, from {expected} to {found} "
+            "documents; run the same command again"
+        )
     return {
-        name: SplitMeta(**{unit: totals[f"{name}/{unit}"] for unit in units})
-        for name in ([TRAIN] if threshold is None else [TRAIN, VAL])
+        name: SplitMeta(**{unit: totals[f"{name}/{unit}"] for unit in _UNITS}) for name in expected
     }
+
+
+def _tokenizer_files(folder: Path) -> dict[str, str]:
+    found = digests(folder / TOKENIZER_FOLDER)
+    return {f"{TOKENIZER_FOLDER}/{name}": digest for name, digest in found.items()}
 
 
 def _check_tokenizer_options(tokenizer: str, vocab_size: int | None, eos_token: str | None) -> None:

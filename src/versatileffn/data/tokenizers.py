@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from versatileffn.data.meta import META_FILE, TokenizerMeta, TokenMeta
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.data.meta import MAX_VOCAB_SIZE, META_FILE, TokenizerMeta, TokenMeta
+from versatileffn.errors import ConfigError, DataError, VersatileFFNError
 from versatileffn.models.hub import hub_options
+from versatileffn.models.tokenizer import auto_tokenizer
+from versatileffn.workspace.durable import remove, rename, sync_tree
 
 EOS_TOKEN = "<|endoftext|>"
 TOKENIZER_FOLDER = "tokenizer"
 MIN_VOCAB_SIZE = 257  # every byte, and the end of text
-MAX_VOCAB_SIZE = 2**24
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _OLMO_FILE = "tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"
 _USUAL_EOS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -77,17 +78,22 @@ def find_tokenizer(
         elif (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
             tokenizer = _from_file(path / "tokenizer.json")
         elif name and path.is_dir():
-            tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(name))
+            tokenizer = cast(PreTrainedTokenizerFast, auto_tokenizer(name))
         else:
             _check_hub_id(name, ["olmo", "bpe"] if for_documents else ["olmo"])
             tokenizer = _from_hub(name)
-    except DataError:
+    except VersatileFFNError:
         raise
     except Exception as error:  # the loaders raise whatever their format's parser does
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{name}: no tokenizer could be loaded from it ({reason})") from error
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         raise DataError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it first")
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= MAX_VOCAB_SIZE:
+        raise DataError(
+            f"{name}: has a token {largest}, and ids must be below {MAX_VOCAB_SIZE}: a model keeps "
+            "a row for each; number its tokens anew"
+        )
     return _with_eos(tokenizer, eos_token, name) if for_documents else tokenizer
 
 
@@ -112,11 +118,21 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenizerMeta:
-    """Save the tokenizer below a token folder, whole or not at all, and describe it."""
-    unfinished = folder / f"{TOKENIZER_FOLDER}.unfinished"
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, scratch: Path
+) -> TokenizerMeta:
+    """Save the tokenizer below a token folder, whole and on disk or not at all; describe it.
+
+    Args:
+        tokenizer: what is saved.
+        folder: the token folder.
+        scratch: a folder on the same disk, of the caller's own.
+    """
+    unfinished = scratch / TOKENIZER_FOLDER
+    remove([unfinished])
     tokenizer.save_pretrained(unfinished)
-    unfinished.rename(folder / TOKENIZER_FOLDER)
+    sync_tree(unfinished)
+    rename(unfinished, folder / TOKENIZER_FOLDER)
     return describe(tokenizer, folder)
 
 
@@ -186,5 +202,4 @@ def _check_hub_id(name: str, own: list[str]) -> None:
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
-    loaded = AutoTokenizer.from_pretrained(name, **hub_options(name))
-    return cast(PreTrainedTokenizerFast, loaded)
+    return cast(PreTrainedTokenizerFast, auto_tokenizer(name, **hub_options(name)))

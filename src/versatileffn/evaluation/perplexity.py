@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from versatileffn.data.split_text import bits_per_byte
 from versatileffn.errors import CheckpointError, ConfigError, DataError
+from versatileffn.evaluation.likelihood import target_nats
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.models.mode import evaluating
 
@@ -145,7 +146,7 @@ def perplexity(
     whole, size = math.fsum(per_text), sum(sizes)
     return Perplexity(
         whole / tokens,
-        whole / math.log(2) / size,
+        bits_per_byte(whole, size),
         tokens,
         size,
         len(sizes),
@@ -244,10 +245,8 @@ def negative_log_likelihoods(model: Any, batch: Sequence[Span]) -> list[float]:
     totals = []
     for span, logits_SV in zip(batch, logits_BSV, strict=True):
         scored_SV = logits_SV[len(logits_SV) - len(span.targets) :]
-        wide_SV = scored_SV.to(torch.promote_types(scored_SV.dtype, torch.float32))
         targets_S = torch.tensor(list(span.targets), device=device)
-        nats_S = cross_entropy(wide_SV, targets_S, reduction="none")
-        totals.append(nats_S.sum(dtype=torch.float64).item())
+        totals.append(target_nats(scored_SV, targets_S).sum().item())
     return totals
 
 

@@ -7,18 +7,24 @@ Legend: M tokens, D d_model, L max_loops, N num_experts.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from versatileffn.execution.activation import activate_in_place, is_swiglu
 from versatileffn.execution.blend import Blend
+from versatileffn.execution.flops import backward_flops, forward_flops, planned_loops
 from versatileffn.execution.layer import Layer
 from versatileffn.execution.norms import RMSNorm
 from versatileffn.execution.packed import Steps, run_steps
-from versatileffn.execution.packed_training import run_backward, run_forward
+from versatileffn.execution.packed_training import (
+    refuse_second_derivative,
+    run_backward,
+    run_forward,
+)
 from versatileffn.execution.plain import reads_plain_weights
 from versatileffn.ffn.dense import FeedForward, Norm
 from versatileffn.ffn.experts import ExpertSlices
@@ -243,4 +249,27 @@ def _differentiate(ctx: Any, d_output_MD: Tensor, _: Tensor | None) -> tuple[Any
     )
 
 
+def _refuse(ctx: Any, *_: Any) -> NoReturn:
+    refuse_second_derivative()
+
+
 packed_forward.register_autograd(_differentiate, setup_context=_save)
+packed_backward.register_autograd(_refuse)
+
+
+@register_flop_formula(torch.ops.versatileffn.packed, get_raw=True)
+def _(*arguments: Any, out_val: Any = None) -> int:
+    given = Arguments(*arguments)
+    return forward_flops(planned_loops(given.loop_count_M), given.linears)
+
+
+@register_flop_formula(torch.ops.versatileffn.packed_forward, get_raw=True)
+def _(*arguments: Any, out_val: Any = None) -> int:
+    given = Arguments(*arguments)
+    return forward_flops(len(given.hidden_MD) * given.max_loops, given.linears)
+
+
+@register_flop_formula(torch.ops.versatileffn.packed_backward, get_raw=True)
+def _(d_output_MD: Tensor, totals: Tensor, *arguments: Any, out_val: Any = None) -> int:
+    given = Arguments(*arguments)
+    return backward_flops(given.loop_count_M, given.max_loops, given.linears)

@@ -102,7 +102,7 @@ class PackedBackward:
 
         d_x_RD = self.d_projected_SF[0][here] @ self.layer.proj[0]
         for d_rows_SF, weight_FD in zip(self.d_projected_SF[1:], self.layer.proj[1:], strict=True):
-            d_x_RD.addmm_(d_rows_SF[here], weight_FD)
+            torch.addmm(d_x_RD, d_rows_SF[here], weight_FD, out=d_x_RD)  # torch counts no addmm_
         d_leaving_RD = kept_R1.to(d_next_RD.dtype) * self.d_output_MD[leave]
         d_state_RD, d_norm = norm_backward(d_x_RD)
         for total, part in zip(self.d_norm, d_norm, strict=True):

@@ -10,17 +10,20 @@ Two memory modes. `run_recomputed` saves states alone, H₀ and U₁ … U_{L−
 its backward pass projects once more; `run_packed_training` also saves what W_proj gave in a token's
 ℓ̂ loops, 2·F·ℓ̂ values, and a_L where ℓ̂ < L, F values.
 
+The gradient is written by hand, so it can't be differentiated again: whoever tries is told.
+
 Legend: M tokens, D d_model, F d_hidden, L max_loops, N num_experts; U_ℓ = H_ℓ − H₀.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate, chain, pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from versatileffn.errors import ConfigError
 from versatileffn.execution.blend import Blend
 from versatileffn.execution.layer import Layer
 from versatileffn.execution.order import count_active, longest_first
@@ -98,18 +101,52 @@ class _PackedTraining(torch.autograd.Function):
         return output_MD
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output_MD: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_MD, loop_count_M, kept_M1, shared_M1, routed_MN, gains_L, *rest = ctx.saved_tensors
-        norm_weights, linears, totals, saved = _split(rest, ctx.sizes)
+        gradients = partial(_PackedTraining.gradients, ctx)
+        return (None, None, None, None, *_Once.apply(gradients, d_output_MD, *ctx.saved_tensors))
+
+    @staticmethod
+    def gradients(ctx: Any, d_output_MD: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_MD, loop_count_M, kept_M1, shared_M1, routed_MN, gains_L, *rest = saved
+        norm_weights, linears, totals, projected = _split(rest, ctx.sizes)
         shared, slices = ctx.blend
         grads = run_backward(
             ctx.layer.with_weights(norm_weights, linears),
             Blend(kept_M1, shared, shared_M1, routed_MN, slices),
-            gains_L, loop_count_M, ctx.max_loops, hidden_MD, totals, saved, d_output_MD,
+            gains_L, loop_count_M, ctx.max_loops, hidden_MD, totals, projected, d_output_MD,
             ctx.all_loops, ctx.needs_input_grad[10:],
         )  # fmt: skip
-        return (None, None, None, None, *grads)
+        return tuple(grads)
+
+
+class _Once(torch.autograd.Function):
+    """Stands in the graph between all that a gradient depends on and the gradient.
+
+    `once_differentiable` would not do: it notices only the gradient that comes in, so a second
+    derivative of a sum would silently lack every term of this layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradients: Callable[..., tuple[Tensor | None, ...]], *inputs: Tensor
+    ) -> Any:
+        return gradients(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> Any:
+        refuse_second_derivative()
+
+
+def refuse_second_derivative() -> NoReturn:
+    """Say what to use instead.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "packed training has no second derivatives (Hessian products, gradient penalties): use "
+        "execution='masked', which is differentiable as often as you like"
+    )
 
 
 def run_forward(

@@ -11,8 +11,9 @@
 | `recompute`   | as `packed`, but training keeps states only                | recomputed      |
 | `triton`      | gradients off, CUDA, what the kernels support              | triton          |
 | `triton`      | gradients off otherwise                                    | a ConfigError   |
-| `triton`      | gradients on                                               | as `auto`       |
+| `triton`      | gradients on, or under torch.func                          | as `auto`       |
 
+Packed training, the operator's too, has no second derivatives and says so; masked has them.
 Weights are plain when each linear is an unwrapped, bias-free `nn.Linear` without hooks: no adapter,
 no quantization, no offloading. The operator always keeps states only in training. A recorded graph
 other than torch.compile's (export, tracing, CUDA graphs) must hold for other tokens too, so it
@@ -44,7 +45,7 @@ Executor = Callable[[Tensor, Norm, FeedForward, ReusePlan], Tensor]
 def select_executor(
     execution: Execution, plan: ReusePlan, norm: Norm, mlp: FeedForward
 ) -> Executor:
-    """Choose by the table above, all but `triton` without gradients.
+    """Choose by the table above, all but what runs the Triton kernels.
 
     Raises:
         ConfigError: `packed` or `recompute` was asked for where it isn't valid.
@@ -86,8 +87,6 @@ def _is_recorded(plan: ReusePlan) -> bool:
 
 def _is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation wants to see every operation."""
-    if torch.compiler.is_compiling():
-        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -107,7 +106,7 @@ def execute(
         )
     hidden_MD, plan = hidden.reshape(-1, hidden.shape[-1]), plan.flatten()
     run: Executor = run_triton
-    if execution != "triton" or torch.is_grad_enabled():
+    if execution != "triton" or torch.is_grad_enabled() or _is_transformed():
         run = select_executor(execution, plan, norm, mlp)
     elif reason := unsupported(hidden_MD, norm, mlp, plan):
         raise ConfigError(f"execution='triton' is impossible here ({reason}): use 'auto'")

@@ -15,6 +15,8 @@ ReuseGains = Literal["fixed", "learned"]
 Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
 LARGEST = 2**20
 """Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
+MOST_LOOPS = 2**10
+"""Of any count of loops: each costs a feed-forward network, and a forward pass has to end."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class FFNConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             _check_value(name, getattr(self, name), hint)
+        for name in ("max_loops", "num_loops"):
+            if getattr(self, name) > MOST_LOOPS:
+                raise ConfigError(
+                    f"{name}={getattr(self, name):,} must be at most {MOST_LOOPS:,}: lower it"
+                )
         if self.top_k > self.num_experts:
             raise ConfigError(
                 f"top_k={self.top_k} exceeds num_experts={self.num_experts}: "
@@ -79,6 +86,11 @@ class FFNConfig:
     def uses_depth(self) -> bool:
         """Whether the depth pathway, and so a loop predictor, exists."""
         return self.variant == "versatile" and self.fusion != "width"
+
+    @property
+    def has_router(self) -> bool:
+        """Whether tokens select experts, virtual or real, so that there is a balance loss."""
+        return self.uses_width or self.variant == "moe"
 
     def expert_size(self, d_hidden: int) -> int:
         """Hidden neurons of one expert in an FFN of `d_hidden` neurons (f).

@@ -11,25 +11,14 @@ from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.gains import with_first_gain
 from versatileffn.ffn.plan import ReusePlan, expected_loops
+from versatileffn.ffn.wide import WideLinear, at_least_float32
 
 
-class Controller(nn.Module):
-    """Base of everything that decides how tokens use the FFN: `forward` returns a `ReusePlan`.
-
-    A layer on its own takes any module; Transformers models record the plans of this class.
-
-    Attributes:
-        tau: temperature τ, moved by the training schedule.
-    """
-
-    tau: float = 1.0
-
-
-class ReuseController(Controller):
+class ReuseController(nn.Module):
     """Router and loop predictor. Source: Eq. 7, 10, 12, 13.
 
     Both are linear, without bias, and read what they are given: H, or norm(H) from a layer with
-    `normed_controller`. Softmaxes run in at least float32.
+    `normed_controller`. Logits and softmaxes are computed in at least float32.
 
     Args:
         d_model: D.
@@ -50,14 +39,14 @@ class ReuseController(Controller):
         self.config = config
         self.tau = config.tau
         self.slices: ExpertSlices | None = None
-        self.router: nn.Linear | None = None
-        self.loop_head: nn.Linear | None = None
+        self.router: WideLinear | None = None
+        self.loop_head: WideLinear | None = None
         if config.uses_width:
             d_expert = config.expert_size(d_hidden)
             self.slices = ExpertSlices(config.num_experts, d_expert, d_hidden)
-            self.router = nn.Linear(d_model, config.num_experts, bias=False)
+            self.router = WideLinear(d_model, config.num_experts)
         if config.uses_depth:
-            self.loop_head = nn.Linear(d_model, config.max_loops, bias=False)
+            self.loop_head = WideLinear(d_model, config.max_loops)
 
         learned = config.reuse_gains == "learned"
         learns_loops = learned and config.uses_depth and config.max_loops > 1
@@ -86,10 +75,17 @@ class ReuseController(Controller):
         Returns:
             the plan, with the leading shape of `hidden`.
         """
-        plan = self._decide_depth(hidden, gumbel_noise)
+        wide = at_least_float32(hidden)  # once, as autograd keeps it for each linear map
+
+        def logits(linear: nn.Module) -> Tensor:
+            # An adapter or a quantized map in its place expects, and returns, dtypes of its own.
+            return at_least_float32(linear(wide if isinstance(linear, WideLinear) else hidden))
+
+        loop_logits = None if self.loop_head is None else logits(self.loop_head)
+        plan = self._decide_depth(wide, loop_logits, gumbel_noise)
         if self.router is None:
             return plan
-        router_logits = at_least_float32(self.router(hidden))
+        router_logits = logits(self.router)
         plan.router_logits = router_logits
         plan.gates, plan.experts = select_experts(router_logits, self.config.top_k)
         plan.slices = self.slices
@@ -98,12 +94,13 @@ class ReuseController(Controller):
             plan.shared = 1.0
         return plan
 
-    def _decide_depth(self, hidden: Tensor, gumbel_noise: Tensor | None) -> ReusePlan:
+    def _decide_depth(
+        self, wide: Tensor, logits: Tensor | None, gumbel_noise: Tensor | None
+    ) -> ReusePlan:
         """Loop counts, their probabilities and λ."""
-        if self.loop_head is None:
-            ones = hidden.new_ones(hidden.shape[:-1], dtype=_at_least_float32(hidden.dtype))
+        if logits is None:
+            ones = wide.new_ones(wide.shape[:-1])
             return ReusePlan(ones.long(), loop_probs=ones.unsqueeze(-1), lam=ones)
-        logits = at_least_float32(self.loop_head(hidden))
         if gumbel_noise is None and self.training:
             gumbel_noise = sample_gumbel(logits)
         probs = loop_probabilities(logits, self.tau, gumbel_noise)
@@ -141,8 +138,6 @@ def straight_through(probs_ML: Tensor, loop_count_M: Tensor) -> Tensor:
     The soft part is subtracted from itself first, so that the result is exactly 0 or 1.
     """
     one_hot_ML = F.one_hot(loop_count_M - 1, probs_ML.shape[-1]).to(probs_ML.dtype)
-    if not probs_ML.requires_grad:
-        return one_hot_ML
     return one_hot_ML + (probs_ML - probs_ML.detach())
 
 
@@ -162,12 +157,3 @@ def sample_gumbel(like: Tensor) -> Tensor:
     """Standard Gumbel noise of the shape, dtype and device of `like`: −log(Exp(1))."""
     smallest = torch.finfo(like.dtype).tiny
     return -torch.empty_like(like).exponential_().clamp_min_(smallest).log()
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Widen half-precision logits, whose softmax would lose ties; leave float64 alone."""
-    return values.to(_at_least_float32(values.dtype))
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

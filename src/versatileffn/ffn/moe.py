@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import at_least_float32, select_experts
+from versatileffn.ffn.controller import select_experts
 from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.losses import balance_loss
+from versatileffn.ffn.wide import WideLinear, at_least_float32
 
 
 class SparseExperts(nn.Module):
@@ -43,7 +44,7 @@ class SparseExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts, self.top_k, self.gated = num_experts, top_k, gated
-        self.router = nn.Linear(d_model, num_experts, bias=False)
+        self.router = WideLinear(d_model, num_experts)
         width = 2 * d_expert if gated else d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, width, d_model))
         self.down_proj = nn.Parameter(torch.empty(num_experts, d_model, d_expert))

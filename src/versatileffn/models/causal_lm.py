@@ -11,11 +11,12 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.controller import Controller, ReuseController
+from versatileffn.ffn.controller import ReuseController
 from versatileffn.ffn.gains import LoopGains
 from versatileffn.ffn.losses import balance_loss
 from versatileffn.ffn.moe import SparseExperts
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.models.layer import ReuseLayer
 
 ALIGNMENT = 16
 """Bytes; what the widest vector loads of common CPU kernels expect at least."""
@@ -28,7 +29,7 @@ class ReuseCausalLMOutput(MoeCausalLMOutputWithPast):
     Args:
         loss: nats per token; in training mode with `router_aux_loss_coef · aux_loss` added.
         aux_loss: the balance loss, averaged over layers; None without a router.
-        router_logits: one [B, T, N] for each layer, when asked for.
+        router_logits: one [B·T, N] for each layer, when asked for.
         reuse_plans: one plan for each layer, with `output_reuse_plans=True` (versatile only).
     """
 
@@ -73,7 +74,6 @@ class ReuseCausalLMMixin:
     lm_head: nn.Module
     training: bool
     loss_function: Any
-    named_parameters: Any
 
     def set_tau(self, tau: float) -> None:
         """Set the temperature τ of Eq. 10 in every layer, and in the config so that it is saved.
@@ -81,12 +81,14 @@ class ReuseCausalLMMixin:
         Raises:
             ConfigError: τ isn't a positive number.
         """
-        if not isinstance(tau, int | float) or not 0 < tau < float("inf"):
+        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < float("inf"):
             raise ConfigError(f"tau={tau!r} must be a positive number")
         self.config.tau = tau
-        for module in self.model.modules():
-            if isinstance(module, Controller):
-                module.tau = tau
+        for layer in self.model.modules():
+            if isinstance(layer, ReuseLayer) and layer.controller is not None:
+                for module in layer.controller.modules():  # one may wrap another
+                    if hasattr(module, "tau"):
+                        module.tau = tau  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(
@@ -122,22 +124,16 @@ class ReuseCausalLMMixin:
         if output_router_logits is None:
             wanted_for_loss = self.training and labels is not None
             output_router_logits = self.config.output_router_logits or wanted_for_loss
-        decides = self.config.ffn_variant == "versatile"
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            output_router_logits=output_router_logits and not decides,
-            output_reuse_plans=decides and (output_reuse_plans or output_router_logits),
+            output_router_logits=output_router_logits,
+            output_reuse_plans=output_reuse_plans,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        plans = outputs.get("reuse_plans") or ()
-        router_logits = None
-        if output_router_logits:
-            planned = tuple(p.router_logits for p in plans if p.router_logits is not None)
-            router_logits = planned or outputs.get("router_logits") or None
-        aux_loss = self._aux_loss(router_logits, attention_mask)
+        aux_loss = self._aux_loss(outputs.router_logits, attention_mask)
 
         loss = None
         if labels is not None:
@@ -149,7 +145,6 @@ class ReuseCausalLMMixin:
                 **kwargs,
             )
             if self.training and aux_loss is not None:
-                self._check_balance_gradient(aux_loss)
                 share = share_of_batch(kwargs.get("shift_labels"), labels, num_items_in_batch)
                 loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
         return ReuseCausalLMOutput(
@@ -159,25 +154,9 @@ class ReuseCausalLMMixin:
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            router_logits=router_logits,
-            reuse_plans=plans if output_reuse_plans and plans else None,
+            router_logits=outputs.router_logits,
+            reuse_plans=outputs.reuse_plans,
         )
-
-    def _check_balance_gradient(self, aux_loss: Tensor) -> None:
-        """Reentrant checkpointing runs layers without gradients and would lose this one silently.
-
-        Raises:
-            ConfigError: routers are trained, but their balance loss has no gradient.
-        """
-        if aux_loss.requires_grad or not torch.is_grad_enabled():
-            return
-        trained = any(p.requires_grad for n, p in self.named_parameters() if ".router." in n)
-        if trained and self.config.router_aux_loss_coef:
-            raise ConfigError(
-                "the balance loss has no gradient under reentrant gradient checkpointing: pass "
-                "gradient_checkpointing_kwargs={'use_reentrant': False}, or set "
-                "router_aux_loss_coef=0"
-            )
 
     def _aux_loss(
         self, router_logits: tuple[Tensor, ...] | None, attention_mask: Tensor | None
@@ -185,8 +164,9 @@ class ReuseCausalLMMixin:
         """The balance loss, averaged over layers."""
         if not router_logits:
             return None
-        fits = attention_mask is not None and attention_mask.shape == router_logits[0].shape[:-1]
-        mask = attention_mask if fits else None
+        mask = attention_mask
+        if mask is not None and (mask.dim() != 2 or mask.numel() != len(router_logits[0])):
+            mask = None  # it isn't one of padding, or speaks of cached tokens, too
         top_k = self.config.num_experts_per_tok
         losses = [balance_loss(logits.float(), top_k, mask) for logits in router_logits]
         return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()

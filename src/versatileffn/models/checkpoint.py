@@ -1,23 +1,31 @@
 """Reading checkpoints of supported families, strictly: every weight must be there and fit."""
 
 import io
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedModel
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as hf_logging
 
-from versatileffn.errors import CheckpointError, DataError
-from versatileffn.models.hub import hub_options
+from versatileffn.errors import CheckpointError, VersatileFFNError
+from versatileffn.models import weights as files
+from versatileffn.models.gguf import check_gguf
 from versatileffn.models.llama import VersatileLlamaConfig
+from versatileffn.models.source import check_source, first_line, is_gguf, where_to_load
+from versatileffn.models.trust import RemoteCodeError, trusts_remote_code, wants_remote_code
 
 FAMILIES = ("llama", VersatileLlamaConfig.model_type)
-GGUF = ".gguf"
+MOST = 2**62
+"""Of any whole number in a config; sizes made from larger ones can't even be written down."""
+MOST_LABELS = 2**20
+"""Transformers makes a name for each label that a config counts."""
+THETAS = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
+"""Bases of rotary embeddings, whose powers are taken."""
 
 
 def read_config(source: str | Path) -> LlamaConfig:
@@ -42,21 +50,61 @@ def read_config(source: str | Path) -> LlamaConfig:
 
 def read_any_config(source: str | Path) -> Any:
     """The config of a checkpoint of any family that Transformers knows; see `read_config`."""
-    _check_path(str(source))
+    check_source(str(source))
     try:
-        where, options = _where(source)
+        where, options = where_to_load(source)
         with quiet_transformers():
-            return AutoConfig.from_pretrained(where, **options)
+            if is_gguf(source):
+                check_gguf(Path(source).expanduser())
+            else:  # before Transformers makes anything from it
+                _check_numbers(PreTrainedConfig.get_config_dict(where, **options)[0], source)
+            config = AutoConfig.from_pretrained(
+                where, trust_remote_code=trusts_remote_code(), **options
+            )
+            _check_numbers(config.to_dict(), source)
+            return config
+    except VersatileFFNError:
+        raise
     except Exception as error:  # a damaged config.json makes many types of them
+        if wants_remote_code(error):
+            raise RemoteCodeError(source) from None
         raise CheckpointError(_unreadable(source, error)) from None
+
+
+def _check_numbers(config: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse numbers with which no model computes anything, wherever they stand in a config.
+
+    Raises:
+        CheckpointError: the first of them.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _check_numbers(value, source)
+        fault = _fault(name, value)
+        if fault:
+            raise CheckpointError(f"{source}: {name} in its config {fault}: mend it")
+
+
+def _fault(name: str, value: Any) -> str | None:
+    """What is wrong with one number of a config."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, int) and abs(value) > MOST:
+        return f"is a number of {value.bit_length()} bits, too large for any size"
+    if name.endswith(("eps", "epsilon")) and not (value >= 0 and isfinite(value)):
+        return f"is {value}, but must be a positive number"
+    if name in THETAS and not (value > 0 and isfinite(value)):
+        return f"is {value}, but must be a positive number"
+    if name == "num_labels" and value > MOST_LABELS:
+        return f"is {value:,}, but must be at most {MOST_LABELS:,}"
+    return None
 
 
 def _unreadable(source: str | Path, error: Exception) -> str:
     """Why a config can't be read, and what to do about it."""
-    is_gguf = _is_gguf(source)
-    if is_gguf and isinstance(error, ImportError):
+    if is_gguf(source) and isinstance(error, ImportError):
         return f"{source}: reading GGUF needs a package: pip install gguf"
-    if is_gguf:
+    if is_gguf(source):
         return (
             f"{source} can't be read as GGUF ({first_line(error)}): the file may be damaged, or "
             "of a family that Transformers doesn't convert"
@@ -65,59 +113,6 @@ def _unreadable(source: str | Path, error: Exception) -> str:
         f"{source} is no readable checkpoint ({first_line(error)}): give a folder with "
         "config.json and weights, a hub id, or a .gguf file"
     )
-
-
-def load_own_tokenizer(source: str | Path) -> Any:
-    """The tokenizer that lies with a checkpoint.
-
-    Args:
-        source: a folder, a hub id, or a .gguf file.
-
-    Raises:
-        DataError: there is none, or it doesn't load.
-    """
-    try:
-        where, options = _where(source)
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(where, **options)
-    except Exception as error:  # loaders fail in many ways
-        raise DataError(f"{source} has no tokenizer that loads ({first_line(error)})") from None
-
-
-def _is_gguf(source: str | Path) -> bool:
-    return str(source).lower().endswith(GGUF)
-
-
-def _where(source: str | Path) -> tuple[str, dict[str, Any]]:
-    """How Transformers' loaders are told of a checkpoint: a GGUF file is named by two things."""
-    path = Path(source).expanduser()
-    if _is_gguf(source):
-        return str(path.parent), {"gguf_file": path.name}
-    return str(source), {} if path.is_dir() else hub_options(str(source))
-
-
-def _check_path(source: str) -> None:
-    """Say what is wrong with a path before a hub client takes it for an id."""
-    if not source:
-        raise CheckpointError("no checkpoint was named: give a folder, a hub id, or a .gguf file")
-    folder = Path(source).expanduser()
-    try:
-        exists, is_folder = os.path.lexists(folder), folder.is_dir()
-        has_model = is_folder and (folder / "model" / "config.json").is_file()
-        has_config = is_folder and (folder / "config.json").is_file()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source[:80]!r} is no path and no hub id ({error})") from None
-    if is_folder and has_model and not has_config:
-        raise CheckpointError(f"{source} is a run folder: give {source}/model, its checkpoint")
-    if _is_gguf(source):
-        if not folder.is_file():
-            raise CheckpointError(f"{source}: there is no such file")
-        return
-    if exists and not is_folder:
-        raise CheckpointError(f"{source} is a file: give the folder that holds config.json")
-    looks_like_path = source.startswith((".", "~", os.sep)) or source.rstrip("/").count("/") > 1
-    if not exists and (looks_like_path or source.endswith("/")):
-        raise CheckpointError(f"{source} is no readable checkpoint: there is no such folder")
 
 
 def load_checkpoint(
@@ -142,22 +137,32 @@ def load_checkpoint(
         the model, in evaluation mode.
 
     Raises:
-        CheckpointError: a weight is missing, unknown, of another shape, or not a finite number.
+        CheckpointError: a weight is missing, unknown, of another shape, not stored as
+            floating-point numbers, or not finite; or code would have to run that isn't trusted.
+        ResourceError: the model doesn't fit into memory.
     """
-    bar = redirect_stderr(io.StringIO()) if _is_gguf(source) else nullcontext()
+    bar = redirect_stderr(io.StringIO()) if is_gguf(source) else nullcontext()
     try:
         where: str | None
-        where, options = (None, {"state_dict": weights}) if weights is not None else _where(source)
+        where, options = where_to_load(source)
         with quiet_transformers(), bar:
+            _check_before(model_class, source, where, options, config, dtype, weights)
+            if weights is not None:
+                where, options = None, {"state_dict": weights}
             model, info = model_class.from_pretrained(
                 where,
                 **options,
                 config=config,
                 dtype=dtype,
+                trust_remote_code=trusts_remote_code(),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, in one line
             )
+    except VersatileFFNError:
+        raise
     except Exception as error:  # torn files and nonsensical configs make many types of them
+        if wants_remote_code(error):
+            raise RemoteCodeError(source) from None
         raise CheckpointError(
             f"the weights of {source} can't be read ({first_line(error)}): "
             "the checkpoint may be incomplete or its config.json wrong; copy it again"
@@ -182,6 +187,34 @@ def load_checkpoint(
         )
     _check_finite(model, source)
     return model.eval()
+
+
+def _check_before(
+    model_class: Any,
+    source: str | Path,
+    where: str,
+    options: dict[str, Any],
+    config: PreTrainedConfig,
+    dtype: torch.dtype | str,
+    weights: Mapping[str, Tensor] | None,
+) -> None:
+    """What can be known from headers and sizes, before anything is allocated."""
+    kept = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None)
+    stored: dict[str, str] = {}
+    if weights is not None:
+        tensors = len(weights)
+    elif is_gguf(source):
+        tensors, kept = check_gguf(Path(source).expanduser()), torch.float32
+    else:
+        stored = files.stored_as(files.weight_files(where, options))
+        tensors = len(stored)
+    if tensors:
+        files.check_layers(config, tensors, source)
+    model = files.skeleton(model_class, config)
+    if getattr(config, "quantization_config", None) is None:
+        files.check_stored({name for name, _ in model.named_parameters()}, stored, source)
+    loaded = sum(t.numel() * t.dtype.itemsize for t in (weights or {}).values())
+    files.check_size(model, kept, loaded, f"the model of {source}", "take a smaller one")
 
 
 def _check_finite(model: PreTrainedModel, source: str | Path) -> None:
@@ -219,9 +252,3 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             hf_logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for one-line reports."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -11,6 +11,7 @@ from versatileffn.ffn.gains import LoopGains
 from versatileffn.ffn.kloop import k_loop
 from versatileffn.ffn.moe import SparseExperts, moe
 from versatileffn.ffn.versatile import versatile
+from versatileffn.models.base import Decisions
 
 MOE_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
@@ -53,13 +54,24 @@ class ReuseLayer(nn.Module):
         ):
             self.gains = LoopGains(config.num_loops)
 
-    def apply_ffn(self, hidden: Tensor) -> Tensor:
-        """Norm, FFN and residual in the way the variant reuses them, [B, T, D] -> [B, T, D]."""
+    def apply_ffn(self, hidden: Tensor, decisions: Decisions | None = None) -> Tensor:
+        """Norm, FFN and residual in the way the variant reuses them, [B, T, D] -> [B, T, D].
+
+        Args:
+            hidden: H, hidden states after attention.
+            decisions: is handed what was decided and carried out; None if nobody asks.
+        """
         norm, mlp = self.post_attention_layernorm, self.mlp
         if self.controller is not None:
-            return versatile(hidden, norm, mlp, self.controller, self.reuse)[0]
+            hidden, plan = versatile(hidden, norm, mlp, self.controller, self.reuse)
+            if decisions is not None:
+                decisions.add(plan.router_logits, plan)
+            return hidden
         if self.experts is not None:
-            return moe(hidden, norm, mlp, self.experts)[0]
+            hidden, router_logits = moe(hidden, norm, mlp, self.experts)
+            if decisions is not None:
+                decisions.add(router_logits)
+            return hidden
         loops = self.reuse.num_loops if self.reuse.variant == "k-loop" else 1
         return k_loop(hidden, norm, mlp, loops, None if self.gains is None else self.gains())
 

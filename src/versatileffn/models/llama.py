@@ -11,12 +11,10 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
     LlamaPreTrainedModel,
 )
-from transformers.utils.output_capturing import OutputRecorder
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import Controller
-from versatileffn.ffn.moe import SparseExperts
+from versatileffn.models.base import Decisions, ReuseModelMixin
 from versatileffn.models.causal_lm import ReuseCausalLMMixin, ReuseInitMixin
 from versatileffn.models.fields import ReuseFields, check_names, reuse_fields
 from versatileffn.models.layer import ReuseLayer, supports_activation
@@ -25,7 +23,8 @@ from versatileffn.models.layer import ReuseLayer, supports_activation
 class VersatileLlamaConfig(ReuseFields, LlamaConfig):
     """`LlamaConfig` with the fields of `FFNConfig`.
 
-    Every variant, dense included, is this one class, so all of them save and load alike.
+    Every variant, dense included, is this one class, so all of them save and load alike. Trainers
+    take `router_aux_loss_coef` for the sign that a model has a router; without one it is 0.
 
     Raises:
         ConfigError: a reuse field is unknown, out of range, or doesn't fit `intermediate_size`.
@@ -43,6 +42,8 @@ class VersatileLlamaConfig(ReuseFields, LlamaConfig):
         super().__post_init__(**kwargs)
         ffn = self.ffn()
         ffn.expert_size(self.intermediate_size)
+        if not ffn.has_router:
+            self.router_aux_loss_coef = 0.0
         if ffn.variant == "moe" and not supports_activation(self.hidden_act):
             raise ConfigError(
                 f"hidden_act={self.hidden_act!r} has no implementation for real experts: "
@@ -53,7 +54,7 @@ class VersatileLlamaConfig(ReuseFields, LlamaConfig):
     def from_ffn(cls, llama: LlamaConfig, ffn: FFNConfig) -> Self:
         """A dense Llama's config with the reuse of `ffn`."""
         kept = llama.to_dict()
-        for name in ("model_type", "architectures", "transformers_version"):
+        for name in ("model_type", "architectures", "transformers_version", "auto_map"):
             kept.pop(name, None)
         return cls(**(kept | reuse_fields(ffn)))
 
@@ -67,27 +68,32 @@ class VersatileLlamaDecoderLayer(ReuseLayer, LlamaDecoderLayer):
             config.ffn(), config.hidden_size, config.intermediate_size, config.hidden_act
         )
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """[B, T, D] -> [B, T, D]."""
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, decisions: Decisions | None = None, **kwargs: Any
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; see `ReuseLayer.apply_ffn` for `decisions`."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        return self.apply_ffn(hidden_states + attended)
+        return self.apply_ffn(hidden_states + attended, decisions)
 
 
 class VersatileLlamaPreTrainedModel(ReuseInitMixin, LlamaPreTrainedModel):
-    """Initialization, loading, and what can be recorded."""
+    """Initialization, loading, and what can be recorded.
+
+    Decisions need more than 8 bits: a checkpoint that is loaded in half precision, or quantized,
+    keeps the few weights that make them, and the gains, in float32.
+    """
 
     config: VersatileLlamaConfig
     config_class = VersatileLlamaConfig
     _no_split_modules = ["VersatileLlamaDecoderLayer"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [".*controller", ".*experts.router", ".*gains"]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": LlamaDecoderLayer,
         "attentions": LlamaAttention,
-        "router_logits": OutputRecorder(SparseExperts, index=1),
-        "reuse_plans": OutputRecorder(Controller, index=0),
     }
 
 
-class VersatileLlamaModel(VersatileLlamaPreTrainedModel, LlamaModel):
+class VersatileLlamaModel(ReuseModelMixin, VersatileLlamaPreTrainedModel, LlamaModel):
     """Llama's base model with reused FFNs."""
 
     def __init__(self, config: VersatileLlamaConfig) -> None:

@@ -1,28 +1,19 @@
-"""The report's pictures, drawn from result rows; readable at the width of a README."""
+"""The report's pictures, drawn from result rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plain, styles, svg
 from versatileffn.reproduce.results import BASE, CONTROL, Row
+from versatileffn.workspace.durable import write_bytes
 
-# Okabe and Ito's palette, which stays distinct for colour-blind readers; line styles and markers
-# repeat the distinction for print.
-STYLES = {
-    BASE: ("#7f7f7f", ":", "s"),
-    CONTROL: ("#000000", "-", "o"),
-    "2-loop": ("#56B4E9", "--", "v"),
-    "4-loop": ("#0072B2", "--", "^"),
-    "moe": ("#E69F00", "-.", "D"),
-    "versatile": ("#D55E00", "-", "P"),
-    "versatile-learned": ("#009E73", "-", "X"),
-}
-SIZE = (8.0, 4.2)
-DPI = 150
+BAND = {"color": INK, "alpha": 0.25, "linewidth": 6, "solid_capstyle": "round"}
+"""The control lies as a broad band under the lines that may coincide with it."""
 
 
 def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
@@ -30,139 +21,160 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
 
     Args:
         rows: all models of all seeds.
-        folder: where the PNG files go.
+        folder: where the SVG files go.
 
     Returns:
-        Paths by figure name: `loss-curves`, `quality-against-flops`, and, where a model decides
-        its loops per token, `loops-per-layer`; where one has experts, `expert-load`.
+        Paths by figure name: `loss-curves`, `quality-against-flops`; `difference-curves` where
+        there is something to compare with the control; `loops-per-layer` where a model decides its
+        loops per token; `expert-load` where one has experts.
     """
-    figures = {"loss-curves": loss_curves(rows), "quality-against-flops": quality(rows)}
-    looping = [row for row in _first_seed(rows) if any(la.loop_share for la in row.layers)]
-    routed = [row for row in _first_seed(rows) if any(la.expert_load for la in row.layers)]
+    rows = [row for row in rows if row.after is not None]
+    if not rows:
+        return {}
+    first = [row for row in rows if row.seed == rows[0].seed]
+    looping = [row for row in first if any(la.loop_share for la in row.layers)]
+    routed = [row for row in first if any(la.expert_load for la in row.layers)]
+    drawn = {"loss-curves": (loss_curves, rows)}
+    if {row.arm for row in rows} > {BASE, CONTROL}:
+        drawn["difference-curves"] = (difference_curves, rows)
+    drawn["quality-against-flops"] = (quality, rows)
     if looping:
-        figures["loops-per-layer"] = loops_per_layer(looping)
+        drawn["loops-per-layer"] = (loops_per_layer, looping)
     if routed:
-        figures["expert-load"] = expert_load(routed)
+        drawn["expert-load"] = (expert_load, routed)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, figure in figures.items():
-        paths[name] = folder / f"{name}.png"
-        figure.savefig(paths[name], dpi=DPI, metadata={"Software": None})
+    for name, (draw, its_rows) in drawn.items():
+        paths[name] = folder / f"{name}.svg"
+        with inked():
+            write_bytes(paths[name], svg(draw(its_rows)))
     return paths
 
 
 def loss_curves(rows: Sequence[Row]) -> Figure:
     """Held-out loss against the tokens of continued training; seeds as thin lines."""
-    figure = _figure()
-    axes = figure.subplots()
-    ends = [row.after.nats_per_token for row in rows]
-    starts = [loss for row in rows if row.arm != BASE for _, loss in row.curve[1:2]]
-    for arm in dict.fromkeys(row.arm for row in rows):
+    drawn = figure(4.2)
+    axes = drawn.subplots()
+    ends = [row.after.nats_per_token for row in rows if row.after]
+    top = [loss for row in rows if row.arm != BASE for _, loss in row.curve[1:2]]
+    top += [row.after.nats_per_token for row in rows if row.arm == BASE and row.after]
+    for arm, style in _styles(rows).items():
         mine = [row for row in rows if row.arm == arm]
-        colour, line, marker = _style(arm)
+        title = mine[0].title
         if arm == BASE:
-            level = float(np.mean([row.after.nats_per_token for row in mine]))
-            axes.axhline(level, color=colour, linestyle=line, label=mine[0].title)
+            level = np.mean([row.after.nats_per_token for row in mine if row.after])
+            axes.axhline(float(level), **style, label=title)
             continue
-        if len(mine) > 1:
-            for row in mine:
-                axes.plot(*_curve(row), color=colour, linestyle=line, linewidth=0.6, alpha=0.4)
-        tokens, losses = zip(*(_curve(row) for row in mine), strict=True)
-        axes.plot(
-            np.mean(tokens, axis=0),
-            np.mean(losses, axis=0),
-            color=colour, linestyle=line, marker=marker, markersize=4, label=mine[0].title,
-        )  # fmt: skip
+        tokens, losses = _curves(mine)
+        if len(mine) > 1 and arm != CONTROL:
+            axes.plot(tokens, losses.T, color=style["color"], linewidth=0.5, alpha=0.4)
+        axes.plot(tokens, losses.mean(0), **style, label=title)
     axes.set_xlabel("tokens of continued training (thousands)")
     axes.set_ylabel("held-out loss (nats per token)")
-    top = max([*starts, *(row.after.nats_per_token for row in rows if row.arm == BASE)])
-    margin = 0.08 * (top - min(ends))
-    axes.set_ylim(min(ends) - margin, top + margin)
-    _legend_outside(axes)
-    return figure
+    margin = 0.08 * (max(top) - min(ends))
+    axes.set_ylim(min(ends) - margin, max(top) + margin)
+    plain(axes)
+    legend_below(drawn, axes)
+    return drawn
+
+
+def difference_curves(rows: Sequence[Row]) -> Figure:
+    """Held-out loss minus the control's of the same seed, after equally many tokens."""
+    drawn = figure(4.2)
+    axes = drawn.subplots()
+    control = {row.seed: dict(row.curve) for row in rows if row.arm == CONTROL}
+    axes.axhline(0, **BAND, label=next(row.title for row in rows if row.arm == CONTROL))
+    ends = [0.0]
+    for arm, style in _styles(rows).items():
+        mine = [row for row in rows if row.arm == arm and row.seed in control]
+        if arm in (BASE, CONTROL) or not mine:
+            continue
+        tokens, losses = _curves(mine)
+        shared = [[control[row.seed][count] for count, _ in row.curve] for row in mine]
+        difference = losses - np.array(shared)
+        if len(mine) > 1:
+            axes.plot(tokens, difference.T, color=style["color"], linewidth=0.5, alpha=0.4)
+        axes.plot(tokens, difference.mean(0), **style, label=mine[0].title)
+        ends += difference[:, 1:].ravel().tolist()
+    margin = 0.1 * (max(ends) - min(ends))
+    axes.set_ylim(min(ends) - margin, max(ends) + margin)
+    axes.set_xlabel("tokens of continued training (thousands)")
+    axes.set_ylabel("against the control (nats per token)")
+    plain(axes)
+    legend_below(drawn, axes)
+    return drawn
 
 
 def quality(rows: Sequence[Row]) -> Figure:
     """Held-out loss against executed FFN FLOPs per token; lower left is better."""
-    figure = _figure()
-    axes = figure.subplots()
-    for arm in dict.fromkeys(row.arm for row in rows):
+    drawn = figure(4.2)
+    axes = drawn.subplots()
+    for arm, style in _styles(rows).items():
         mine = [row for row in rows if row.arm == arm]
-        colour, _, marker = _style(arm)
-        flops = [row.flops_executed / 1e6 for row in mine]
-        losses = [row.after.nats_per_token for row in mine]
-        axes.scatter(flops, losses, color=colour, marker=marker, s=70, label=mine[0].title)
+        flops = [row.flops_executed / 1e6 for row in mine if row.flops_executed]
+        losses = [row.after.nats_per_token for row in mine if row.after]
+        marker = style.get("marker", "x" if arm == BASE else "o")
+        axes.scatter(flops, losses, color=style["color"], marker=marker, s=45, label=mine[0].title)
     axes.set_xlim(left=0)
     axes.set_xlabel("FFN FLOPs per token, executed at inference (millions)")
     axes.set_ylabel("held-out loss (nats per token)")
-    _legend_outside(axes)
-    return figure
+    plain(axes)
+    legend_below(drawn, axes)
+    return drawn
 
 
 def loops_per_layer(rows: Sequence[Row]) -> Figure:
     """Per layer: the share of tokens for each loop count, stacked, and the mean."""
-    figure = _figure()
-    all_axes = figure.subplots(1, len(rows), sharey=True, squeeze=False)[0]
+    drawn = figure(1.9 * len(rows) + 0.7)
+    all_axes = drawn.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row in zip(all_axes, rows, strict=True):
         shares = np.array([layer.loop_share for layer in row.layers])  # [layers, L]
         index, bottom = np.arange(1, len(shares) + 1), np.zeros(len(shares))
-        colours = matplotlib.colormaps["Blues"](np.linspace(0.25, 1.0, shares.shape[1]))
+        colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.25, shares.shape[1]))
         for loop, (share, colour) in enumerate(zip(shares.T, colours, strict=True), start=1):
             label = f"{loop} loop{'s' if loop > 1 else ''}"
             axes.bar(index, share, bottom=bottom, color=colour, label=label)
             bottom += share
-        means = [layer.mean_loops for layer in row.layers]
-        for x, mean in zip(index, means, strict=True):
-            axes.text(x, 1.01, f"{mean:.2f}", ha="center", va="bottom", fontsize=9)
-        axes.set_title(f"{row.title}\nmean loops above each bar", fontsize=10, pad=18)
-        axes.set_xlabel("layer")
+        for x, layer in zip(index, row.layers, strict=True):
+            axes.text(x, 1.02, f"{layer.mean_loops:.2f}", ha="center", va="bottom", fontsize=8)
+        axes.set_title(f"{row.title}: mean loops above each bar", fontsize=9, pad=14)
         axes.set_xticks(index)
         axes.set_ylim(0, 1)
-        _plain(axes)
-    all_axes[0].set_ylabel("share of held-out tokens")
-    _legend_outside(all_axes[-1])
-    return figure
+        plain(axes)
+    all_axes[-1].set_xlabel("layer")
+    drawn.supylabel("share of held-out tokens", fontsize=9)
+    legend_below(drawn, all_axes[-1], columns=4)
+    return drawn
 
 
 def expert_load(rows: Sequence[Row]) -> Figure:
     """Share of the routed slots that each expert gets, by layer; even load is the same colour."""
-    figure = _figure()
-    all_axes = figure.subplots(1, len(rows), squeeze=False)[0]
+    drawn = figure(1.25 * len(rows) + 0.8)
+    all_axes = drawn.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     loads = [np.array([la.expert_load for la in row.layers]) for row in rows]  # [layers, N]
     top = max(load.max() for load in loads)
     for axes, row, load in zip(all_axes, rows, loads, strict=True):
-        image = axes.imshow(load, cmap="cividis", vmin=0, vmax=top, aspect="auto")
-        axes.set_title(row.title, fontsize=10)
-        axes.set_xlabel("expert")
+        image = axes.imshow(load, cmap="viridis", vmin=0, vmax=top, aspect="auto")
+        axes.set_title(row.title, fontsize=9)
         axes.set_xticks(range(load.shape[1]), range(1, load.shape[1] + 1))
         axes.set_yticks(range(load.shape[0]), range(1, load.shape[0] + 1))
-    all_axes[0].set_ylabel("layer")
-    figure.colorbar(image, ax=all_axes.tolist(), label="share of routed slots", shrink=0.9)
-    return figure
+    all_axes[-1].set_xlabel("expert")
+    drawn.supylabel("layer", fontsize=9)
+    drawn.colorbar(image, ax=all_axes.tolist(), label="share of routed slots", shrink=0.9)
+    return drawn
 
 
-def _figure() -> Figure:
-    return Figure(figsize=SIZE, layout="constrained", facecolor="white")
+def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """By arm, in the order of the rows: the same in every picture."""
+    colours = styles()
+    own = {
+        BASE: {"color": INK, "linestyle": ":", "linewidth": 1.2, "alpha": 0.8},
+        CONTROL: BAND,
+    }
+    return {arm: own.get(arm) or next(colours) for arm in dict.fromkeys(row.arm for row in rows)}
 
 
-def _style(arm: str) -> tuple[str, str, str]:
-    return STYLES.get(arm, ("#CC79A7", "-", "*"))
-
-
-def _curve(row: Row) -> tuple[list[float], list[float]]:
-    return [tokens / 1e3 for tokens, _ in row.curve], [loss for _, loss in row.curve]
-
-
-def _first_seed(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.seed == rows[0].seed]
-
-
-def _legend_outside(axes: Axes) -> None:
-    _plain(axes)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+def _curves(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Thousands of tokens (points,), and nats per token (seeds, points)."""
+    tokens = np.array([count for count, _ in rows[0].curve]) / 1e3
+    return tokens, np.array([[loss for _, loss in row.curve] for row in rows])

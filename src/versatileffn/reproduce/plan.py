@@ -1,26 +1,25 @@
 """A protocol as a list of stages: who needs whom, and what each one's hash covers."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from versatileffn.data.default_corpus import default_corpus_name
-from versatileffn.errors import DataError
+from versatileffn.data.meta import TokenMeta
 from versatileffn.reproduce import steps
 from versatileffn.reproduce.protocol import Arm, Protocol
 from versatileffn.reproduce.results import BASE
 from versatileffn.reproduce.stages import Stage, canonical_hash
+from versatileffn.workspace.manifest import digests, sha256
 
 TOKENS = "tokenize"
-TRAINED = ("run/model/config.json", "run/run.json", "run/log.jsonl")
+TRAINED = ("run/model",)
 # Fields of the protocol that decide how a model is trained, not how it is measured.
 TRAINING = ("architecture", "seq_len", "batch_tokens", "learning_rate", "evaluations",
-            "held_out_windows", "bf16", "threads")  # fmt: skip
-MEASURING = ("seq_len", "held_out_windows", "usage_windows")
+            "bf16", "threads")  # fmt: skip
+MEASURING = ("seq_len", "usage_windows")
 
 
 def build_stages(
@@ -56,8 +55,7 @@ def build_stages(
                 title,
                 inputs,
                 work,
-                produces=("tokens/meta.json",),
-                resumes=True,
+                produces=("tokens",),
                 effort=effort,
             )
         )
@@ -88,7 +86,6 @@ def _seed_stages(
             partial(_train, context, protocol.base_tokens, None),
             needs,
             produces=TRAINED,
-            resumes=True,
             effort=3 * protocol.base_tokens * _dense(protocol),
         ),
         _measure(context, BASE, "Base", base_model, shared, (*needs, train_base)),
@@ -124,7 +121,7 @@ def _arm_stages(
                 inputs,
                 work,
                 (*needs, train_base),
-                produces=("model/config.json",),
+                produces=("model",),
             ),
             Stage(
                 f"{top}/before",
@@ -145,7 +142,6 @@ def _arm_stages(
             partial(_train, context, budget, start_model),
             (*needs, start),
             produces=TRAINED,
-            resumes=True,
             effort=3 * budget * _relative_cost(protocol, arm),
         ),
         _measure(context, arm.name, arm.title, root / train / "run/model", shared, (*needs, train)),
@@ -172,35 +168,24 @@ def _measure(
 
 
 def token_folder_hash(folder: Path) -> str:
-    """What identifies the data in a token folder: the content of its `meta.json`.
+    """What identifies the data in a token folder: the content of its files.
 
     Raises:
-        DataError: there is no readable `meta.json`.
+        DataError: it is no token folder.
     """
-    try:
-        return canonical_hash(json.loads((folder / "meta.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder} is no token folder ({error}): write one with `versatileffn tokenize`"
-        ) from None
+    TokenMeta.load(folder)
+    return canonical_hash(digests(folder))
 
 
-def corpus_identity(corpus: str | None) -> dict[str, str]:
+def corpus_identity(corpus: str | None) -> dict[str, Any]:
     """What identifies a corpus: the content of local files, wherever they lie, else its name."""
     if corpus is None:
         return {"default": default_corpus_name()}
     path = Path(corpus)
     if not path.exists():
         return {"name": corpus}
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        with file.open("rb") as content:
-            digest.update(
-                f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode()
-            )
-    return {"sha256": digest.hexdigest()}
+    files = {path.name: sha256(path)} if path.is_file() else digests(path)
+    return {"sha256": canonical_hash(files)}
 
 
 def _train(
@@ -240,4 +225,4 @@ def _relative_cost(protocol: Protocol, arm: Arm | None) -> float:
 
 
 def _measure_effort(protocol: Protocol) -> float:
-    return 3 * protocol.held_out_windows * protocol.seq_len * _dense(protocol)
+    return 2e5 * _dense(protocol)

@@ -36,6 +36,8 @@ class Progress:
             self.worked_effort += stage.effort
             self.worked_seconds += seconds
             self._print(f"{where} {stage.title}: done in {clock(seconds)}{self._time_left()}")
+        elif event == "damaged":
+            self._print(f"{where} {stage.title}: its files have changed, set aside and done again")
         else:
             again = " (resuming an interrupted attempt)" if event == "resume" else ""
             self._print(f"{where} {stage.title} …{again}")

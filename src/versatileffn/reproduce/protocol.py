@@ -42,6 +42,10 @@ ARMS = (
 class Protocol:
     """The paper's protocol at one size: train a dense base, convert it, continue on the same data.
 
+    The paper continues for one pass over everything that the base saw. `continued_share` says how
+    much of a pass it is here: an arm reads the first `continued_tokens` that the base read, in the
+    base's order.
+
     Source: the protocol of arXiv 2512.14531; the sizes are ours.
 
     Args:
@@ -51,14 +55,15 @@ class Protocol:
         seq_len: tokens per window.
         batch_tokens: tokens per optimizer step.
         base_tokens: budget of the base model, tokens.
-        continued_tokens: budget of every arm, tokens; the first of those that the base saw.
+        continued_tokens: budget of every arm, tokens.
         learning_rate: peak, of both phases.
-        evaluations: held-out evaluations along each phase.
-        held_out_windows: held-out windows of every evaluation, from the first one on.
-        usage_windows: held-out windows for executed FLOPs and loop statistics.
+        evaluations: evaluations on the whole held-out split along each phase.
+        usage_windows: held-out windows for executed FLOPs and loop statistics, spread evenly over
+            the split.
         bf16: bfloat16 autocast in training.
         threads: CPU threads; None leaves torch's choice. At tiny sizes a second thread gains
             little, loses a lot where something else wants the core, and changes the last bits.
+        choice: how learning rate and batch were chosen, as a sentence for the report.
         arms: what the base is continued as; one of them the dense control.
     """
 
@@ -71,15 +76,20 @@ class Protocol:
     continued_tokens: int
     learning_rate: float
     evaluations: int
-    held_out_windows: int
     usage_windows: int
     bf16: bool
     threads: int | None
+    choice: str
     arms: tuple[Arm, ...] = ARMS
 
     def steps(self, tokens: int) -> int:
         """Optimizer steps that a token budget allows, at least one."""
         return max(1, tokens // self.batch_tokens)
+
+    @property
+    def continued_share(self) -> float:
+        """Which share of the base's tokens an arm is continued on; 1 in the paper."""
+        return self.continued_tokens / self.base_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able data."""
@@ -99,21 +109,27 @@ def _llama(d_model: int, num_layers: int, num_heads: int, d_hidden: int) -> dict
     }
 
 
+TINY = Protocol(
+    scale="tiny",
+    architecture=_llama(d_model=96, num_layers=4, num_heads=3, d_hidden=384),
+    vocab_size=2048,
+    seq_len=256,
+    batch_tokens=512,
+    base_tokens=655_360,
+    continued_tokens=204_800,
+    learning_rate=2e-3,
+    evaluations=3,
+    usage_windows=64,
+    bf16=False,
+    threads=1,
+    choice="Learning rate and batch were chosen on other text and other seeds: by the base's loss "
+    "on training windows that it hasn't read (python -m versatileffn.reproduce.sweep, "
+    "results/tiny-sweep.json).",
+)
 SCALES = {
-    "tiny": Protocol(
-        scale="tiny",
-        architecture=_llama(d_model=96, num_layers=4, num_heads=3, d_hidden=384),
-        vocab_size=2048,
-        seq_len=256,
-        batch_tokens=512,
-        base_tokens=655_360,
-        continued_tokens=204_800,
-        learning_rate=2e-3,
-        evaluations=5,
-        held_out_windows=64,
-        usage_windows=32,
-        bf16=False,
-        threads=1,
+    "tiny": TINY,  # what fits into a demo's ten minutes
+    "tiny-epoch": dataclasses.replace(
+        TINY, scale="tiny-epoch", continued_tokens=TINY.base_tokens, evaluations=5
     ),
     "smoke": Protocol(
         scale="smoke",
@@ -125,10 +141,10 @@ SCALES = {
         continued_tokens=3_072,
         learning_rate=1e-2,
         evaluations=2,
-        held_out_windows=16,
         usage_windows=8,
         bf16=False,
         threads=1,
+        choice="Learning rate and batch weren't chosen by anything.",
     ),
 }
 HIDDEN_SCALES = ("smoke",)  # seconds of work, for tests of the path; says nothing about models

@@ -1,31 +1,37 @@
-"""What a reproduction measured: the records behind `results.json`, and their statistics."""
+"""What a reproduction measured: the records behind `results.json`, and their summary."""
 
 import dataclasses
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+from versatileffn.reproduce.statistics import clustered_error, holm, interval
 
 CONTROL = "dense"  # the dense model continued on the same data: the paper's 1-loop
 BASE = "base"
-FORMAT = 1
-
-# Two-sided 95 % points of Student's t by degrees of freedom (any table of the distribution).
-T_95 = {
-    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262,
-    10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 15: 2.131, 16: 2.120, 17: 2.110,
-    18: 2.101, 19: 2.093, 20: 2.086, 21: 2.080, 22: 2.074, 23: 2.069, 24: 2.064, 25: 2.060,
-    26: 2.056, 27: 2.052, 28: 2.048, 29: 2.045, 30: 2.042,
-}  # fmt: skip
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Held-out loss of one model."""
+    """Loss of one model over the held-out split.
+
+    Args:
+        nats_per_token: mean over the predicted tokens.
+        bits_per_byte: the same per byte of the text that these very tokens stand for.
+        tokens: how many were predicted.
+        document_tokens: how many of them each document has.
+        document_nats: what they sum up to, nats per document.
+    """
 
     nats_per_token: float
     bits_per_byte: float
     tokens: int
+    document_tokens: list[int] = field(default_factory=list)
+    document_nats: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -51,91 +57,100 @@ class Row:
 
     Args:
         arm: its name in the protocol; `base` for the model that all others start from.
+        before: right after conversion, before training; None for the base.
+        curve: held-out loss along training as (tokens seen in this phase, nats per token).
+        diverged: at which step and why, or None; of a model that diverged, nothing below is known.
+        after: at the end of training.
         parameters: of the whole model.
         flops_paper: FFN FLOPs per token, the paper's accounting.
         flops_ours: FFN FLOPs per token, counting only what has to be multiplied.
         flops_executed: FFN matrix-product FLOPs per token counted in a real forward pass.
         flops_controller: FLOPs per token of routers and loop predictors, in no other count.
-        before: right after conversion, before training; None for the base.
-        after: at the end of training.
         tokens_per_second: of training, evaluation excluded.
-        curve: held-out loss along training as (tokens seen in this phase, nats per token).
         layers: one per layer; empty for models that decide nothing per token.
     """
 
     arm: str
     title: str
     seed: int
-    parameters: int
-    flops_paper: float
-    flops_ours: float
-    flops_executed: float
-    flops_controller: float
     before: Loss | None
-    after: Loss
-    tokens_per_second: float | None
     curve: list[tuple[int, float]]
-    mean_loops: float | None
-    share_below_max: float | None
-    layers: list[Layer]
+    diverged: str | None = None
+    after: Loss | None = None
+    parameters: int | None = None
+    flops_paper: float | None = None
+    flops_ours: float | None = None
+    flops_executed: float | None = None
+    flops_controller: float | None = None
+    tokens_per_second: float | None = None
+    mean_loops: float | None = None
+    share_below_max: float | None = None
+    layers: list[Layer] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds; the standard error and the 95 % t-interval need at least two."""
-
-    mean: float
-    n: int
-    standard_error: float | None
-    low: float | None
-    high: float | None
-
-
-def interval(values: list[float]) -> Interval:
-    """Mean, standard error and 95 % t-interval of values that are independent of each other."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return Interval(mean, n, None, None, None)
-    error = statistics.stdev(values) / math.sqrt(n)
-    half = T_95.get(n - 1, 2.042) * error  # beyond 30 degrees of freedom: a little too wide
-    return Interval(mean, n, error, mean - half, mean + half)
+MEANS = ("parameters", "flops_paper", "flops_ours", "flops_executed", "flops_controller",
+         "tokens_per_second", "mean_loops")  # fmt: skip
 
 
 def summarize(rows: list[Row]) -> list[dict[str, Any]]:
     """One record per arm: means over the seeds, and paired differences to the control.
 
-    Pairing is by seed: an arm and its control share the base model and the order of the data.
+    Pairing is by seed (an arm and its control share the base model and the order of the data) and
+    by document (they are measured on the same text). Models that diverged are left out and named.
 
     Args:
         rows: all models of all seeds.
 
     Returns:
-        Per arm, in the order of the rows: JSON-able means and intervals, `difference` being the
-        held-out loss minus that of the dense model continued, in nats per token.
+        Per arm, in the order of the rows, JSON-able: means; and `difference`, the held-out loss
+        minus that of the dense model continued, in nats per token, with the t-interval over the
+        seeds, its p-value as it is and after Holm's correction for all arms of the table
+        (`p_holm`), and the standard error over documents (`document_error`).
     """
-    control = {row.seed: row.after.nats_per_token for row in rows if row.arm == CONTROL}
+    finished = [row for row in rows if row.after is not None]
+    control = {row.seed: row.after for row in finished if row.arm == CONTROL}
     summary = []
     for arm in dict.fromkeys(row.arm for row in rows):
-        mine = [row for row in rows if row.arm == arm]
-        paired = [r.after.nats_per_token - control[r.seed] for r in mine if r.seed in control]
+        mine = [row for row in finished if row.arm == arm]
+        losses = [row.after for row in mine if row.after is not None]
+        paired = [(r.after, control[r.seed]) for r in mine if r.after and r.seed in control]
+        means = {name: _mean([getattr(row, name) for row in mine]) for name in MEANS}
         summary.append(
             {
                 "arm": arm,
-                "title": mine[0].title,
-                "parameters": mine[0].parameters,
-                "nats_per_token": _json(interval([r.after.nats_per_token for r in mine])),
-                "bits_per_byte": _json(interval([r.after.bits_per_byte for r in mine])),
-                "nats_before": _mean([r.before and r.before.nats_per_token for r in mine]),
-                "difference": _json(interval(paired)) if paired and arm != CONTROL else None,
-                "flops_paper": _mean([r.flops_paper for r in mine]),
-                "flops_ours": _mean([r.flops_ours for r in mine]),
-                "flops_executed": _mean([r.flops_executed for r in mine]),
-                "flops_controller": _mean([r.flops_controller for r in mine]),
-                "tokens_per_second": _mean([r.tokens_per_second for r in mine]),
-                "mean_loops": _mean([r.mean_loops for r in mine]),
+                "title": next(row.title for row in rows if row.arm == arm),
+                "diverged": [row.seed for row in rows if row.arm == arm and row.diverged],
+                "nats_per_token": _mean([loss.nats_per_token for loss in losses]),
+                "bits_per_byte": _mean([loss.bits_per_byte for loss in losses]),
+                "nats_before": _mean(
+                    [r.before.nats_per_token for r in rows if r.arm == arm and r.before]
+                ),
+                "difference": _difference(paired) if paired and arm != CONTROL else None,
+                **means,
             }
         )
+    differences = [record["difference"] for record in summary if record["difference"]]
+    tested = [difference for difference in differences if difference["p"] is not None]
+    for difference, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
+        difference["p_holm"] = p
     return summary
+
+
+def _difference(paired: list[tuple[Loss, Loss]]) -> dict[str, Any]:
+    """An arm against its control, pair by pair of the same seed."""
+    by_seed = [mine.nats_per_token - its.nats_per_token for mine, its in paired]
+    by_document = np.mean(
+        [np.subtract(mine.document_nats, its.document_nats) for mine, its in paired], axis=0
+    )
+    sizes = paired[0][0].document_tokens
+    return finite(
+        {
+            **dataclasses.asdict(interval(by_seed)),
+            "p_holm": None,
+            "documents": len(sizes),
+            "document_error": clustered_error(by_document, sizes),
+        }
+    )
 
 
 def finite(value: Any) -> Any:
@@ -157,15 +172,11 @@ def row_from_json(data: dict[str, Any]) -> Row:
         **{
             **data,
             "before": Loss(**data["before"]) if data["before"] else None,
-            "after": Loss(**data["after"]),
+            "after": Loss(**data["after"]) if data.get("after") else None,
             "curve": [(int(tokens), float(loss)) for tokens, loss in data["curve"]],
-            "layers": [Layer(**layer) for layer in data["layers"]],
+            "layers": [Layer(**layer) for layer in data.get("layers", [])],
         }
     )
-
-
-def _json(value: Interval) -> dict[str, Any]:
-    return finite(value)
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -12,7 +12,6 @@ import torch
 
 from versatileffn.data.meta import TokenMeta
 from versatileffn.errors import ConfigError
-from versatileffn.files import write_json
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.provenance import versions
 from versatileffn.reproduce.figures import draw_all
@@ -21,7 +20,8 @@ from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.report import write_report
 from versatileffn.reproduce.results import BASE, FORMAT, Row, finite, row_from_json, summarize
-from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, sources
+from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, held, sources
+from versatileffn.workspace.durable import write_json, writing
 
 
 def reproduce(
@@ -62,14 +62,15 @@ def reproduce(
     if inside:
         raise ConfigError(f"{out} lies inside the corpus {corpus}: choose another output")
     stages = build_stages(protocol, out, seeds, tokens, corpus)
-    with without_progress_bars(), cpu_threads(protocol.threads):
+    with held(out), without_progress_bars(), cpu_threads(protocol.threads):
         outcomes = StageRunner(out, Progress(stages)).run(stages)
         summaries = {name: outcome.summary for name, outcome in outcomes.items()}
         rows = [row for seed in range(seeds) for row in gather(protocol, seed, summaries)]
         folder = tokens if tokens is not None else out / TOKENS / "tokens"
         results = assemble(protocol, rows, outcomes, data_record(folder), command)
-    write_json(out / "results.json", results)
-    return render(results, out)
+        with writing(out):
+            write_json(out / "results.json", results)
+            return render(results, out)
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
 
 def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) -> list[Row]:
     """The rows of one seed from its stages' summaries: the base, then the arms in order."""
-    base_loss = done[f"seed-{seed}/{BASE}/measure"]["after"]
+    base_loss = done[f"seed-{seed}/{BASE}/measure"].get("after")
     rows = []
     for name, title in (
         (BASE, "Base (not continued)"),
@@ -102,22 +103,15 @@ def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) ->
         converted = done.get(f"{top}/before", {"before": base_loss})  # the control is the base
         before = None if name == BASE else converted["before"]
         budget = protocol.base_tokens if name == BASE else protocol.continued_tokens
-        end = [protocol.steps(budget) * protocol.batch_tokens, measured["after"]["nats_per_token"]]
-        start = [] if before is None else [[0, before["nats_per_token"]]]
-        between = [point for point in trained["curve"] if point[0] < end[0]]
-        rows.append(
-            row_from_json(
-                {
-                    "arm": name,
-                    "title": title,
-                    "seed": seed,
-                    "before": before,
-                    "tokens_per_second": trained["tokens_per_second"],
-                    "curve": [*start, *between, end],
-                    **measured,
-                }
-            )
-        )
+        end = protocol.steps(budget) * protocol.batch_tokens
+        curve = [point for point in trained.get("curve", []) if 0 < point[0] < end]
+        if before:
+            curve.insert(0, [0, before["nats_per_token"]])
+        if "after" in measured:
+            curve.append([end, measured["after"]["nats_per_token"]])
+        ours = {"arm": name, "title": title, "seed": seed, "before": before, "curve": curve}
+        learned = {key: trained.get(key) for key in ("diverged", "tokens_per_second")}
+        rows.append(row_from_json({**ours, **learned, **measured}))
     return rows
 
 
@@ -160,7 +154,7 @@ def data_record(folder: Path) -> dict[str, Any]:
         "tokenizer_sha256": meta.tokenizer.sha256,
         "train_tokens": meta.splits["train"].tokens,
         "val_tokens": meta.splits["val"].tokens,
-        "bytes_per_token": meta.splits["val"].bytes_per_token,
+        "val_documents": meta.splits["val"].documents,
     }
 
 

@@ -1,27 +1,30 @@
-"""Stages: folders that know which inputs they were made from, so that a rerun skips or resumes.
+"""Stages: folders that know what they were made from and what they hold, so a rerun skips them.
 
 A stage's hash covers its own inputs, this package's sources, the versions of the libraries, and the
-hashes of the stages it needs. Its folder holds
-`inputs.json` from the moment the work starts and `stage.json`, written last and by rename, once it
-is complete. A folder made from other inputs is moved to `superseded/`, never deleted.
+hashes and contents of the stages it needs. Its folder holds `inputs.json` from the moment the work
+starts and `stage.json`, written last, with the SHA-256 of every file it produced. A finished stage
+is skipped only if these files are still what was written. A folder that isn't taken as it is moves
+to `superseded/`; nothing is ever deleted.
 """
 
 import functools
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from versatileffn.errors import ConfigError
-from versatileffn.files import locked, write_json, writing
 from versatileffn.provenance import source_digest, versions
+from versatileffn.workspace.durable import rename, sync, write_json, writing
+from versatileffn.workspace.folder import claim
+from versatileffn.workspace.lock import locked
+from versatileffn.workspace.manifest import FILES, damage, digests, files_of, read_record, sha256
 
 MARKER = "reproduce.json"
-LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy")
+LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,10 @@ class Stage:
         name: folder below the output folder, e.g. `seed-0/4-loop/train`.
         title: what a person reads in the progress lines.
         inputs: everything that decides the result, as JSON-able data.
-        work: does the step. Gets the stage's folder, returns a JSON-able summary.
+        work: does the step. Gets the stage's folder, in which an interrupted attempt with the same
+            inputs may have left something to go on with; returns a JSON-able summary.
         needs: names of the stages whose results this one reads.
-        produces: files, relative to the folder, without which the stage isn't finished.
-        resumes: whether `work` continues from what an interrupted attempt left in the folder;
-            otherwise the folder is emptied before the work starts again.
+        produces: files and folders, relative to the stage's, that later stages read.
         effort: expected work in any unit common to all stages; feeds the time left.
     """
 
@@ -46,33 +48,54 @@ class Stage:
     work: Callable[[Path], dict[str, Any]]
     needs: tuple[str, ...] = ()
     produces: tuple[str, ...] = ()
-    resumes: bool = False
     effort: float = 1.0
 
 
 @dataclass
 class Outcome:
-    """What running one stage came to."""
+    """What running one stage came to; `files` are the digests of what it produced."""
 
     stage: Stage
     hash: str
     summary: dict[str, Any]
+    files: dict[str, str]
     seconds: float
     skipped: bool
 
 
-@dataclass
-class StageRunner:
-    """Runs stages in order below one folder, skipping what is already there.
+Report = Callable[[Stage, int, int, str, float], None]
+
+
+@contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Make the output folder ours, and keep other runs out of it.
 
     Args:
-        root: the output folder; new, empty, or one that an earlier run made.
-        report: called with (stage, position from 1, total, share of the effort done, event),
-            event being `start`, `skip`, `resume` or `done`.
+        root: new, empty, or one that an earlier run made.
+
+    Raises:
+        ConfigError: the folder holds something else, or another run is using it.
+    """
+    claim(root, MARKER, "earlier reproduction")
+    with locked(root, str(root)):
+        if not (root / MARKER).exists():
+            with writing(root):
+                write_json(root / MARKER, {"format": 2, "made_by": "versatileffn reproduce"})
+        yield
+
+
+@dataclass
+class StageRunner:
+    """Runs stages in order below one folder that is `held`, skipping what is already there.
+
+    Args:
+        root: the output folder.
+        report: called with (stage, position from 1, total, event, seconds), event being `start`,
+            `skip`, `resume`, `damaged` or `done`.
     """
 
     root: Path
-    report: Callable[[Stage, int, int, str, float], None] = lambda *_: None
+    report: Report = lambda *_: None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     def run(self, stages: list[Stage]) -> dict[str, Outcome]:
@@ -83,55 +106,61 @@ class StageRunner:
 
         Returns:
             Outcomes by stage name.
-
-        Raises:
-            ConfigError: the output folder holds something else, or another run is using it.
         """
-        claim(self.root)
-        with locked(self.root, str(self.root)):
-            for position, stage in enumerate(stages, start=1):
-                self.outcomes[stage.name] = self._run_one(stage, position, len(stages))
+        for position, stage in enumerate(stages, start=1):
+            report = functools.partial(self.report, stage, position, len(stages))
+            self.outcomes[stage.name] = self._run_one(stage, report)
         return self.outcomes
 
-    def _run_one(self, stage: Stage, position: int, total: int) -> Outcome:
+    def _run_one(self, stage: Stage, report: Callable[[str, float], None]) -> Outcome:
         folder = self.root / stage.name
-        needed = {name: self.outcomes[name].hash for name in stage.needs}
+        needed = [self.outcomes[name] for name in stage.needs]
         inputs = {
             "source": sources(),
             "versions": versions(*LIBRARIES),
             "inputs": stage.inputs,
-            "needs": needed,
+            "needs": {o.stage.name: canonical_hash([o.hash, o.files]) for o in needed},
         }
         digest = canonical_hash(inputs)
-        finished = read_json(folder / "stage.json")
-        if finished and finished.get("hash") == digest:
-            if all((folder / name).exists() for name in stage.produces):
-                summary, seconds = finished["summary"], finished["seconds"]
-                self.report(stage, position, total, "skip", seconds)
-                return Outcome(stage, digest, summary, seconds, skipped=True)
-            set_aside(self.root, folder, digest)  # someone took parts of it away
-        resumed = self._prepare(stage, folder, digest, inputs)
-        self.report(stage, position, total, "resume" if resumed else "start", 0.0)
+        finished = self._finished(stage, folder, digest, report)
+        if finished is not None:
+            report("skip", finished.seconds)
+            return finished
+        with writing(folder):
+            resumed = self._prepare(folder, digest, inputs)
+        report("resume" if resumed else "start", 0.0)
         started = time.monotonic()
         summary = stage.work(folder)
         seconds = time.monotonic() - started
-        write_json(
-            folder / "stage.json",
-            {"hash": digest, "seconds": seconds, "resumed": resumed, "summary": summary},
-        )
-        self.report(stage, position, total, "done", seconds)
-        return Outcome(stage, digest, summary, seconds, skipped=False)
+        files = product_digests(folder, stage.produces)
+        record = {"hash": digest, "seconds": seconds, "resumed": resumed, "summary": summary}
+        with writing(folder):
+            write_json(folder / "stage.json", {**record, FILES: files})
+        report("done", seconds)
+        return Outcome(stage, digest, summary, files, seconds, skipped=False)
 
-    def _prepare(self, stage: Stage, folder: Path, digest: str, inputs: dict[str, Any]) -> bool:
+    def _finished(
+        self, stage: Stage, folder: Path, digest: str, report: Callable[[str, float], None]
+    ) -> Outcome | None:
+        """What an earlier run finished with the same inputs; set aside if it has changed since."""
+        record = read_record(folder / "stage.json")
+        if record is None or record.get("hash") != digest:
+            return None
+        files = files_of(record) or {}
+        if damage(folder, files):
+            report("damaged", 0.0)
+            set_aside(self.root, folder, digest)
+            return None
+        return Outcome(stage, digest, record["summary"], files, record["seconds"], skipped=True)
+
+    def _prepare(self, folder: Path, digest: str, inputs: dict[str, Any]) -> bool:
         """Bring the folder into a state to work in; whether it continues an earlier attempt."""
-        begun = read_json(folder / "inputs.json")
+        begun = read_record(folder / "inputs.json")
         if begun and begun.get("hash") == digest:
-            if stage.resumes:
-                return True
-            shutil.rmtree(folder)
-        elif folder.exists() and any(folder.iterdir()):
+            return True
+        if folder.exists() and any(folder.iterdir()):
             set_aside(self.root, folder, begun.get("hash", "unknown") if begun else "unknown")
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         write_json(folder / "inputs.json", {"hash": digest, **inputs})
         return False
 
@@ -142,27 +171,20 @@ def sources() -> str:
     return source_digest()
 
 
-def claim(root: Path) -> None:
-    """Make the output folder ours, or refuse one that holds something else.
-
-    Raises:
-        ConfigError: the folder is not empty and no earlier run made it, or it is a file.
-    """
-    with writing(root):
-        if root.is_file():
-            raise ConfigError(f"{root} is a file: choose a folder for the results")
-        if root.is_dir() and any(root.iterdir()) and not (root / MARKER).exists():
-            raise ConfigError(
-                f"{root} is not empty and holds no earlier reproduction: choose a new folder; "
-                "nothing was changed"
-            )
-        root.mkdir(parents=True, exist_ok=True)
-        if not (root / MARKER).exists():
-            write_json(root / MARKER, {"format": 1, "made_by": "versatileffn reproduce"})
+def product_digests(folder: Path, produces: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of each file that a stage produced, by its path in the stage's folder."""
+    found = {}
+    for name in produces:
+        path = folder / name
+        if path.is_dir():
+            found |= {f"{name}/{inner}": digest for inner, digest in digests(path).items()}
+        elif path.is_file():
+            found[name] = sha256(path)
+    return found
 
 
 def set_aside(root: Path, folder: Path, old_hash: str) -> Path:
-    """Move a folder made from other inputs to `superseded/`; where it went."""
+    """Move a folder that isn't taken as it is to `superseded/`; where it went."""
     name = folder.relative_to(root).as_posix().replace("/", "--")
     attempt = 0
     while True:
@@ -170,8 +192,8 @@ def set_aside(root: Path, folder: Path, old_hash: str) -> Path:
         if not target.exists():
             break
         attempt += 1
-    target.parent.mkdir(exist_ok=True)
-    folder.rename(target)
+    _make(target.parent)
+    rename(folder, target)
     return target
 
 
@@ -181,10 +203,9 @@ def canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is none, or it is damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, and have their names on disk."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir()
+        sync(folder.parent)

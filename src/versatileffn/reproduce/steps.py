@@ -1,7 +1,10 @@
-"""What each stage does: tokenize, train, convert, measure. All they exchange is files."""
+"""What each stage does: tokenize, train, convert, measure. All they exchange is files.
 
-import dataclasses
+Each goes on with what an interrupted attempt left in its folder.
+"""
+
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +20,18 @@ from versatileffn.analysis.loops import layer_use, mean_loops, share_below_max
 from versatileffn.data.meta import TokenMeta
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
+from versatileffn.errors import DivergedError
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.reproduce.protocol import Arm, Protocol
 from versatileffn.reproduce.results import finite
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.run import train
 from versatileffn.upcycle import upcycle
+from versatileffn.workspace.durable import write_json
+from versatileffn.workspace.folder import new_folder
+from versatileffn.workspace.manifest import FILES, digests
 
+RECEIPT = "receipt.json"
 BATCH_WINDOWS = 8
 LINES_PER_EVALUATION = 4
 
@@ -60,10 +68,22 @@ def train_phase(
     """Train from scratch (the base) or from a checkpoint; resumes what it finds in the folder.
 
     Returns:
-        `tokens_per_second`, and `curve`: (tokens, held-out nats per token) along the phase.
+        `tokens_per_second`, and `curve`: (tokens, held-out nats per token) along the phase. Of an
+        arm that diverged, `diverged`: when and why; it has no model.
+
+    Raises:
+        DivergedError: the base diverged, so that there is nothing to continue.
     """
-    train(train_config(context, folder, token_budget, init_from))
-    return training_record(folder / "run", context.protocol.batch_tokens)
+    run = folder / "run"
+    try:
+        train(train_config(context, folder, token_budget, init_from))
+    except DivergedError as error:
+        if init_from is None:
+            raise
+        return {"diverged": f"step {error.step}: {error.reason}"}
+    speed = json.loads((run / "run.json").read_text())["tokens_per_second"]
+    curve = training_curve(run, context.protocol.batch_tokens)
+    return {"tokens_per_second": speed, "curve": curve}
 
 
 def train_config(
@@ -90,7 +110,6 @@ def train_config(
                 "per_device_train_batch_size": protocol.batch_tokens // protocol.seq_len,
                 "bf16": protocol.bf16,
                 "eval_steps": evaluate_every,
-                "eval_windows": protocol.held_out_windows,
                 "save_steps": evaluate_every,
                 "save_total_limit": 1,
                 "logging_steps": log_every,
@@ -101,28 +120,37 @@ def train_config(
 
 
 def convert(context: Context, arm: Arm, base: Path, folder: Path) -> dict[str, Any]:
-    """Upcycle the base into `folder/model`, with a receipt beside it."""
-    model, receipt = upcycle(base, arm.ffn, seed=context.seed)
-    model.save_pretrained(folder / "model")
-    receipt.save(folder / "receipt.json")
-    return {"logit_difference": receipt.logit_difference}
+    """Upcycle the base into `folder/model`, whole or not at all, with a receipt in it."""
+    target = folder / "model"
+    if not target.exists():
+        model, receipt = upcycle(base, arm.ffn, seed=context.seed)
+        with new_folder(target, RECEIPT) as new:
+            model.save_pretrained(new)
+            write_json(new / RECEIPT, {**receipt.to_dict(), FILES: digests(new)})
+    written = json.loads((target / RECEIPT).read_text())
+    return {"logit_difference": written["logit_difference"]}
 
 
 def measure_before(context: Context, model_folder: Path) -> dict[str, Any]:
-    """The held-out loss of a converted model that hasn't been trained yet."""
+    """The held-out loss of a converted model that hasn't been trained; None if it isn't finite."""
     return {"before": _loss(_load(model_folder), context)}
 
 
 def measure(context: Context, model_folder: Path) -> dict[str, Any]:
-    """Everything that the report says about one trained model."""
+    """Everything that the report says about one trained model; little of one that diverged."""
+    if not model_folder.exists():  # the record of its training says why
+        return {}
     model = _load(model_folder)
+    loss = _loss(model, context)
+    if loss is None:
+        return {"diverged": "its held-out loss isn't finite"}
     config: Any = model.config
     layers = layer_use(model, _batches(context)) if hasattr(config, "ffn") else []
     loops, below = mean_loops(layers), share_below_max(layers)
     executed = executed_ffn_flops(model, _batches(context))
     count = {"mean_loops": loops, "share_below_max": below}
     return {
-        "after": _loss(model, context),
+        "after": loss,
         "parameters": parameter_count(config),
         "flops_paper": ffn_flops_per_token(config, **count, accounting="paper"),
         "flops_ours": ffn_flops_per_token(config, **count, accounting="ours"),
@@ -133,15 +161,10 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
     }
 
 
-def training_record(run: Path, batch_tokens: int) -> dict[str, Any]:
-    """Speed and held-out losses along a finished run folder."""
-    record = json.loads((run / "run.json").read_text())
-    curve = []
-    for line in (run / "log.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if "eval_loss" in entry:
-            curve.append([entry["step"] * batch_tokens, entry["eval_loss"]])
-    return {"tokens_per_second": record["tokens_per_second"], "curve": curve}
+def training_curve(run: Path, batch_tokens: int) -> list[list[float]]:
+    """(Tokens, held-out nats per token) along a finished run folder."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [[e["step"] * batch_tokens, e["eval_loss"]] for e in entries if "eval_loss" in e]
 
 
 def _say(line: str) -> None:
@@ -149,19 +172,31 @@ def _say(line: str) -> None:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
 
 
-def _loss(model: PreTrainedModel, context: Context) -> dict[str, Any]:
+def _loss(model: PreTrainedModel, context: Context) -> dict[str, Any] | None:
+    """The fields of `results.Loss` over the whole held-out split; None if it isn't finite."""
     dataset = PackedDataset(context.tokens, "val", context.protocol.seq_len)
-    windows = context.protocol.held_out_windows
-    return finite(dataclasses.asdict(held_out_loss(model, dataset, BATCH_WINDOWS, windows)))
+    found = held_out_loss(model, dataset, BATCH_WINDOWS)
+    if not math.isfinite(found.nats_per_token):
+        return None
+    return {
+        "nats_per_token": found.nats_per_token,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens,
+        "document_tokens": [document.tokens for document in found.documents],
+        "document_nats": [document.nats for document in found.documents],
+    }
 
 
 def _batches(context: Context) -> Iterator[Tensor]:
-    """The first held-out windows, [B, T] at a time."""
+    """Windows spread evenly over the held-out split, [B, T] at a time."""
     dataset = PackedDataset(context.tokens, "val", context.protocol.seq_len)
-    windows = range(min(context.protocol.usage_windows, len(dataset)))
+    count = min(context.protocol.usage_windows, len(dataset))
+    windows = [index * len(dataset) // count for index in range(count)]
     for start in windows[::BATCH_WINDOWS]:
         chosen = windows[start : start + BATCH_WINDOWS]
         yield torch.stack([dataset[index]["input_ids"] for index in chosen])

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from versatileffn.data.packed import PackedDataset
+from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError
 from versatileffn.files import beside, write_json
@@ -98,7 +99,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
             data,
             eval_windows,
             tokens_per_step=config.run.tokens_per_batch,
-            bytes_per_token=held_out.bytes_per_token,
+            bytes_per_token=SplitText(held_out).bytes_per_scored_token(eval_windows),
             keep=config.run.save_total_limit,
             tokenizer=tokenizer,
         )

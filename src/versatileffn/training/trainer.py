@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from versatileffn.data.split_text import bits_per_byte
 from versatileffn.errors import ConfigError
 from versatileffn.files import PARTIAL
 from versatileffn.training.batches import BatchPlan, WindowBatches
@@ -28,7 +29,7 @@ class ReuseTrainer(Trainer):
         train_windows: map-style windows of `input_ids` and `labels`.
         eval_windows: held-out windows of the same length.
         tokens_per_step: tokens of one optimizer step over all processes.
-        bytes_per_token: mean bytes of text per held-out token, for bits per byte.
+        bytes_per_token: mean bytes of text per predicted held-out token, for bits per byte.
         keep: newest checkpoints that are kept.
         tokenizer: saved with every checkpoint.
     """
@@ -119,7 +120,7 @@ class ReuseTrainer(Trainer):
                 )
             logs.update(self._step_details())
         if "eval_loss" in logs:
-            logs["eval_bits_per_byte"] = logs["eval_loss"] / (self.bytes_per_token * math.log(2))
+            logs["eval_bits_per_byte"] = bits_per_byte(logs["eval_loss"], self.bytes_per_token)
         super().log(logs)
         history = self.state.log_history
         history[-1] = {key: value for key, value in history[-1].items() if "/" not in key}

@@ -34,7 +34,7 @@ def test_the_kernels_in_tritons_interpreter():
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="one process is enough")
 def test_the_measuring_script_runs_dry(tmp_path):
     root, out = HERE.parents[2], tmp_path / "gpu.json"
-    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--only", "inference"]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--only", "inference"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "src")}
     run = subprocess.run(
         [*command, "--out", str(out)], env=environment, cwd=root, capture_output=True, text=True,

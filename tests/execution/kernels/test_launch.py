@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from support.layers import make_hidden, make_layer
 from versatileffn.execution.kernels.custom_op import reuse_forward, run_triton, supports
@@ -178,3 +179,17 @@ def test_a_captured_graph_follows_the_plan(num_tokens):
             hidden.copy_(make_hidden(num_tokens, 64, dtype=torch.bfloat16, seed=seed + 5))
             graph.replay()
             torch.testing.assert_close(output, run(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("counts", [[4] * 40, [1] * 40, [3, 1, 2], [1]], ids=str)
+def test_torchs_counter_sees_the_kernels(counts, device):
+    """Σ ℓ̂ FFN applications; where a few tokens run together, as many as the longest for each."""
+    layer = make_layer(32, 64, dtype=torch.float32).to(device).eval()
+    hidden = make_hidden(len(counts), 32, dtype=torch.float32).to(device)
+    with torch.no_grad():
+        plan = layer.controller(hidden)
+        plan = dataclasses.replace(plan, loop_count=torch.tensor(counts, device=device))
+        with FlopCounterMode(display=False) as counter:
+            run_triton(hidden, layer.norm, layer.mlp, plan)
+    rows = sum(counts) if len(counts) > 32 else len(counts) * max(counts)
+    assert counter.get_total_flops() == rows * 2 * 3 * 32 * 64

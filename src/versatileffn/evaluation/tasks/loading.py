@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from versatileffn.data.tokenizers import find_tokenizer
 from versatileffn.errors import DataError
-from versatileffn.models.checkpoint import load_checkpoint, load_own_tokenizer, read_any_config
+from versatileffn.models.checkpoint import load_checkpoint, read_any_config
+from versatileffn.models.tokenizer import load_own_tokenizer
 
 DEFAULT_CONTEXT = 2048
 """Tokens; for models whose config names no limit. It is ai2-olmo-eval's own default."""

@@ -3,9 +3,13 @@
 Legend: M tokens, D d_model, F d_hidden, K top_k, L max_loops.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from versatileffn.execution.flops import forward_flops, longest_for_all, planned_loops
 from versatileffn.execution.kernels.support import activation_name, unsupported
 from versatileffn.execution.norms import RMSNorm
 from versatileffn.ffn.dense import FeedForward, Norm
@@ -75,7 +79,7 @@ def reuse_forward(
     expert_size: int,
 ) -> Tensor:
     """Y of a hard plan, [M, D]. The arguments are those of `launch.Work`."""
-    from versatileffn.execution.kernels.launch import DECODE_TOKENS, Work, run_few, run_many
+    from versatileffn.execution.kernels.launch import Work, run_few, run_many
 
     if len(hidden_MD) == 0:
         return torch.empty_like(hidden_MD)
@@ -98,8 +102,7 @@ def reuse_forward(
         num_experts,
         expert_size,
     )
-    # float16 overflows where the norm is applied after the product
-    few = len(hidden_MD) <= DECODE_TOKENS and hidden_MD.dtype != torch.float16
+    few = _are_few(hidden_MD)
     if not hidden_MD.is_cuda:
         return run_few(work) if few else run_many(work)
     with torch.cuda.device(hidden_MD.device):
@@ -109,3 +112,19 @@ def reuse_forward(
 @reuse_forward.register_fake
 def _(hidden_MD: Tensor, *_arguments: object) -> Tensor:
     return torch.empty_like(hidden_MD, memory_format=torch.contiguous_format)
+
+
+def _are_few(hidden_MD: Tensor) -> bool:
+    from versatileffn.execution.kernels.launch import DECODE_TOKENS
+
+    # float16 overflows where the norm is applied after the product
+    return len(hidden_MD) <= DECODE_TOKENS and hidden_MD.dtype != torch.float16
+
+
+@register_flop_formula(torch.ops.versatileffn.reuse_forward, get_raw=True)
+def _(*arguments: Any, out_val: Any = None) -> int:
+    """A few tokens all run as long as the longest of them."""
+    hidden_MD, _, _, gate_FD, up_FD, down_DF, _, loop_count_M = arguments[:8]
+    count = longest_for_all if _are_few(hidden_MD) else planned_loops
+    weights = [up_FD, down_DF] if gate_FD is None else [gate_FD, up_FD, down_DF]
+    return forward_flops(count(loop_count_M), weights)

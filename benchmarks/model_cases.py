@@ -1,0 +1,120 @@
+"""Cases of a whole language model: prefill, decode with the KV cache, and the training step."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.distributions import PrescribedController, loop_counts
+from benchmarks.flops import FlopCounter
+from benchmarks.layers import MODEL_TOLERANCE, check_equal
+from benchmarks.straightforward import run_straightforward
+from versatileffn.analysis.speed import Decoding, prefill, train
+from versatileffn.analysis.timing import Budget, measure
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "dense": {"ffn_variant": "dense"},
+    "2-loop": {"ffn_variant": "k-loop", "num_loops": 2},
+    "4-loop": {"ffn_variant": "k-loop", "num_loops": 4},
+    "moe": {"ffn_variant": "moe"},
+}
+STEPS = 8
+"""Tokens that decoding adds to each sequence."""
+
+
+def build(
+    kind: str, shape: dict[str, Any], loop_count: Tensor, dtype: torch.dtype, seed: int
+) -> VersatileLlamaForCausalLM:
+    """A randomly initialized model.
+
+    Args:
+        kind: a baseline, an execution of the reuse layer, or `straightforward`.
+        shape: fields of `LlamaConfig`.
+        loop_count: prescribed ℓ̂, see `PrescribedController`.
+        seed: of the weights; the same for models that are compared.
+    """
+    torch.manual_seed(seed)
+    slow = kind == "straightforward"
+    variant = {} if slow else BASELINES.get(kind, {"execution": kind})
+    config = VersatileLlamaConfig(
+        **shape, **variant, tau=1.0, bos_token_id=None, eos_token_id=None, pad_token_id=0
+    )
+    net = VersatileLlamaForCausalLM(config)
+    layers: Any = net.model.layers
+    for number, layer in enumerate(layers):
+        if layer.controller is not None:
+            layer.controller = PrescribedController(layer.controller, loop_count, seed + number)
+        if slow:
+            layer.apply_ffn = partial(_straightforward, layer)
+    return net.to(dtype=dtype)  # type: ignore[call-arg]
+
+
+def _straightforward(layer: Any, hidden: Tensor) -> Tensor:
+    plan = layer.controller(hidden).flatten()
+    flat, norm = hidden.reshape(-1, hidden.shape[-1]), layer.post_attention_layernorm
+    return run_straightforward(flat, norm, layer.mlp, plan).view_as(hidden)
+
+
+def model(
+    budget: Budget,
+    work: str,
+    shape: dict[str, Any],
+    sequences: int,
+    length: int,
+    shares: Sequence[float],
+    dtype: str,
+    executors: list[str],
+    seed: int,
+) -> dict[str, Any]:
+    """One kind of work, for every baseline and executor, beside the dense model.
+
+    Args:
+        work: `prefill`, `decode`, or `training`, see `versatileffn.analysis.speed`.
+        sequences, length: B and T.
+        dtype: of the weights, or of autocast when training.
+    """
+    stored = torch.float32 if work == "training" else getattr(torch, dtype)
+    counts = loop_counts(shares, sequences * (1 if work == "decode" else length), seed)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, shape["vocab_size"], (sequences, length), generator=generator)
+    run: dict[str, Callable[[], list[Tensor]]] = {}
+    ours = ["straightforward", *executors]
+    for kind in [*BASELINES, *ours]:
+        net = build(kind, shape, counts, stored, seed).train(work == "training")
+        if work == "training":
+            run[kind] = partial(train, net, ids, dtype == "bfloat16")
+        else:
+            run[kind] = (
+                Decoding(net, ids, STEPS) if work == "decode" else partial(prefill, net, ids)
+            )
+    results = {kind: _as_vectors(run[kind]()) for kind in ours}
+    errors = check_equal(results, ours[0], MODEL_TOLERANCE[dtype])
+    del results
+    flops = {}
+    for kind, step in run.items():
+        with FlopCounter() as counter:
+            step()
+        flops[kind] = counter.total
+    timings = measure(run, budget)
+    tokens = sequences * (STEPS if work == "decode" else length)
+    return {
+        "mean_loops": counts.double().mean().item(),
+        "errors": errors,
+        "seconds": timings.to_dict(),
+        "ratios": {f"{kind}/dense": timings.ratio(kind, "dense")._asdict() for kind in run},
+        "tokens_per_second": {k: tokens / row["median"] for k, row in timings.to_dict().items()},
+        "flops_per_token": {kind: total / tokens for kind, total in flops.items()},
+        "rate_per_flop": {
+            kind: timings.ratio("dense", kind, flops["dense"] / flops[kind])._asdict()
+            for kind in run
+        },
+    }
+
+
+def _as_vectors(results: list[Tensor]) -> list[Tensor]:
+    """The first result, and all others (gradients) as one vector."""
+    first, *rest = results
+    return [first, torch.cat([tensor.flatten() for tensor in rest])] if rest else [first]

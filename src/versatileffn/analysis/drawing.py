@@ -1,0 +1,74 @@
+"""How our pictures look: one palette, and ink that follows the page into the dark.
+
+A picture is drawn once, as narrow as a telephone shows it, and scales as SVG. Its lines and letters
+have the page's colour (`currentColor`), which the file itself makes light on dark screens.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"  # stands for the page's colour until the picture is written
+PALETTE = "petroff10"
+"""Of matplotlib; its first colours stay distinct for colour-blind readers."""
+LINES = ("-", "--", "-.", ":")
+MARKERS = "osD^vPX*"
+WIDTH = 4.9
+"""Inches."""
+_THEME = "<style>svg{color:#20262d}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
+          "grid.color", "legend.labelcolor")  # fmt: skip
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """Colour, line and marker of one curve after the other; the latter two distinguish in print."""
+    colours = matplotlib.color_sequences[PALETTE]
+    for index in count():
+        yield {
+            "color": colours[index % len(colours)],
+            "linestyle": LINES[index % len(LINES)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 4,
+            "linewidth": 1.4,
+        }
+
+
+@contextmanager
+def inked() -> Iterator[None]:
+    """Within it, figures are drawn in `INK`, at a size that a telephone can show."""
+    with matplotlib.rc_context({**dict.fromkeys(_INKED, INK), "font.size": 9}):
+        yield
+
+
+def figure(height: float) -> Figure:
+    """An empty figure of `WIDTH` and so many inches height."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def plain(axes: Axes) -> None:
+    """No frame, faint horizontal lines behind everything."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.15, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def legend_below(drawn: Figure, axes: Axes, columns: int = 2) -> None:
+    """Name the curves under the picture, so that they keep its whole width."""
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns,
+                 frameon=False, fontsize=8.5)  # fmt: skip
+
+
+def svg(drawn: Figure) -> bytes:
+    """The figure as a file that is the same whenever it is written, letters as outlines."""
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "versatileffn"}):
+        drawn.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    head, tag, rest = content.getvalue().partition("<svg ")
+    opening, end, body = rest.partition(">")
+    return f"{head}{tag}{opening}{end}{_THEME}{body}".replace(INK, "currentColor").encode()

@@ -1,1 +1,0 @@
-"""Time, memory and FLOPs of the layer and of whole models, measured beside the alternatives."""

@@ -1,0 +1,102 @@
+"""torch's FLOP counter sees what our operators do: it equals a count of their products, one by one.
+
+The truth is the same work with nothing around it: torch counts its products as they run.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from support.layers import gumbel, make_hidden, make_layer
+from versatileffn.errors import ConfigError
+from versatileffn.execution.operators import run_operator
+from versatileffn.execution.packed import run_packed
+from versatileffn.execution.packed_training import run_recomputed
+
+TOKENS, D, F = 40, 16, 32
+UNIT = 2 * D * F  # of one linear map for one token
+COUNTS = {
+    "mixed": None,
+    "all-at-last": [4] * TOKENS,
+    "all-once": [1] * TOKENS,
+    "nobody-at-last": [3, 1, 2, 2] * 10,
+}
+
+
+def layer_and_plan(counts, hidden):
+    layer = make_layer()
+    noise = gumbel(hidden, 4)
+    if counts is not None:
+        noise = 50.0 * torch.nn.functional.one_hot(torch.tensor(counts) - 1, 4).double()
+    return layer, layer.controller(hidden, noise)
+
+
+def counted(work) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def operator(name):
+    """What was counted under the name of one operator."""
+    return getattr(torch.ops.versatileffn, name)
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_inference(counts):
+    hidden = make_hidden(TOKENS, D)
+    layer, plan = layer_and_plan(counts, hidden)
+    with torch.no_grad():
+        found, truth = (
+            counted(lambda run=run: run(hidden, layer.norm, layer.mlp, plan))
+            for run in (run_operator, run_packed)
+        )
+    assert found == truth == 3 * UNIT * plan.loop_count.sum().item()
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_training(counts):
+    """Forward and backward, each against `run_recomputed`, whose products torch sees."""
+    hidden = make_hidden(TOKENS, D).requires_grad_()
+    layer, plan = layer_and_plan(counts, hidden)
+    results = []
+    for run in (run_operator, run_recomputed):
+        outputs = []
+        forward = counted(lambda: outputs.append(run(hidden, layer.norm, layer.mlp, plan)))  # noqa: B023
+        weights = [hidden, plan.loop_probs, plan.lam, *layer.norm.parameters()]
+        weights += layer.mlp.parameters()
+        backward = counted(
+            lambda: torch.autograd.grad(outputs[0].sum(), weights, retain_graph=True)  # noqa: B023
+        )
+        results.append((forward, backward))
+    assert results[0] == results[1]
+    assert results[0][0] == 3 * UNIT * TOKENS * 4
+    loops = plan.loop_count.sum().item()
+    assert results[0][1] >= 3 * UNIT * 2 * loops
+
+
+def test_what_was_counted_carries_the_operators_name():
+    hidden = make_hidden(TOKENS, D).requires_grad_()
+    layer, plan = layer_and_plan(None, hidden)
+    with FlopCounterMode(display=False) as counter:
+        run_operator(hidden, layer.norm, layer.mlp, plan).sum().backward()
+    names = counter.get_flop_counts()["Global"]
+    assert names[operator("packed_forward")] > 0
+    assert names[operator("packed_backward")] > names[operator("packed_forward")]
+
+
+def test_no_tokens():
+    hidden = make_hidden(0, D).requires_grad_()
+    layer, plan = layer_and_plan(None, hidden)
+    work = counted(lambda: run_operator(hidden, layer.norm, layer.mlp, plan).sum().backward())
+    assert work == 0
+
+
+def test_loop_counts_that_nobody_knows_are_refused():
+    layer = make_layer()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        hidden = torch.empty(TOKENS, D, dtype=torch.float64)
+        plan = layer.controller(hidden)
+        with pytest.raises(ConfigError, match="versatileffn flops"):
+            counted(lambda: run_operator(hidden, layer.norm, layer.mlp, plan))

@@ -1,0 +1,169 @@
+"""What a model says it decided is what its layers carried out, whoever decided it."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from support.models import VARIANTS, make_ids, make_model
+from versatileffn.errors import ConfigError
+from versatileffn.execution.masked import run_masked
+from versatileffn.ffn.plan import ReusePlan
+
+ONCE = torch.tensor([1])
+
+
+class Wrapping(nn.Module):
+    """Asks another controller, and lets every token run once."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> ReusePlan:
+        plan = self.inner(hidden)
+        ones = torch.ones_like(plan.loop_count)
+        probs = nn.functional.one_hot(ones - 1, 4).to(plan.lam)
+        return dataclasses.replace(plan, loop_count=ones, loop_probs=probs)
+
+
+class AlwaysOnce(nn.Module):
+    """Somebody's controller, which knows nothing of ours."""
+
+    def forward(self, hidden: torch.Tensor) -> ReusePlan:
+        ones = torch.ones(hidden.shape[:-1], dtype=torch.long)
+        probs = nn.functional.one_hot(ones - 1, 4).to(hidden)
+        return ReusePlan(ones, probs, lam=torch.zeros_like(probs[..., 0]))
+
+
+def swap(model, make):
+    for layer in model.model.layers:
+        layer.controller = make(layer.controller)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Wrapping, lambda inner: Wrapping(Wrapping(inner)), lambda _: AlwaysOnce()],
+    ids=["wrapped", "wrapped-twice", "replaced"],
+)
+def test_plans_follow_a_swapped_controller(make):
+    """Asked before the swap and after it, of the model and of its base."""
+    model, ids = make_model(), make_ids(2, 9)
+    with torch.no_grad():
+        before = model(ids, output_reuse_plans=True).reuse_plans
+        swap(model, make)
+        for forward in (model, model.model):
+            plans = forward(ids, output_reuse_plans=True).reuse_plans
+            assert len(plans) == 2
+            assert all(torch.equal(plan.loop_count.unique(), ONCE) for plan in plans)
+    assert any((plan.loop_count > 1).any() for plan in before)
+
+
+def test_reported_plans_reproduce_the_hidden_states():
+    """The plan of the first layer, carried out by hand, gives what the first layer gave."""
+    model, ids = make_model(), make_ids(2, 9)
+    swap(model, Wrapping)
+    layer, states = model.model.layers[0], {}
+    layer.self_attn.register_forward_hook(lambda _m, _i, out: states.update(attended=out[0]))
+    layer.register_forward_hook(lambda _m, inputs, out: states.update(into=inputs[0], out=out))
+    with torch.no_grad():
+        plan = model(ids, output_reuse_plans=True).reuse_plans[0]
+        hidden = states["into"] + states["attended"]
+        flat = hidden.flatten(0, 1)
+        found = run_masked(flat, layer.post_attention_layernorm, layer.mlp, plan.flatten())
+    torch.testing.assert_close(found.view_as(hidden), states["out"])
+
+
+def test_the_temperature_reaches_every_controller():
+    model = make_model()
+    swap(model, lambda inner: Wrapping(Wrapping(inner)))
+    model.set_tau(0.25)
+    assert [m.tau for m in model.modules() if hasattr(m, "tau")] == [0.25, 0.25]
+    swap(model, lambda _: AlwaysOnce())
+    model.set_tau(0.5)
+    assert model.config.tau == 0.5
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_base_model_returns_what_it_is_asked_for(settings):
+    model, ids = make_model(**settings).eval(), make_ids(2, 9)
+    with torch.no_grad():
+        plain = model.model(ids)
+        asked = model.model(ids, output_router_logits=True, output_reuse_plans=True)
+    assert plain.router_logits is None
+    assert plain.reuse_plans is None
+    assert torch.equal(asked.last_hidden_state, plain.last_hidden_state)
+    routes = model.config.ffn().has_router
+    assert (asked.router_logits is not None) == routes
+    assert (asked.reuse_plans is not None) == (settings["ffn_variant"] == "versatile")
+    if routes:
+        assert [logits.shape for logits in asked.router_logits] == [(18, 8), (18, 8)]
+    assert isinstance(model.model(ids, return_dict=False), tuple)
+    assert len(model.model(ids, output_hidden_states=True).hidden_states) == 3
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("padded", [False, True])
+def test_trainers_that_balance_experts_themselves_are_served(settings, padded):
+    """What TRL's SFTTrainer does: ask the base model, then compute Mixtral's balance loss.
+
+    It takes a config with `output_router_logits` and a `router_aux_loss_coef` other than 0 for that
+    of a model with a router.
+    """
+    model, ids = make_model(**settings).train(), make_ids(2, 9)
+    config, mask = model.config, torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    enabled = hasattr(config, "output_router_logits") and config.router_aux_loss_coef != 0
+    assert enabled == config.ffn().has_router
+    config.output_router_logits = enabled
+    keywords = {"attention_mask": mask if padded else None, "use_cache": False}
+    if not enabled:
+        assert model.model(ids, **keywords).router_logits is None
+        return
+    logits = model.model(ids, output_router_logits=True, **keywords).router_logits
+    loss = load_balancing_loss_func(
+        logits, config.num_experts, config.num_experts_per_tok, keywords["attention_mask"]
+    )
+    routers = [p for n, p in model.named_parameters() if ".router." in n]
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(loss, routers))
+    # Pooled over layers, by definition: N Σ f_i P_i with f counted over the K assignments.
+    rows = torch.cat(logits)
+    counted = mask.flatten().bool().repeat(len(logits)) if padded else torch.ones(len(rows)).bool()
+    probs = rows[counted].softmax(-1)
+    chosen = torch.zeros_like(probs).scatter(-1, probs.topk(2, -1).indices, 1.0)
+    expected = 8 * (chosen.mean(0) * probs.mean(0)).sum()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_base_model_refuses_a_balance_loss_without_a_gradient():
+    model, ids = make_model(router_aux_loss_coef=1e-2).train(), make_ids(2, 9)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    with pytest.raises(ConfigError, match="use_reentrant"):
+        model.model(ids, output_router_logits=True, use_cache=False)
+
+
+def test_recomputing_a_layer_reports_nothing_twice():
+    model, ids = make_model().train(), make_ids(2, 9)
+    model.gradient_checkpointing_enable()
+    out = model.model(ids, output_reuse_plans=True, output_router_logits=True, use_cache=False)
+    kept = (len(out.reuse_plans), len(out.router_logits))
+    out.last_hidden_state.sum().backward()
+    assert kept == (len(out.reuse_plans), len(out.router_logits)) == (2, 2)
+
+
+def test_a_compiled_model_reports_its_plans():
+    model, ids = make_model(), make_ids(2, 9)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda ids: model(ids, output_reuse_plans=True, output_router_logits=True, use_cache=False),
+        fullgraph=True,
+        backend="eager",
+    )
+    with torch.no_grad():
+        found, expected = compiled(ids), model(ids, output_reuse_plans=True)
+    for ours, plan in zip(found.reuse_plans, expected.reuse_plans, strict=True):
+        assert torch.equal(ours.loop_count, plan.loop_count)
+    assert len(found.router_logits) == 2
