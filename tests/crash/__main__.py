@@ -1,6 +1,7 @@
 """`python tests/crash [--case NAME] [--mode MODE] [--stride N]`: enumerate, and write the table."""
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -47,7 +48,9 @@ def main() -> None:
                 continue
             began, stride = time.monotonic(), chosen.stride or case.stride
             modes = tuple(chosen.mode or MODES)
-            found = enumerate_crashes(case, shop.driver, modes, stride, report=print)
+            found = enumerate_crashes(
+                case, shop.driver, modes, stride, report=functools.partial(print, flush=True)
+            )
             row = as_json(found, stride, time.monotonic() - began)
             print(row | {"failures": len(found.failures)}, flush=True)
             failed |= bool(found.failures)

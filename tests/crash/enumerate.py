@@ -158,9 +158,23 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     parts = {
         "left over": sorted(found.keys() - expected.keys()),
         "missing": sorted(expected.keys() - found.keys()),
-        "other content": sorted(p for p in found.keys() & expected if found[p] != expected[p]),
+        "other content": sorted(
+            p + _where(found[p], expected[p])
+            for p in found.keys() & expected
+            if found[p] != expected[p]
+        ),
     }
     return "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in parts.items() if names)
+
+
+def _where(found: Any, expected: Any) -> str:
+    """The keys under which two JSON values differ, or the lines of which one has more."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted(k for k in found.keys() | expected if found.get(k) != expected.get(k))
+        return f" ({', '.join(keys[:4])})"
+    if isinstance(found, list) and isinstance(expected, list):
+        return f" ({len(found)} lines for {len(expected)})"
+    return ""
 
 
 def _part(essence: dict[str, Any], case: Case) -> dict[str, Any]:
