@@ -52,10 +52,13 @@ def build(
     return net.to(dtype=dtype)  # type: ignore[call-arg]
 
 
-def _straightforward(layer: Any, hidden: Tensor) -> Tensor:
-    plan = layer.controller(hidden).flatten()
+def _straightforward(layer: Any, hidden: Tensor, decisions: Any = None) -> Tensor:
+    """In the place of `ReuseLayer.apply_ffn`; the balance loss needs what was decided."""
+    plan = layer.controller(hidden)
+    if decisions is not None:
+        decisions.add(plan.router_logits, plan)
     flat, norm = hidden.reshape(-1, hidden.shape[-1]), layer.post_attention_layernorm
-    return run_straightforward(flat, norm, layer.mlp, plan).view_as(hidden)
+    return run_straightforward(flat, norm, layer.mlp, plan.flatten()).view_as(hidden)
 
 
 def model(

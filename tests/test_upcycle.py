@@ -9,6 +9,8 @@ import torch
 from huggingface_hub import HfApi
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -18,9 +20,11 @@ from transformers import (
 import versatileffn as vf
 from support.gguf import write_gguf
 from support.models import SHAPE, make_ids
+from versatileffn.data.tokenizers import train_bpe
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.models.hub import hub_options
-from versatileffn.upcycle import upcycle
+from versatileffn.models.tokenizer import load_own_tokenizer
+from versatileffn.upcycle import EXACT, upcycle
 
 STORIES = Path(__file__).parents[1].parent / "shared" / "models" / "stories15m"
 
@@ -58,6 +62,74 @@ def test_a_gguf_file_is_upcycled_like_the_folder_it_was_made_from(dense_folder, 
     torch.testing.assert_close(logits(from_file, ids), logits(from_folder, ids))
     assert receipt.new_tensors == expected.new_tensors
     assert receipt.parameters_after == expected.parameters_after
+
+
+def test_a_gguf_files_end_token_is_the_configs(tmp_path):
+    """Transformers takes the token that begins a text for the one that ends it."""
+    tokenizer = train_bpe(["some words and others"] * 3, 300)
+    ends = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
+    model = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"vocab_size": 512} | ends)))
+    path = tmp_path / "dense.gguf"
+    write_gguf(model, path, tokenizer)
+    confused = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    assert confused.eos_token_id != ends["eos_token_id"]
+    with pytest.warns(UserWarning, match="the config's is taken"):
+        assert load_own_tokenizer(path).eos_token_id == ends["eos_token_id"]
+    assert upcycle(path)[0].generation_config.eos_token_id == ends["eos_token_id"]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.6, "top_p": 0.9}], ids=["", "greedy"])
+def test_generation_settings_are_carried_over(dense_folder, tmp_path, sampling):
+    """Stop tokens; and what greedy generation ignores doesn't keep the model from being saved."""
+    settings = {"eos_token_id": [5, 7], "max_length": 33, "do_sample": False} | sampling
+    (dense_folder / "generation_config.json").write_text(json.dumps(settings))
+    model, _ = upcycle(dense_folder)
+    model.save_pretrained(tmp_path / "out")
+    loaded = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (loaded.eos_token_id, loaded.max_length, loaded.do_sample) == ([5, 7], 33, False)
+
+
+def test_contradictory_generation_settings_keep_their_end_tokens(dense_folder, tmp_path):
+    settings = {"eos_token_id": [5, 7], "pad_token_id": -1}
+    (dense_folder / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match="contradicts itself: only its end tokens"):
+        model, _ = upcycle(dense_folder)
+    model.save_pretrained(tmp_path / "out")
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [5, 7]
+
+
+def test_the_default_starts_at_the_dense_model_and_the_papers_form_is_asked_for(dense_folder):
+    model, receipt = upcycle(dense_folder)
+    assert (model.config.ffn_variant, model.config.reuse_gains) == ("versatile", "learned")
+    assert receipt.logit_difference <= 1e-5
+    assert receipt.expected == EXACT
+    _, receipt = upcycle(dense_folder, vf.FFNConfig())
+    assert receipt.ffn["reuse_gains"] == "fixed"
+    assert "gibberish" in receipt.expected
+    assert "--gains learned" in str(receipt)
+
+
+@pytest.mark.parametrize("variant", ["dense", "k-loop", "moe", "versatile"])
+@pytest.mark.parametrize("gains", ["fixed", "learned"])
+@pytest.mark.parametrize("loops", [1, 2])
+def test_what_the_receipt_expects_is_what_happens(dense_folder, variant, gains, loops):
+    _, receipt = upcycle(
+        dense_folder, vf.FFNConfig(variant=variant, reuse_gains=gains, num_loops=loops)
+    )
+    assert (receipt.expected == EXACT) == (receipt.logit_difference <= 1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["average", "width", "depth"])
+def test_every_fusion_with_learned_gains_starts_at_the_dense_model(dense_folder, fusion):
+    _, receipt = upcycle(dense_folder, vf.FFNConfig(fusion=fusion, reuse_gains="learned"))
+    assert receipt.logit_difference <= 1e-5
+
+
+def test_code_that_a_config_names_is_not_named_by_the_result(dense_folder):
+    config = json.loads((dense_folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "alien.Alien"}
+    (dense_folder / "config.json").write_text(json.dumps(config))
+    assert "auto_map" not in upcycle(dense_folder)[0].config.to_dict()
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):

@@ -17,6 +17,10 @@ class CheckpointError(VersatileFFNError):
     """A checkpoint can't be read, lacks weights, or is of a family that isn't supported."""
 
 
+class PlanError(VersatileFFNError, ValueError):
+    """A reuse plan contradicts itself, or was made for other tokens or another layer."""
+
+
 class ResourceError(VersatileFFNError):
     """The machine stopped the work, not the input: disk or memory is too small, a process died.
 

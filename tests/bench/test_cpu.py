@@ -2,9 +2,14 @@
 
 import copy
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import cpu, layer_cases, layers
@@ -15,6 +20,8 @@ from benchmarks.report import BEGIN, END, markdown, read_results
 from versatileffn.analysis.timing import Budget
 from versatileffn.errors import ConfigError
 from versatileffn.workspace.lock import locked
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
@@ -66,6 +73,33 @@ def test_two_runs_at_once_on_one_file_lose_nothing_one_is_refused(quick, capsys)
     assert error.startswith("error: another run is using")
     assert error.count("\n") == 1
     assert quick.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, number):
+    out = tmp_path / "stopped.json"
+    command = [sys.executable, "-m", "benchmarks.cpu", "--quick", "--threads", "1", "--out", out]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any(line.startswith("[3/") for line in process.stdout)
+        assert psutil.Process(process.pid).children(recursive=True) == []
+        process.send_signal(number)
+        said = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in said
+    assert len(read_results(out)["cases"]) >= 2
+    with locked(tmp_path, "it"):  # nobody holds it any more
+        pass
 
 
 @pytest.mark.parametrize(
@@ -174,8 +208,7 @@ def test_a_difference_stops_the_measurement():
 
 def test_the_committed_run_can_be_continued():
     """Its cases are today's, so that only other sources or machines measure them anew."""
-    root = Path(__file__).parents[2]
-    known = read_results(root / "benchmarks" / "results" / "cpu.json")["cases"]
+    known = read_results(ROOT / "benchmarks" / "results" / "cpu.json")["cases"]
     for case in all_cases():
         assert known[case.name]["inputs"]["kind"] == case.kind
         assert known[case.name]["inputs"]["settings"].items() >= case.settings.items()

@@ -2,8 +2,13 @@ import pytest
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.controller import ReuseController
+from versatileffn.ffn.dense import DenseFFN
+from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.kloop import KLoopFFN
+from versatileffn.ffn.moe import MoEFFN
 from versatileffn.ffn.versatile import VersatileFFN
+from versatileffn.models.llama import VersatileLlamaConfig
 
 
 @pytest.mark.parametrize(
@@ -84,3 +89,31 @@ def test_a_config_of_another_type():
 def test_bad_epsilon(eps):
     with pytest.raises(ConfigError, match="norm_eps="):
         VersatileFFN(16, 32, norm_eps=eps)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VersatileFFN(16, 32, gated="no"), "gated='no' must be True or False"),
+        (lambda: VersatileFFN(16, 32, bias=1), "bias=1 must be True or False"),
+        (lambda: DenseFFN(16, 32, gated=None), "gated=None must be True or False"),
+        (lambda: DenseFFN(True, 32), "d_model=True must be a whole number"),
+        (lambda: DenseFFN(16, 10**9), "d_hidden=1000000000 must be a whole number"),
+        (lambda: KLoopFFN(16, 32, "2"), "num_loops='2' must be a whole number"),
+        (lambda: KLoopFFN(16, 32, 2.5), "num_loops=2.5 must be a whole number"),
+        (lambda: KLoopFFN(16, 32, True), "num_loops=True must be a whole number"),
+        (lambda: KLoopFFN(16, 32, 2, reuse_gains="lerned"), "reuse_gains='lerned' is unknown"),
+        (lambda: KLoopFFN(16, 32, 2, gated="no"), "gated='no'"),
+        (lambda: MoEFFN(16, 32, {"num_experts": 4}), "must be an FFNConfig with variant='moe'"),
+        (lambda: MoEFFN(16, 32, FFNConfig()), "must be an FFNConfig with variant='moe'"),
+        (lambda: MoEFFN(16, 32, FFNConfig(variant="moe"), gated="no"), "gated='no'"),
+        (lambda: ReuseController(16, 32, None), "config=None must be an FFNConfig"),
+        (lambda: ExpertSlices(2.0, 4, 32), "num_experts=2.0 must be a whole number"),
+        (lambda: ExpertSlices(2, 0, 32), "d_expert=0 must be a whole number"),
+        (lambda: FFNConfig(tau=10**400), "tau=1.* must be a finite number"),
+        (lambda: VersatileLlamaConfig(output_router_logits="no"), "output_router_logits='no'"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

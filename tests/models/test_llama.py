@@ -332,7 +332,7 @@ def test_half_precision_decides_in_float32():
     assert moe(ids, output_router_logits=True).router_logits[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("tau", [0, -1.0, float("nan"), float("inf"), "a", None], ids=str)
+@pytest.mark.parametrize("tau", [0, -1.0, float("nan"), float("inf"), "a", None, True], ids=str)
 def test_bad_temperatures(tau):
     with pytest.raises(ConfigError, match="tau="):
         make_model().set_tau(tau)

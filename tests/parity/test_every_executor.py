@@ -12,15 +12,18 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.distributions import SHARES, loop_counts
-from support.layers import make_hidden, make_layer
+from support.layers import make_hidden, make_layer, relative_error
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import BLOCK, run_packed
 from versatileffn.execution.packed_training import run_packed_training, run_recomputed
 
 TOKENS = 40
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2}
-"""Frobenius norm of the error over that of the truth. bfloat16 keeps 8 bits, and rounds about ten
-times between an input and the gradient of a loop's state."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 4e-2}
+"""Norm of the error over that of the truth. bfloat16 keeps 8 bits, and rounds about ten times
+between an input and the gradient of a loop's state."""
+CANCELLED = {("width_gain", torch.float32): 2e-5}
+"""Looser: the gradient of s is one number, a sum over all tokens and neurons of terms of
+both signs, and here it comes out small beside them."""
 TRAINING = {"masked": run_masked, "packed": run_packed_training, "recompute": run_recomputed}
 INFERENCE = {"masked": run_masked, "packed": run_packed}
 PLAN_LEAVES = ("loop_probs", "lam", "gates", "width_gain", "loop_gains")
@@ -76,7 +79,7 @@ def widened(plan):
 
 def errors(actual, expected):
     assert actual.keys() == expected.keys()
-    return {n: ((actual[n] - e).norm() / e.norm()).item() for n, e in expected.items()}
+    return {name: relative_error(actual[name], truth) for name, truth in expected.items()}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -87,7 +90,9 @@ def test_training(mean, gains, executor, dtype):
     layer, hidden, plan = layer_and_inputs(mean, gains)
     expected = run(run_masked, layer, hidden, plan, torch.float64)
     found = errors(run(executor, layer, hidden, plan, dtype), expected)
-    assert max(found.values()) <= TOLERANCE[dtype], found
+    limits = {name: CANCELLED.get((name, dtype), TOLERANCE[dtype]) for name in found}
+    wrong = {name: error for name, error in found.items() if not error <= limits[name]}
+    assert not wrong
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.layers import as_naive, gumbel, make_hidden, make_layer
+from support.layers import as_naive, gumbel, make_hidden, make_layer, relative_error
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
 from versatileffn.execution.packed_training import run_packed_training, run_recomputed
@@ -44,10 +44,6 @@ PACKED_TRAINING = [run_packed_training, run_recomputed]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*belong to no expert.*:UserWarning")
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1.0)).item()
 
 
 def gradients(layer, hidden, output):

@@ -1,5 +1,7 @@
 """Small layers, and the same weights as `naive.py` reads them."""
 
+import math
+
 import torch
 
 from versatileffn.ffn import naive
@@ -61,3 +63,15 @@ def as_naive(layer: VersatileFFN) -> naive.NaiveFFN:
         eps=layer.norm.eps,
         activation=mlp.act_fn,
     )
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the error over that of the truth; infinite where either isn't finite.
+
+    In `max` a NaN would hide, and a truth that is exactly 0 would make one.
+    """
+    actual, expected = actual.double().cpu(), expected.double().cpu()
+    error, size = (actual - expected).norm().item(), expected.norm().item()
+    if not math.isfinite(error):
+        return math.inf
+    return error / size if size else (math.inf if error else 0.0)

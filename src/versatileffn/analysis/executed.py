@@ -3,8 +3,8 @@
 torch counts every matrix product and attributes it to the module that ran it. The FFN's share of a
 decoder layer is everything in the layer but its attention and its controller or router: whatever
 an executor multiplies is counted, wherever it does so. Our operators tell torch what they do
-(`execution/flops.py`); an operator of someone else's that doesn't is refused, as a 0 would look like
-a saving.
+(`execution/flops.py`); an operator of someone else's that doesn't is refused, as a 0 would look
+like a saving.
 """
 
 import math

@@ -88,15 +88,9 @@ def bench_command(
     import torch
     from rich.console import Console
 
+    from versatileffn.analysis import twin
     from versatileffn.analysis.speed import compare
     from versatileffn.analysis.timing import Budget
-    from versatileffn.analysis.twin import (
-        check_fits,
-        fitting_length,
-        load_pair,
-        read_pair,
-        token_ids,
-    )  # fmt: skip
     from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
@@ -108,12 +102,12 @@ def bench_command(
     if threads is not None:
         torch.set_num_threads(threads)
     works = [w for w in WorkName if work is None or w in work]
-    configs = read_pair(model, dense)
-    length = fitting_length(configs, length, new_tokens if WorkName.DECODE in works else 0)
+    configs = twin.read_pair(model, dense)
+    length = twin.fitting_length(configs, length, new_tokens if WorkName.DECODE in works else 0)
     bf16 = dtype is DType.BFLOAT16
     for each in works:
-        check_fits(configs, batch * length, each is WorkName.TRAINING, bf16, where)
-    ids, read = token_ids(model, configs[0], text, (batch, length), seed)
+        twin.check_fits(configs, batch * length, each is WorkName.TRAINING, bf16, where)
+    ids, read = twin.token_ids(model, configs[0], text, (batch, length), seed)
     torch.manual_seed(seed)
 
     speeds: list[Speed] = []
@@ -124,7 +118,7 @@ def bench_command(
         stored = torch.bfloat16 if bf16 and each is not WorkName.TRAINING else torch.float32
         if held != stored:
             pair, held = {}, stored  # the old ones go before the new ones come
-            loaded = load_pair(model, dense, configs, stored, where)
+            loaded = twin.load_pair(model, dense, configs, stored, where)
             pair = dict(zip(SIDES, loaded, strict=True))
             del loaded
         if json is not None and not digests:

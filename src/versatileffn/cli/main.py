@@ -53,7 +53,7 @@ def every_command(
 
 
 def main() -> None:
-    """Run the command line; what the user or the machine caused ends in one line and exit code 1."""
+    """Run the command line; what user or machine caused ends in one line and exit code 1."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:

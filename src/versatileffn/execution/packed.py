@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from versatileffn.errors import PlanError
 from versatileffn.execution.activation import activate_in_place
 from versatileffn.execution.blend import Blend
 from versatileffn.execution.order import count_active, longest_first
@@ -77,10 +78,10 @@ def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan)
         Y, [M, D].
 
     Raises:
-        ValueError: the plan is soft, so no token may stop early.
+        PlanError: the plan is soft, so no token may stop early.
     """
     if not plan.hard:
-        raise ValueError("a soft plan mixes all loops: it needs the masked executor")
+        raise PlanError("a soft plan mixes all loops: it needs execution='masked'")
     steps = Steps.of(norm, mlp)
     return run_steps(
         hidden_MD, steps, plan.loop_count, plan.max_loops, Blend.of(plan), plan.loop_gains

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from versatileffn.errors import ConfigError
+from versatileffn.errors import ConfigError, PlanError
 from versatileffn.execution.kernels.custom_op import run_triton
 from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.masked import run_masked
@@ -97,10 +97,10 @@ def execute(
 
     Raises:
         ConfigError: the execution asked for isn't valid here.
-        ValueError: plan and hidden states differ in their leading shape.
+        PlanError: plan and hidden states differ in their leading shape.
     """
     if plan.loop_count.shape != hidden.shape[:-1]:
-        raise ValueError(
+        raise PlanError(
             f"plan for tokens of shape {tuple(plan.loop_count.shape)} given hidden states of shape "
             f"{tuple(hidden.shape)}: the leading dimensions must agree"
         )

@@ -3,18 +3,16 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass
-from math import isfinite
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_type_hints
 
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.values import check_value
 
 Variant = Literal["dense", "k-loop", "moe", "versatile"]
 Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
 ReuseGains = Literal["fixed", "learned"]
 Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
-LARGEST = 2**20
-"""Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
 MOST_LOOPS = 2**10
 """Of any count of loops: each costs a feed-forward network, and a forward pass has to end."""
 
@@ -61,7 +59,7 @@ class FFNConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            _check_value(name, getattr(self, name), hint)
+            check_value(name, getattr(self, name), hint)
         for name in ("max_loops", "num_loops"):
             if getattr(self, name) > MOST_LOOPS:
                 raise ConfigError(
@@ -131,25 +129,3 @@ class FFNConfig:
     def replace(self, **changes: object) -> "FFNConfig":
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-
-def _check_value(name: str, value: object, hint: object) -> None:
-    """Check one field's type and range; booleans are no numbers.
-
-    Raises:
-        ConfigError: with the remedy.
-    """
-    choices = get_args(hint)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} is unknown: choose one of {list(choices)}")
-    elif hint is bool:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r} must be True or False")
-    elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise ConfigError(f"{name}={value!r} must be a finite number")
-    elif value is None and hint is not int:
-        return
-    elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {LARGEST:,}")

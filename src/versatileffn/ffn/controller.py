@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from versatileffn.errors import ConfigError, PlanError
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.gains import with_first_gain
@@ -36,6 +37,8 @@ class ReuseController(nn.Module):
 
     def __init__(self, d_model: int, d_hidden: int, config: FFNConfig) -> None:
         super().__init__()
+        if not isinstance(config, FFNConfig):
+            raise ConfigError(f"config={config!r} must be an FFNConfig")
         self.config = config
         self.tau = config.tau
         self.slices: ExpertSlices | None = None
@@ -116,6 +119,24 @@ class ReuseController(nn.Module):
             loop_gains=None if self.loop_gains is None else with_first_gain(self.loop_gains),
             loop_logits=logits,
         )
+
+    def check_fit(self, plan: ReusePlan) -> None:
+        """Refuse a plan that a layer of other sizes made.
+
+        Raises:
+            PlanError: its L or its experts aren't this controller's.
+        """
+        max_loops = self.config.max_loops if self.config.uses_depth else 1
+        if plan.max_loops != max_loops:
+            raise PlanError(
+                f"plan for max_loops={plan.max_loops} given to a layer with max_loops={max_loops}: "
+                "make it with this layer's controller"
+            )
+        if plan.slices is not None and plan.slices != self.slices:
+            raise PlanError(
+                f"plan for {plan.slices} given to a layer with {self.slices}: "
+                "make it with this layer's controller"
+            )
 
     def _width_share(self, loop_probs: Tensor) -> Tensor:
         """λ, the weight of the width pathway. Source: Eq. 13; ½ for plain averaging."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.values import check_value
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class MLP(nn.Module):
         bias: give the linear maps biases.
 
     Raises:
-        ConfigError: the activation is unknown.
+        ConfigError: the activation is unknown, or a switch isn't True or False.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class MLP(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
+        check_value("gated", gated, bool)
+        check_value("bias", bias, bool)
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise ConfigError(
                 f"activation={activation!r} is unknown: choose one of {list(ACTIVATIONS)}"
@@ -148,9 +151,8 @@ class DenseFFN(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        for name, value in (("d_model", d_model), ("d_hidden", d_hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        check_value("d_model", d_model, int)
+        check_value("d_hidden", d_hidden, int)
         if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
             raise ConfigError(f"norm_eps={norm_eps!r} must lie between 0 and 1")
         self.norm = nn.RMSNorm(d_model, eps=norm_eps)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.values import check_value
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ExpertSlices:
         d_hidden: F, neurons of the FFN.
 
     Raises:
-        ConfigError: N·f > F.
+        ConfigError: a size isn't a whole number of at least 1, or N·f > F.
     """
 
     num_experts: int
@@ -32,6 +33,8 @@ class ExpertSlices:
     d_hidden: int
 
     def __post_init__(self) -> None:
+        for name in ("num_experts", "d_expert", "d_hidden"):
+            check_value(name, getattr(self, name), int)
         if self.num_experts * self.d_expert > self.d_hidden:
             raise ConfigError(
                 f"num_experts·d_expert = {self.num_experts * self.d_expert} exceeds "

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import ReuseGains
 from versatileffn.ffn.dense import DenseFFN, FeedForward, FFNOutput, Norm
 from versatileffn.ffn.gains import LoopGains
+from versatileffn.ffn.values import check_value
 
 
 def k_loop(
@@ -33,6 +33,9 @@ class KLoopFFN(DenseFFN):
         num_loops: k.
         reuse_gains: `learned` starts exactly at the dense FFN.
         dense: further arguments of `DenseFFN`.
+
+    Raises:
+        ConfigError: a value is unknown or out of range.
     """
 
     def __init__(
@@ -44,9 +47,9 @@ class KLoopFFN(DenseFFN):
         reuse_gains: ReuseGains = "fixed",
         **dense: object,
     ) -> None:
+        check_value("num_loops", num_loops, int)
+        check_value("reuse_gains", reuse_gains, ReuseGains)
         super().__init__(d_model, d_hidden, **dense)  # type: ignore[arg-type]
-        if num_loops < 1:
-            raise ConfigError(f"num_loops={num_loops!r} must be at least 1")
         self.num_loops = num_loops
         learned = reuse_gains == "learned" and num_loops > 1
         self.gains = LoopGains(num_loops) if learned else None

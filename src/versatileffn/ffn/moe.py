@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.ffn.controller import select_experts
 from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN, FeedForward, FFNOutput, Norm
@@ -114,6 +115,9 @@ class MoEFFN(DenseFFN):
         config: `num_experts`, `top_k` and `d_expert` (⌊F/N⌋ by default) are used.
         activation, gated: of the dense FFN and of the experts.
         dense: further arguments of `DenseFFN`.
+
+    Raises:
+        ConfigError: the config is none, or describes another variant.
     """
 
     def __init__(
@@ -126,6 +130,8 @@ class MoEFFN(DenseFFN):
         gated: bool = True,
         **dense: object,
     ) -> None:
+        if not isinstance(config, FFNConfig) or config.variant != "moe":
+            raise ConfigError(f"config={config!r} must be an FFNConfig with variant='moe'")
         super().__init__(d_model, d_hidden, activation=activation, gated=gated, **dense)  # type: ignore[arg-type]
         self.experts = SparseExperts(
             d_model,

@@ -142,7 +142,7 @@ def train_token(w: NaiveFFN, h_D: Tensor, gumbel_noise_L: Tensor | None) -> Tens
     p_L = torch.softmax((logits_L + noise) / w.tau, dim=0)
     if not w.soft:
         one_hot = F.one_hot(p_L.argmax(), max_loops).to(p_L)
-        p_L = one_hot + p_L - p_L.detach()
+        p_L = one_hot + (p_L - p_L.detach())  # exactly one-hot, so that λ = 0 is exact, too
     states = loop_states(w, h_D, max_loops)
     y_depth = sum((p * state for p, state in zip(p_L, states, strict=True)), torch.zeros_like(h_D))
     if w.fusion == "depth":

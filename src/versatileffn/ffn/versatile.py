@@ -77,10 +77,12 @@ class VersatileFFN(DenseFFN):
             new hidden states [..., D], the balance loss (None without a router), and the plan.
 
         Raises:
-            ValueError: the given plan is for other tokens, or contradicts itself.
+            PlanError: the given plan is for other tokens or another layer, or contradicts itself.
         """
         if plan is not None:
-            plan.check()
+            plan.check(self.mlp.up_proj.out_features)
+            if isinstance(self.controller, ReuseController):
+                self.controller.check_fit(plan)
         new_hidden, plan = versatile(
             hidden, self.norm, self.mlp, self.controller, self.config, plan
         )
@@ -105,5 +107,5 @@ def versatile(
     if plan is None:
         plan = controller(norm(hidden) if config.normed_controller else hidden)
         if not isinstance(controller, ReuseController) and not torch.compiler.is_compiling():
-            plan.check()
+            plan.check(getattr(mlp.up_proj, "out_features", None))
     return execute(hidden, norm, mlp, plan, config.execution), plan

@@ -16,7 +16,7 @@ def check_gguf(path: Path) -> int:
     """
     from gguf import GGUFReader
 
-    class Strict(GGUFReader):  # type: ignore[misc]
+    class Strict(GGUFReader):
         def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **options: Any) -> Any:
             found = super()._get(offset, dtype, count, *rest, **options)
             if len(found) < int(count):

@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import (
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.values import check_value
 from versatileffn.models.base import Decisions, ReuseModelMixin
 from versatileffn.models.causal_lm import ReuseCausalLMMixin, ReuseInitMixin
 from versatileffn.models.fields import ReuseFields, check_names, reuse_fields
@@ -40,6 +41,7 @@ class VersatileLlamaConfig(ReuseFields, LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         check_names(kwargs)
         super().__post_init__(**kwargs)
+        check_value("output_router_logits", self.output_router_logits, bool)
         ffn = self.ffn()
         ffn.expert_size(self.intermediate_size)
         if not ffn.has_router:

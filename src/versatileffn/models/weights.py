@@ -57,7 +57,7 @@ def stored_as(files: list[Path]) -> dict[str, str]:
     Raises:
         Exception: whatever safetensors or torch say about a damaged file.
     """
-    found = {}
+    found: dict[str, str] = {}
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as tensors:

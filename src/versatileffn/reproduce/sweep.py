@@ -75,7 +75,9 @@ def base_loss(scale: Protocol, tokens: Path, work: Path, job: tuple[Candidate, i
     folder = work / f"rate-{candidate.learning_rate}-batch-{candidate.batch_tokens}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     steps.train_phase(steps.Context(chosen, tokens, seed), folder, chosen.base_tokens, None)
-    model = AutoModelForCausalLM.from_pretrained(folder / "run/model", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "run/model", dtype=torch.float32, trust_remote_code=False
+    )
     dataset = PackedDataset(tokens, "train", chosen.seq_len)
     windows = unread_windows(chosen, len(dataset), seed)
     return held_out_loss(model, dataset, windows=windows).nats_per_token

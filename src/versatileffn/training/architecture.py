@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from transformers import LlamaConfig
 
-from versatileffn.ffn.config import LARGEST, FFNConfig
+from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.values import LARGEST
 from versatileffn.models.llama import VersatileLlamaConfig
 from versatileffn.training.config_file import Section
 

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from support.layers import as_naive, make_hidden, make_layer
+from support.layers import as_naive, make_hidden, make_layer, relative_error
 from versatileffn.execution.kernels.custom_op import run_triton
 from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.packed import run_packed
@@ -41,11 +41,6 @@ SIZES = {"even": (32, 64, 36), "odd": (20, 44, 37), "no-descriptors": (18, 34, 2
 COUNTS = [[1] * 18, [4] * 18, [4], [1], [2, 3, 2], [1, 4, 2, 4, 3, 1] * 3, [3] * 16 + [1] * 2]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*belong to no expert.*:UserWarning")
-
-
-def relative_error(actual, expected) -> float:
-    actual, expected = actual.double().cpu(), expected.double().cpu()
-    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1.0)).item()
 
 
 def problem(dtype, size=(32, 64, 20), **settings):

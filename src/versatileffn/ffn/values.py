@@ -1,0 +1,40 @@
+"""Whether a setting has the type and range that its name promises."""
+
+import sys
+from typing import get_args
+
+from versatileffn.errors import ConfigError
+
+LARGEST = 2**20
+"""Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
+
+
+def check_value(name: str, value: object, hint: object) -> None:
+    """Check one field's, or argument's, type and range; booleans are no numbers.
+
+    Args:
+        name: as the user wrote it.
+        value: what the user gave.
+        hint: bool, int (a count), float, a Literal of strings, or `int | None`.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    choices = get_args(hint)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r} is unknown: choose one of {list(choices)}")
+    elif hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} must be True or False")
+    elif hint is float:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not abs(value) <= sys.float_info.max
+        ):
+            raise ConfigError(f"{name}={value!r} must be a finite number")
+    elif value is None and hint is not int:
+        return
+    elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {LARGEST:,}")

@@ -1,0 +1,57 @@
+"""The snippets of docs/using.md run, in their order, on a checkpoint of the user's."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from support.models import SHAPE
+from versatileffn.data.tokenizers import train_bpe
+
+PAGE = (Path(__file__).parents[1] / "docs" / "using.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """What the snippets define."""
+    folder = tmp_path_factory.mktemp("using")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**(SHAPE | {"vocab_size": 300}))).save_pretrained(folder / "dense")
+    train_bpe(["a text of some words"] * 3, 300).save_pretrained(folder / "dense")
+    snippets = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+    snippets = snippets.replace('"path-or-hub-id"', repr(str(folder / "dense")))
+    snippets = snippets.replace('"reused"', repr(str(folder / "reused")))
+    assert str(folder / "reused") in snippets
+    found = {"__name__": "using"}
+    exec(compile(snippets, "using.md", "exec"), found)
+    return found | {"folder": folder}
+
+
+def test_the_tokenizer_lies_with_the_model(names):
+    tokenizer = AutoTokenizer.from_pretrained(names["folder"] / "reused")
+    assert tokenizer("some words").input_ids
+    assert names["receipt"].logit_difference <= 1e-5
+
+
+def test_the_plans_are_as_described(names):
+    plan, shape = names["plan"], names["ids"].shape
+    assert len(names["plans"]) == SHAPE["num_hidden_layers"]
+    assert plan.loop_count.shape == plan.lam.shape == shape
+    assert plan.experts.shape == plan.gates.shape == (*shape, 2)
+
+
+def test_the_controller_decides(names):
+    plans = names["model"](names["ids"], output_reuse_plans=True).reuse_plans
+    assert len(plans) == SHAPE["num_hidden_layers"]
+    for plan in plans:
+        plan.check()
+        assert plan.loop_count.max() <= 2
+
+
+def test_only_the_family_that_is_named_is_taken():
+    from versatileffn.models.checkpoint import FAMILIES
+
+    assert FAMILIES == ("llama", "versatile_llama")
+    assert "`model_type: llama`" in PAGE
