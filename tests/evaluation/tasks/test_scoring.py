@@ -276,7 +276,7 @@ def test_a_batch_that_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
     subject = subjects.llama()
     items = make_items(subject, "piqa", limit=4)
     monkeypatch.setattr("versatileffn.memory.available_memory", lambda device: 2**20)
-    pattern = r"a batch needs \d\.\d MiB of memory, and 1\.0 MiB are available: lower --batch"
+    pattern = r"a batch needs \d\.\d MiB of memory, 1\.0 MiB are available: lower --batch"
     assert score(subject, items, batch_tokens=1)
     with pytest.raises(ResourceError, match=pattern):
         score(subject, items, batch_tokens=10**6)
@@ -284,20 +284,22 @@ def test_a_batch_that_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
 
 def meddle(subject, by):
     """A model whose answer to a request depends on what comes with it, or on chance."""
-    forward = subject.model.forward
+    base = subject.model.base_model
+    forward = base.forward
 
-    def meddling(input_ids=None, **kwargs):
-        out = forward(input_ids=input_ids, **kwargs)
-        out.logits += by(input_ids, kwargs) * torch.arange(subjects.VOCABULARY)
+    def meddling(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state + by(kwargs) * torch.arange(32)
         return out
 
-    subject.model.forward = meddling
-    subject.model.base_model.forward = None  # nothing but the whole model will do
+    base.forward = meddling
     return subject
 
 
 def test_where_no_batch_is_right_requests_are_scored_one_by_one():
-    subject = meddle(subjects.llama(), lambda ids, kwargs: 0.01 * ("attention_mask" in kwargs))
+    subject = meddle(
+        subjects.llama(), lambda given: 0.1 * (given.get("attention_mask") is not None)
+    )
     items = make_items(subject, "piqa", limit=3)
     scorer = Scorer(subject.model, 1500)
     found = {(item.task, item.index): values for item, values in scorer.score(items)}
@@ -308,7 +310,7 @@ def test_where_no_batch_is_right_requests_are_scored_one_by_one():
 
 
 def test_what_cannot_be_had_twice_is_not_scored():
-    subject = meddle(subjects.llama(), lambda ids, kwargs: torch.rand(()))
+    subject = meddle(subjects.llama(), lambda _: torch.rand(()))
     with pytest.raises(CheckpointError, match="can't be had twice alike"):
         score(subject, make_items(subject, "piqa", limit=3))
 
