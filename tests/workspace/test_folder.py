@@ -126,6 +126,16 @@ def test_a_killed_writer_leaves_nothing_that_counts_and_is_cleaned_up_after(tmp_
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("key", [None, "abc"])
+def test_what_a_run_killed_after_publishing_left_goes_when_the_next_one_refuses(tmp_path, key):
+    write(tmp_path / "out", "x", key=key)
+    work = tmp_path / (f".out.partial-{key}" if key else ".out.partial")
+    (work / "ready").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="pass --overwrite"):
+        check_free(tmp_path / "out", RECORD)
+    assert os.listdir(tmp_path) == ["out"]
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ResourceError])
 def test_work_with_a_key_is_continued_by_the_same_key_only(tmp_path, failure):
     def stop(key):

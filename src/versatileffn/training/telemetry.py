@@ -1,6 +1,7 @@
 """What the reuse does, layer by layer: read from the plans of a forward pass, changing nothing."""
 
 import re
+import zlib
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ class Telemetry:
         self.top_k = getattr(config, "num_experts_per_tok", 0)
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        self._fed = 0
 
     def request(self) -> dict[str, bool]:
         """What to ask the model's forward pass for, as keyword arguments."""
@@ -98,8 +100,9 @@ class Telemetry:
         return {"output_router_logits": True} if self.variant == "moe" else {}
 
     @torch.no_grad()
-    def add(self, outputs: Any) -> None:
-        """Read one micro-batch's outputs."""
+    def add(self, outputs: Any, input_ids: Tensor) -> None:
+        """Read one micro-batch's outputs, and which tokens it was given."""
+        self._fed = zlib.crc32(input_ids.cpu().numpy().tobytes(), self._fed)
         values: dict[str, Tensor] = {}
         if getattr(outputs, "reuse_plans", None) is not None:
             values.update(plan_statistics(outputs.reuse_plans, self.num_experts))
@@ -111,6 +114,11 @@ class Telemetry:
             value = value.detach().float()
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._count += 1
+
+    def take_fed(self) -> int:
+        """CRC-32 of the token ids that this process was given in the step, for comparing runs."""
+        fed, self._fed = self._fed, 0
+        return fed
 
     def take(self) -> tuple[list[str], Tensor | None]:
         """Names and means since the last call (a vector), for a reduction over processes."""

@@ -122,7 +122,7 @@ class ReuseTrainer(Trainer):
             model, {**inputs, **request}, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training and self._logged_step():
-            self.telemetry.add(outputs)
+            self.telemetry.add(outputs, inputs["input_ids"])
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -159,6 +159,7 @@ class ReuseTrainer(Trainer):
         details: dict[str, float] = {"tokens": self.state.global_step * self.tokens_per_step}
         if self.telemetry.variant == "versatile":
             details["tau"] = self.unwrapped.config.tau
+        details["tokens_crc32"] = self.telemetry.take_fed()
         names, means = self.telemetry.take()
         if means is not None:
             means = self.accelerator.reduce(means, "mean")

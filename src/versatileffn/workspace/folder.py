@@ -61,6 +61,7 @@ def check_free(
                 "so it is never replaced: choose another output"
             )
         if not overwrite:
+            _tidy(target, published=False)  # a run may have been killed after publishing
             raise error_class(f"{path} already exists: choose another output, or pass --overwrite")
         _check_all_ours(path, target, record, earlier, error_class)
     if Path.cwd().is_relative_to(target):
@@ -250,7 +251,7 @@ def _tidy(target: Path, published: bool) -> None:
             if (work / _OLD).is_dir() and not os.path.lexists(target):
                 rename(work / _OLD, target)
             remove(work / name for name in (_OLD, _READY))
-            if published or work == nameless:
+            if published or work == nameless or not (work / _NEW).is_dir():
                 _discard(work)
 
 

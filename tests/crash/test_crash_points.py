@@ -1,0 +1,34 @@
+"""A sample of the crash points of each verb; `python tests/crash` tries them all."""
+
+import importlib.util
+
+import pytest
+
+from crash.cases import all_cases
+from crash.disk import MODES, NAMES
+from crash.enumerate import enumerate_crashes
+from crash.workshop import Workshop
+
+PUBLISHING = ("rename", "exchange")
+
+
+@pytest.mark.parametrize(("name", "stride", "calls", "modes"), [
+    ("perplexity --json", 1, (), MODES),
+    ("upcycle --overwrite", 1, PUBLISHING, MODES),
+    ("tokenize --overwrite", 2, PUBLISHING, MODES),
+    ("evaluate", 8, (), MODES),
+    ("train", 4, PUBLISHING, (NAMES,)),
+])  # fmt: skip
+def test_a_crash_loses_nothing(
+    workshop: Workshop,
+    name: str,
+    stride: int,
+    calls: tuple[str, ...],
+    modes: tuple[str, ...],
+) -> None:
+    case = next(case for case in all_cases(workshop.inputs) if case.name == name)
+    if not importlib.util.find_spec(case.needs):
+        pytest.skip(f"{name} needs {case.needs}")
+    found = enumerate_crashes(case, workshop.driver, modes, stride, calls)
+    assert found.states.total() >= 2
+    assert found.failures == []
