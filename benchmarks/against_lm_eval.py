@@ -27,8 +27,8 @@ from versatileffn.evaluation.tasks.records import Record
 from versatileffn.evaluation.tasks.requests import olmo_dataset
 from versatileffn.evaluation.tasks.run import describe, evaluate
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.files import write_json
 from versatileffn.provenance import source_digest, versions
+from versatileffn.workspace.durable import write_json
 
 TASKS = "piqa,hellaswag,openbook_qa,sciq,arc_easy,arc_challenge,commonsense_qa"
 

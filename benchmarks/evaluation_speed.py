@@ -27,8 +27,8 @@ from versatileffn.evaluation.tasks.requests import Item, build_items, olmo_datas
 from versatileffn.evaluation.tasks.run import default_batch_tokens, describe
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.files import write_json
 from versatileffn.provenance import source_digest
+from versatileffn.workspace.durable import write_json
 
 OLMO_CONTEXT = 2048
 """Tokens; ai2-olmo-eval's default, where the model takes as many."""
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="requests in a padded batch")
     parser.add_argument("--batch-tokens", type=int, help="tokens in one of our batches")
     parser.add_argument("--bf16", action="store_true", help="both sides in bfloat16")
+    parser.add_argument("--onednn", action="store_true", help="our products by oneDNN")
     parser.add_argument("--tokenizer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
@@ -91,8 +92,10 @@ def measure(subject: Subject, task: Task, given: argparse.Namespace) -> dict[str
     context = min(OLMO_CONTEXT, context_length(subject.model))
     dataset = olmo_dataset(task, words, context, given.items)
     items = build_items(task, words, context, given.items)
-    scorer = Scorer(subject.model, given.batch_tokens or default_batch_tokens(subject.model))
-    list(scorer.score(items[:1]))  # chooses the mode, and warms up
+    batch_tokens = given.batch_tokens or default_batch_tokens(subject.model)
+    scorer = Scorer(subject.model, batch_tokens, onednn=given.onednn)
+    scorer.choose(items)
+    list(scorer.score(items[:1]))  # warms up
     requests = sum(len(item.requests) for item in items)
 
     theirs, ours = [], []
@@ -135,7 +138,7 @@ def count_differences(
     task: Task, answers: OlmoAnswers, scored: list[tuple[Item, list[float]]]
 ) -> int:
     """How many predictions differ, both ways to count the leading space taken together."""
-    records = [Record.of(item, log_likelihoods) for item, log_likelihoods in scored]
+    records = [Record.of(item, log_likelihoods, "") for item, log_likelihoods in scored]
     with_space, without = answers.predictions(True), answers.predictions(False)
     return sum(
         (record.predictions[metric_name(task, "olmo_eval")] != with_space[record.index])

@@ -51,6 +51,11 @@ def test_a_rate_is_the_committed_one(row):
     assert row in PAGE
 
 
+def test_the_page_says_which_library_the_rates_are_of():
+    speed = read(ROOT / "benchmarks" / "results" / "evaluation_speed.json")
+    assert all(row["onednn"] for row in speed["tasks"].values()) == ("*with* it" in PAGE)
+
+
 def test_lm_eval_gave_the_same_answers():
     found, ours = read(SMOL / "lm_eval.json"), read(SMOL / "results.json")
     assert found["model_sha256"] == ours["model_sha256"]

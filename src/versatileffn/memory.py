@@ -1,8 +1,15 @@
-"""Sizes are compared with the machine's before anything is allocated."""
+"""What fits into memory: compared with what there is before it is taken, and told if it doesn't.
 
+Linux hands out more memory than there is and kills whoever uses it, without a word; so what a
+config or a command line asks for is added up first.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import torch
 
 from versatileffn.errors import ResourceError
 from versatileffn.workspace.durable import size_text
@@ -14,35 +21,71 @@ CGROUP_FILES = (
         "/sys/fs/cgroup/memory/memory.usage_in_bytes",
     ),
 )
-"""Limit and use of a container, in bytes: version 2 and version 1."""
+"""Limit and use of a container, in bytes: version 2 and version 1. `memory.stat` lies beside."""
+CACHE = {"inactive_file", "active_file"}
+"""What of the use are copies of files, which make room when it is needed."""
+_TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
-def available_memory() -> int:
-    """Bytes of main memory that this process can still get, in a container or out of one."""
-    available = psutil.virtual_memory().available + psutil.swap_memory().free
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that this process can still get: on a GPU, or in main memory, container or not."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    available = int(psutil.virtual_memory().available + psutil.swap_memory().free)
     for limit_file, used_file in CGROUP_FILES:
         try:
             limit, used = int(Path(limit_file).read_text()), int(Path(used_file).read_text())
+            used -= _cached(Path(used_file).with_name("memory.stat"))
         except (OSError, ValueError):  # no such container, or `max`
             continue
         return min(available, max(limit - used, 0))
     return available
 
 
-def check_memory(needed: int, what: str, remedy: str) -> None:
+def _cached(statistics: Path) -> int:
+    entries = (line.split() for line in statistics.read_text().splitlines())
+    return sum(int(value) for name, value in entries if name in CACHE)
+
+
+def check_memory(needed: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
     """Refuse what can't fit before it is allocated.
 
     Args:
-        needed: bytes of main memory, an underestimate.
+        needed: bytes, an underestimate.
         what: what needs them.
         remedy: what to do about it.
+        device: where.
 
     Raises:
         ResourceError: they aren't there; both sizes are named.
     """
-    available = available_memory()
+    available = available_memory(device)
     if needed > available:
         raise ResourceError(
             f"{what} needs {size_text(needed)} of memory, {size_text(available)} are available: "
             f"{remedy}"
         )
+
+
+@contextmanager
+def naming_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turn running out of memory into an error that says what to do.
+
+    Raises:
+        ResourceError: it ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(f"{what} ran out of memory: {remedy}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on the CPU PyTorch says so in words only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LITTLE)

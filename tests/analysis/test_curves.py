@@ -21,7 +21,7 @@ def write_run(folder: Path, gain: float, tasks: list[str]) -> Path:
     )
     entries = []
     for step in (5, 10, 15, 20):
-        entries.append({"step": step, "loss": 4 - 0.01 * gain * step, "layer_00/mean_loops": 2.0})
+        entries.append({"step": step, "loss": 4 - 0.01 * gain * step, "layer_1/mean_loops": 2.0})
         if step % 10 == 0:
             entries.append({"step": step, "eval_loss": 4.1 - 0.01 * gain * step})
             scores = {f"eval_task_{t}": 0.3 + 0.01 * gain * step + 0.01 * i

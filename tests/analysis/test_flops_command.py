@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from versatileffn.analysis.loops import layer_use, mean_loops, share_below_max
 from versatileffn.cli.flops import flops_command
 from versatileffn.data.default_corpus import standard_library
+from versatileffn.data.long_text import LongTextEncoder
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import CheckpointError, ConfigError, DataError
@@ -87,6 +88,34 @@ def test_a_checkpoint_is_measured_on_real_text(folder, tmp_path, kind) -> None:
     assert record["reuse"]["tokens"] <= 3 * 128
     if kind == "tokens":
         assert record["reuse"]["tokens"] == 3 * 128
+
+
+def test_no_more_of_a_text_is_encoded_than_is_measured(folder, tmp_path, monkeypatch) -> None:
+    encoded = []
+    encode = LongTextEncoder._encode
+
+    def spy(self, text, start, size):
+        encoded.append(size)
+        return encode(self, text, start, size)
+
+    monkeypatch.setattr(LongTextEncoder, "_encode", spy)
+    (tmp_path / "long.txt").write_text("so many words, " * 100_000)
+    (tmp_path / "second.txt").write_text("never read")
+    run(str(folder / "model"), "--measure", str(tmp_path), "--limit", "1", "--no-memory",
+        "--json", str(tmp_path / "flops.json"))  # fmt: skip
+    assert json.loads((tmp_path / "flops.json").read_text())["reuse"]["tokens"] == 128
+    assert sum(encoded) < 15 * 100_000 / 2
+
+
+def test_a_model_that_computes_no_numbers_is_refused(folder, tmp_path) -> None:
+    model = VersatileLlamaForCausalLM.from_pretrained(folder / "model")
+    torch.nn.init.constant_(model.lm_head.weight, 3e38)
+    model.save_pretrained(tmp_path)
+    load_tokenizer(folder / "tokens").save_pretrained(tmp_path)
+    assert "logits that are NaN or infinite" in run(
+        str(tmp_path), "--measure", str(folder / "texts.jsonl"), "--limit", "1", "--no-memory",
+        expect=CheckpointError,
+    )  # fmt: skip
 
 
 def test_the_papers_measurement_is_on_prompts(folder, tmp_path) -> None:

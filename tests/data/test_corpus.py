@@ -21,7 +21,7 @@ from versatileffn.data.default_corpus import (
     source_files,
     standard_library,
 )
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import ConfigError, DataError, ResourceError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
@@ -133,6 +133,8 @@ def test_blank_rows_are_no_documents(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: a JSON list"),
         ("a.jsonl", b'{"body": "a"}\n', r"line 1: no field 'text', only \['body'\].*--text-field"),
         ("a.jsonl", b'{"text": 3}\n', r"line 1: field 'text' holds int"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"x}", "line 1: not JSON"),
+        ("a.jsonl", b"9" * 5000, "line 1: (not JSON|a JSON float)"),
         ("a.parquet", b"no parquet", r"a\.parquet: can't be read"),
     ],
 )
@@ -217,3 +219,52 @@ def test_python_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(corpus_module, "standard_library", lambda: tmp_path)
     with pytest.raises(DataError, match="no Python sources here; name a SOURCE"):
         find_corpus(None)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_no_flipped_bit_and_no_cut_is_accepted(suffix: str, tmp_path: Path) -> None:
+    """Each either changes nothing (a time stamp, say) or is told."""
+    text = "".join(f"{number * number} " for number in range(60))
+    content = COMPRESS[suffix](text.encode())
+    path = tmp_path / f"a.txt{suffix}"
+    damaged = [content[:length] for length in range(1, len(content))]
+    for at in range(len(content)):
+        damaged.append(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+    told = []
+    for bad in damaged:
+        path.write_bytes(bad)
+        try:
+            assert read(find_corpus(path)) == [text]
+        except DataError as error:
+            told.append(str(error))
+    assert all("a.txt" in line and "\n" not in line for line in told)
+    assert len(told) >= len(damaged) - 20  # of gzip's header, ten bytes mean nothing
+
+
+def test_what_is_passed_over_or_unverifiable_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"text"))  # writes no checksum
+    (tmp_path / "b.txt.zst").write_bytes(COMPRESS[".zst"](b"text"))
+    (tmp_path / "c.png").touch()
+    passed_over, unverifiable = find_corpus(tmp_path).notices()
+    assert "passed over: 1 .png" in passed_over
+    assert "a.txt.zst without a checksum" in unverifiable
+    assert not find_corpus(tmp_path / "b.txt.zst").notices()
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("text")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "folder" / "up").symlink_to(tmp_path)
+    assert read(find_corpus(tmp_path)) == ["text"]
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_corpus(tmp_path / "loop.txt")
+
+
+def test_a_file_that_can_not_be_read_is_the_machines(tmp_path: Path) -> None:
+    """So that `tokenize` keeps what it has done: /proc/self/mem gives an I/O error."""
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")
+    if not (tmp_path / "a.txt").is_file():
+        pytest.skip("no /proc here")
+    with pytest.raises(ResourceError, match=r"a\.txt: can't be read \(.*run the same command"):
+        read(find_corpus(tmp_path))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
+from versatileffn.data.verify import verify_tokens
 from versatileffn.errors import ConfigError, DataError
 
 
@@ -122,6 +123,14 @@ def test_tokens_outside_the_vocabulary(copy: Path) -> None:
         (("splits", "val", "documents"), -3),
         (("token_bytes",), 3),
         (("seed",), 2**63),
+        (("tokenizer", "vocab_size"), 2**63),
+        (("tokenizer", "vocab_size"), 70_000),
+        (("tokenizer", "eos_token_id"), 2**63),
+        (("splits", "train", "tokens"), 2**63),
+        (("splits", "train", "tokens"), 1),
+        (("files",), {}),
+        (("files",), {"../other": "0" * 64}),
+        (("files",), {"train/00000.ds": "abc"}),
         (("versions",), {"python": 3}),
         (("splits",), "train"),
     ],
@@ -156,3 +165,38 @@ def test_wide_tokens_keep_their_values(copy: Path) -> None:
     record["splits"]["train"] = {"documents": 1, "tokens": 10, "bytes": 10}
     (copy / "meta.json").write_text(json.dumps(record))
     assert PackedDataset(copy, seq_len=10)[0]["input_ids"].tolist() == list(range(65_530, 65_540))
+
+
+def as_format_1(folder: Path) -> None:
+    record = json.loads((folder / "meta.json").read_text())
+    del record["files"]
+    (folder / "meta.json").write_text(json.dumps(record | {"format": 1}))
+
+
+def test_a_folder_of_format_1_is_read_and_told_to_be_unverifiable(copy: Path) -> None:
+    first = PackedDataset(copy, "train", 64)[0]["input_ids"]
+    as_format_1(copy)
+    with pytest.warns(UserWarning, match="earlier version.*can't be verified"):
+        dataset = PackedDataset(copy, "train", 64)
+    assert torch.equal(dataset[0]["input_ids"], first)
+    with pytest.raises(DataError, match=r"earlier version.*can't be\s+verified; tokenize again"):
+        verify_tokens(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["train/00000.ds", "val/00000.ds.index", "tokenizer/tokenizer.json"]
+)
+def test_verify_notices_any_change(name: str, copy: Path) -> None:
+    verify_tokens(copy)
+    content = (copy / name).read_bytes()
+    for bad in (bytes(len(content)), content[:-1] + bytes([content[-1] ^ 1])):
+        (copy / name).write_bytes(bad)
+        with pytest.raises(DataError, match=f"{name} isn't what was written"):
+            verify_tokens(copy)
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        verify_tokens(copy)
+    (copy / name).write_bytes(content)
+    (copy / "train" / "00009.ds").touch()
+    with pytest.raises(DataError, match=r"train/00009\.ds isn't its own"):
+        verify_tokens(copy)

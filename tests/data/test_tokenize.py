@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from versatileffn.data.meta import TokenMeta
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.pipeline import SplitTokenizer
 from versatileffn.data.tokenize import tokenize_corpus
+from versatileffn.data.verify import verify_tokens
 from versatileffn.errors import DataError
 
 WIKI = Path(__file__).parents[2].parent / "shared" / "data" / "wiki_val.jsonl"
@@ -181,6 +183,79 @@ def test_interrupted_run_continues(
     assert ranks == [0, 1, 2, 2, 3]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+
+
+def stopped_at(rank_to_stop: int, ranks: list[int]) -> Callable[..., None]:
+    """A `SplitTokenizer.run` that notes its tasks and is interrupted at one of them."""
+    run = SplitTokenizer.run
+
+    def interrupted(self, data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
+        ranks.append(rank)
+        if rank == rank_to_stop:
+            raise KeyboardInterrupt
+        run(self, data, rank, world_size)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("damage", [lambda c: bytes(len(c)), lambda c: c[:-2], None])
+def test_a_finished_shard_that_changed_is_made_again(
+    damage: Callable[[bytes], bytes] | None,
+    corpus_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(corpus_module, "TASK_BYTES", 10_000)
+    tokenize_corpus(corpus_folder, tmp_path / "whole", vocab_size=300)
+    ranks: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitTokenizer, "run", stopped_at(3, ranks))
+        with pytest.raises(KeyboardInterrupt):
+            tokenize_corpus(corpus_folder, tmp_path / "out", vocab_size=300)
+    (shard,) = tmp_path.glob(".out*/new/train/00001.ds")
+    if damage is None:
+        shard.unlink()
+    else:
+        shard.write_bytes(damage(shard.read_bytes()))
+    monkeypatch.setattr(SplitTokenizer, "run", stopped_at(-1, ranks))
+    tokenize_corpus(corpus_folder, tmp_path / "out", vocab_size=300)
+    assert ranks == [0, 1, 2, 3, 1, 3]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    verify_tokens(tmp_path / "out")
+
+
+def test_a_refusal_to_publish_keeps_the_shards(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, ranks, save = tmp_path / "out", [], TokenMeta.save
+
+    def save_and_be_overtaken(self: TokenMeta, folder: Path) -> None:
+        save(self, folder)
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenMeta, "save", save_and_be_overtaken)
+        with pytest.raises(DataError, match="never replaced"):
+            tokenize_corpus(corpus_folder, out, vocab_size=300)
+    assert (out / "thesis.tex").read_text() == "years of work"
+    (out / "thesis.tex").unlink()
+    monkeypatch.setattr(SplitTokenizer, "run", stopped_at(-1, ranks))
+    tokenize_corpus(corpus_folder, out, vocab_size=300)
+    assert ranks == []  # nothing had to be done again
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_corpus_that_changes_while_it_is_read(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shrinking(self, data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
+        run(self, list(data)[1:], rank, world_size)
+
+    run = SplitTokenizer.run
+    monkeypatch.setattr(SplitTokenizer, "run", shrinking)
+    with pytest.raises(DataError, match="changed while it was read"):
+        tokenize_corpus(corpus_folder, tmp_path / "out", vocab_size=300)
 
 
 def test_name_that_is_not_utf8(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Existing tokenizers are found or refused with a reason; trained ones give text back."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from versatileffn.data import tokenizers as tokenizers_module
+from versatileffn.data.long_text import parts_at_spaces
 from versatileffn.data.meta import TokenMeta
 from versatileffn.data.tokenizers import (
     EOS_TOKEN,
@@ -201,3 +204,25 @@ def test_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         find_tokenizer("some-owner/some-tokenizer")
     assert calls == ["some-owner/some-tokenizer", True]
     hub_options.cache_clear()
+
+
+def test_a_long_text_teaches_what_its_parts_teach(texts: list[str]) -> None:
+    """A text is cut where the pre-tokenizer cuts, so that memory stays small."""
+    whole = "\n".join(texts)
+    parts = list(parts_at_spaces(whole, 500))
+    assert "".join(parts) == whole
+    assert len(parts) > len(whole) / 600
+    split = ByteLevel(add_prefix_space=False).pre_tokenize_str
+    words = [word for part in parts for word, _ in split(part)]
+    assert words == [word for word, _ in split(whole)]
+
+
+@pytest.mark.parametrize("largest", [2**24, 2**32 - 1, 2**63])
+def test_token_ids_out_of_all_proportion(largest: int, tmp_path: Path) -> None:
+    words = {"<|endoftext|>": 0, "a": 1}
+    record = json.loads(Tokenizer(models.WordLevel(words, unk_token="a")).to_str())
+    record["model"]["vocab"]["a"] = largest
+    (tmp_path / "tokenizer.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"ids must be below|no tokenizer could be") as caught:
+        find_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)

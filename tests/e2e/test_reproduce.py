@@ -1,5 +1,6 @@
 """`versatileffn reproduce` from text to report; rerun; killed and run again."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,12 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from versatileffn.cli.main import main
+from versatileffn.data.order import window_order
+from versatileffn.data.packed import PackedDataset
+from versatileffn.errors import DivergedError
+from versatileffn.reproduce import steps
+from versatileffn.reproduce.protocol import protocol
+from versatileffn.reproduce.run import reproduce
+from versatileffn.training.config import TrainConfig
 
 ARMS = ["base", "dense", "2-loop", "4-loop", "moe", "versatile", "versatile-learned"]
 SOURCES = Path(json.__file__).parents[1]  # the standard library: real text on every machine
@@ -66,7 +76,7 @@ def test_text_to_report(finished: tuple[Path, str]) -> None:
     out, output = finished
     results = read(out)
     assert [row["arm"] for row in results["rows"]] == ARMS
-    for name in ("report.md", "report.html", "figures/loss-curves.png"):
+    for name in ("report.md", "report.html", "figures/loss-curves.svg"):
         assert (out / name).stat().st_size > 1000
     assert str(out / "report.html") in output.splitlines()[-1]
     assert "left" in output
@@ -97,11 +107,63 @@ def test_rows_hold_what_was_really_measured(finished: tuple[Path, str]) -> None:
 
 
 def test_every_run_saw_the_same_data_in_the_same_order(finished: tuple[Path, str]) -> None:
-    runs = [finished[0] / "seed-0" / arm / "train/run/run.json" for arm in ARMS]
-    configs = [json.loads(path.read_text())["config"] for path in runs]
-    assert len({json.dumps(config["data"]) for config in configs}) == 1
-    assert {config["run"]["seed"] for config in configs} == {0}
-    assert len({config["model"]["init_from"] for config in configs}) == 7
+    """Checksums of the tokens that each step was really fed, against the windows of the order."""
+    out = finished[0]
+    chosen = protocol("smoke")
+    dataset = PackedDataset(out / "tokenize/tokens", "train", chosen.seq_len)
+    order = window_order(len(dataset), 0, 0)
+    at_once = chosen.batch_tokens // chosen.seq_len
+    for arm in ARMS:
+        log = (out / f"seed-0/{arm}/train/run/log.jsonl").read_text().splitlines()
+        fed = {e["step"]: e["tokens_crc32"] for e in map(json.loads, log) if "tokens_crc32" in e}
+        assert len(fed) == (8 if arm == "base" else 12)
+        for step, checksum in fed.items():
+            windows = order[(step - 1) * at_once : step * at_once]
+            tokens = torch.stack([dataset[index]["input_ids"] for index in windows])
+            assert zlib.crc32(tokens.numpy().tobytes()) == checksum, (arm, step)
+
+
+def test_a_changed_model_is_noticed_and_made_again(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    """What was made from it stays, for it comes out the same; so do all numbers."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    weights = out / "seed-0/4-loop/convert/model/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    shards = out / "tokenize/tokens/val"
+    (shard,) = list(shards.glob("*.ds"))[:1]
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    output = run(out, corpus)
+    assert output.count("its files have changed, set aside and done again") == 2
+    assert output.count("finished before, skipped") == 23
+    assert measured(read(out)) == measured(read(finished[0]))
+
+
+def test_an_arm_that_diverges_is_told_and_the_others_are_compared(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = steps.train
+
+    def train(config: TrainConfig) -> Path:
+        if "moe" in config.run.output_dir:
+            raise DivergedError(7, "the loss is nan")
+        return real(config)
+
+    monkeypatch.setattr(steps, "train", train)
+    arms = [arm for arm in protocol("smoke").arms if arm.name in ("dense", "moe")]
+    chosen = dataclasses.replace(protocol("smoke"), arms=tuple(arms))
+    for _ in range(2):  # and again, from what is there
+        report = reproduce(chosen, tmp_path / "out", corpus=str(corpus))
+        moe = read(tmp_path / "out")["rows"][2]
+        assert (moe["arm"], moe["diverged"], moe["after"]) == (
+            "moe",
+            "step 7: the loss is nan",
+            None,
+        )
+        assert "MoE (diverged: seed 0)" in report.read_text()
 
 
 def test_a_rerun_skips_every_stage(finished: tuple[Path, str], corpus: Path) -> None:
@@ -177,9 +239,9 @@ def test_more_seeds_are_added_to_a_run_even_if_it_was_moved(
     versatile = next(r for r in results["summary"] if r["arm"] == "versatile")
     paired = [losses[5] - losses[1], losses[12] - losses[8]]
     assert versatile["difference"]["mean"] == pytest.approx(sum(paired) / 2)
-    half = 12.706 * abs(paired[0] - paired[1]) / 2  # t for one degree of freedom times s/√2
+    half = 12.7062047 * abs(paired[0] - paired[1]) / 2  # t for one degree of freedom times s/√2
     assert versatile["difference"]["high"] - sum(paired) / 2 == pytest.approx(half)
-    assert "95 % interval" in (moved / "report.md").read_text()
+    assert "95 % over seeds" in (moved / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -212,9 +274,9 @@ def test_what_a_user_gets_wrong_is_one_line(
 def test_a_folder_with_other_things_is_refused(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     done = subprocess.run(
-        command(tmp_path, corpus), env=environment(), capture_output=True, text=True, timeout=60
+        command(tmp_path, corpus), env=environment(), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert "choose a new folder" in done.stderr
+    assert "choose another folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

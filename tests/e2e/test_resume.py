@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError
-from versatileffn.training.callbacks import SpeedCallback
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.run import train
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -26,14 +26,14 @@ SOURCE = Path(__file__).parents[2] / "src"
 # Trains, and kills itself with SIGKILL the n-th time that the named function is entered.
 KILLED_RUN = """
 import os, signal, sys
-from versatileffn.training import callbacks, run, trainer
+from versatileffn.training import callbacks, record, trainer
 from versatileffn.training.config import load_config
 
 path, moment, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 owner, name = {
     "in a step": (callbacks.TauCallback, "on_step_begin"),
     "in a save": (trainer.ReuseTrainer, "_save_optimizer_and_scheduler"),
-    "at the end": (run, "write_json"),
+    "at the end": (record, "write_json"),
 }[moment]
 original, entered = getattr(owner, name), 0
 
@@ -45,7 +45,8 @@ def fatal(*args, **kwargs):
     return original(*args, **kwargs)
 
 setattr(owner, name, fatal)
-run.train(load_config(path))
+from versatileffn.training.run import train
+train(load_config(path))
 """
 
 

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,15 +14,18 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from support.launch import SOURCE
 from versatileffn.cli.perplexity import perplexity_command
 from versatileffn.data.default_corpus import read_topics
+from versatileffn.data.long_text import LongTextEncoder
 from versatileffn.data.tokenizers import train_bpe
-from versatileffn.errors import CheckpointError, ConfigError, DataError
+from versatileffn.errors import CheckpointError, ConfigError, DataError, ResourceError
 from versatileffn.evaluation.perplexity import (
     TOKENS_AT_ONCE,
     Span,
     batches,
     check_window,
+    negative_log_likelihoods,
     perplexity,
     prefix_token,
     windows,
@@ -151,6 +157,98 @@ def test_a_small_stride_makes_no_gigantic_batch() -> None:
     assert max(sizes) > TOKENS_AT_ONCE / 2
 
 
+def test_few_windows_wait_however_many_lengths_there_are(monkeypatch) -> None:
+    monkeypatch.setattr("versatileffn.evaluation.perplexity.TOKENS_WAITING", 500)
+    spans = [Span(i, range(1 + i % 50), range(1)) for i in range(1000)]
+    taken = 0
+
+    def counted():
+        nonlocal taken
+        for span in spans:
+            taken += len(span.inputs)
+            yield span
+
+    found, read = [], 0
+    for group in batches(counted(), positions=10**6):
+        assert len({len(span.inputs) for span in group}) == 1
+        read += sum(len(span.inputs) for span in group)
+        assert taken - read <= 500 + 50
+        found += [span.text for span in group]
+        if taken == sum(len(span.inputs) for span in spans):
+            break
+    assert len(found) == len(set(found)) > 900
+
+
+def test_a_long_text_is_encoded_in_pieces_and_scored_as_a_whole(tokenizer, monkeypatch) -> None:
+    """The pieces are a few hundred characters here, and the tokens still those of the whole."""
+    given = []
+    encode = LongTextEncoder._encode
+
+    def spy(self, text, start, size):
+        given.append(size)
+        return encode(self, text, start, size)
+
+    text = "".join(f"{word} Grüße 🎈 " for word in range(120))
+    whole = [tokenizer.eos_token_id, *tokenizer(text).input_ids]
+    monkeypatch.setattr(LongTextEncoder, "_encode", spy)
+    monkeypatch.setattr(LongTextEncoder.__init__, "__defaults__", (256, 1024))
+    model = build("plain")
+    found = perplexity(model, tokenizer, [text], 64)
+    assert len(given) > 5
+    assert max(given) < len(text)
+    spans = list(windows(whole, 64, 32))
+    expected = sum(sum(negative_log_likelihoods(model, [span])) for span in spans)
+    assert found.tokens == len(whole) - 1
+    assert found.nats_per_text == pytest.approx((expected,), rel=1e-10)
+    assert found.bytes == len(text.encode())
+    assert found.uncertain == 0
+
+
+MEMORY = """
+import resource, sys
+from versatileffn.data.tokenizers import train_bpe
+from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
+words = RequestTokenizer(train_bpe(["some words and more of them "], 300))
+text = "".join(f"some words {n} and more of them " for n in range(100_000))
+list(zip(range(10**5), words.stream(text)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = sum(1 for _ in words.stream(text))
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert count > 500_000
+print(grown * 1024 / len(text))
+"""
+
+
+def test_memory_does_not_follow_the_length_of_a_text() -> None:
+    """Given at once, the tokenizer takes some 200 bytes for each of it."""
+    command, env = [sys.executable, "-c", MEMORY], os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 5
+
+
+def test_a_window_that_cannot_fit_is_refused_before_it_is_tried(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr("versatileffn.memory.available_memory", lambda device: 2**18)
+    monkeypatch.setattr("versatileffn.evaluation.perplexity.LOGITS_AT_ONCE", 50 * VOCAB)
+    wide = LlamaForCausalLM(LlamaConfig(**(LLAMA.to_dict() | {"max_position_embeddings": 10**6})))
+    text = "so many words " * 40
+    pattern = r"a window of [\d,]+ tokens needs \d\.\d MiB of memory, .*: lower --window"
+    with pytest.raises(ResourceError, match=pattern):
+        perplexity(wide, tokenizer, [text], 10**6)
+    assert perplexity(wide, tokenizer, [text], 10).tokens > 100
+
+
+def test_memory_that_ran_out_is_told(tokenizer, texts, monkeypatch) -> None:
+    model = build("plain")
+
+    def forward(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(ResourceError, match="ran out of memory: lower --window"):
+        perplexity(model, tokenizer, texts, 16)
+
+
 def test_measuring_leaves_the_model_as_it_was(tokenizer, texts) -> None:
     model = build("versatile").train()
     torch.manual_seed(5)
@@ -201,8 +299,6 @@ def test_the_command_prints_and_writes(tokenizer, texts, tmp_path) -> None:
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out.json").read_text())
-    refused = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path)])
-    assert "it is a folder" in str(refused.exception)
     expected = perplexity(model, tokenizer, texts, 16)
     assert record["nats_per_token"] == pytest.approx(expected.nats_per_token, rel=1e-6)
     assert record["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)

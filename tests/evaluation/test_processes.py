@@ -8,6 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evaluation.tasks import subjects
+from evaluation.tasks.test_scoring import make_items
 from support.processes import PROCESSES, join, leave
 from versatileffn.errors import CheckpointError
 from versatileffn.evaluation.processes import divide_work, is_divided
@@ -76,11 +77,12 @@ def test_divided_weights_are_noticed(tmp_path):
 
 
 def test_autocast_is_scored_in_its_precision():
-    """Not by the float32 products, and not declared wrong for differing from float32."""
+    """And no mode is declared wrong for differing from float32."""
     subject = subjects.llama()
     with torch.autocast("cpu", torch.bfloat16):
         scorer = Scorer(subject.model, 2048)
         assert scorer.dtype == torch.bfloat16
-        assert not scorer.onednn
+        scorer.choose(make_items(subject))
+        assert str(scorer.mode) == "tree"
         TaskScores(["sciq"], 4)(subject.model, subject.tokenizer)
     assert Scorer(subject.model, 2048).dtype == torch.float32

@@ -1,6 +1,5 @@
 """The stage engine: what is skipped, resumed, redone, set aside, refused."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -106,9 +105,8 @@ def test_a_foreign_folder_is_refused_and_left_alone(lab: Lab) -> None:
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match="is a file"):
-        with held(tmp_path / "out"):
-            pass
+    with pytest.raises(ConfigError, match="is a file"), held(tmp_path / "out"):
+        pass
 
 
 def test_a_foreign_file_in_a_stage_folder_is_set_aside_not_lost(lab: Lab) -> None:

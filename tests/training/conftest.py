@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from versatileffn.data.meta import SplitMeta, TokenMeta
 from versatileffn.data.tokenizers import save_tokenizer
 from versatileffn.training.config import TrainConfig
+from versatileffn.workspace.manifest import digests
 
 VOCAB = 64
 TINY = {
@@ -34,14 +35,16 @@ def write_tokens(folder: Path, train: int = 20_000, val: int = 1_600, vocab: int
     words = {f"w{i}": i for i in range(vocab - 1)} | {"<|end|>": vocab - 1}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    tokenizer_meta = save_tokenizer(fast, folder, folder / "new")
     TokenMeta(
-        tokenizer=save_tokenizer(fast, folder),
+        tokenizer=tokenizer_meta,
         splits={"train": SplitMeta(1, train, 3 * train), "val": SplitMeta(1, val, 3 * val)},
         source="made for tests",
         seed=0,
         token_bytes=2,
         settings={},
         versions={},
+        files=digests(folder),
     ).save(folder)
     return folder
 

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from versatileffn.data.packed import PackedDataset
 from versatileffn.training import run as run_module
 from versatileffn.training.batches import WindowBatches, plan_batches
-from versatileffn.training.init import build_model
+from versatileffn.training.init import build_model, model_config
 from versatileffn.training.run import train
 
 MICRO_BATCHES = 4
@@ -41,9 +41,8 @@ def trainer_gradients(config, monkeypatch) -> dict[str, torch.Tensor]:
 def mean_of_micro_batch_gradients(config, balance_weight: float = 1.0) -> dict[str, torch.Tensor]:
     data = PackedDataset(config.data.tokens, "train", config.data.seq_len)
     meta = data.meta
-    model = build_model(
-        config.model, meta.vocab_size, meta.eos_token_id, config.data.seq_len, config.run.seed
-    )
+    planned = model_config(config.model, meta.vocab_size, meta.eos_token_id, config.data.seq_len)
+    model = build_model(config.model, planned, config.run.seed)
     model.train()
     coefficient = model.config.router_aux_loss_coef
     for batch in WindowBatches(plan_batches(config, len(data), 1)):

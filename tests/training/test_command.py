@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from versatileffn.cli.main import main
-from versatileffn.training.callbacks import SpeedCallback
+from versatileffn.training.progress import SpeedCallback
 
 
 @pytest.fixture

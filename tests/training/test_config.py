@@ -152,11 +152,48 @@ def test_bad_values_are_one_line(tmp_path, override, message):
     ("model: {init_from: x}\ndata: 1\nmodel: {}", "in line 3: the key 'model' is given twice"),
     ("data: {seq_len: 1, seq_len: 2}", "the key 'seq_len' is given twice"),
     ("a: " + "[" * 5000, "can't be parsed"),
+    ("model: &m {ffn: {top_k: *m}}", "anchor is used inside what it names"),
+    ("a: " + "1" * 5000, "a number of 5,000 digits"),
+    ("#" * 2**20 + "\n", "larger than 1,048,576 bytes"),
 ])  # fmt: skip
 def test_bad_files_are_one_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(write(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nested", ["[{}]", "{{<<: [{}]}}"], ids=["aliases", "merge keys"])
+@pytest.mark.timeout(60)
+def test_anchors_that_expand_without_end_are_refused(tmp_path, nested):
+    lines = ["l0: &l0 {k: 1}"]
+    for level in range(1, 13):  # 9 ** 12 values, written out
+        aliases = ", ".join([f"*l{level - 1}"] * 9)
+        lines.append(f"l{level}: &l{level} {nested.format(aliases)}")
+    with pytest.raises(ConfigError, match="more than 10,000 values") as caught:
+        load_config(write(tmp_path, "\n".join(lines)))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("override", [
+    "run.seed=" + "9" * 5000, "run.seed=0x" + "f" * 9000, "model.ffn.tau=0b" + "1" * 9000,
+    "model.ffn.top_k=" + "7" * 99, "run.seed=" + "1:" * 3000 + "1",
+    "optim.learning_rate=" + "1" * 5000 + "e5", "run." + "x." * 1000 + "y=1",
+    "model.ffn.variant=[" + "a," * 3000 + "]", "run.seed=" + "{a: " * 400 + "1" + "}" * 400,
+    "model.architecture.rms_norm_eps=-1e-6", "model.architecture.rms_norm_eps=1e-400",
+    "model.architecture.rope_theta=-1", "model.ffn.router_aux_loss_coef=-1",
+], ids=lambda override: override[:40])  # fmt: skip
+@pytest.mark.timeout(60)
+def test_endless_numbers_and_values_are_one_short_line(tmp_path, override):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path), [override])
+    assert len(str(caught.value)) < 600 + len(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_circle_of_links_is_named(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    with pytest.raises(ConfigError, match=r"loop\.yaml: can't be read \(Too many levels"):
+        load_config(tmp_path / "loop.yaml")
 
 
 def test_a_missing_or_binary_file_is_named(tmp_path):

@@ -13,7 +13,7 @@ from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.config import ModelSection, load_config
-from versatileffn.training.init import build_model, new_model, truncated_init
+from versatileffn.training.init import build_model, model_config, new_model, truncated_init
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 TINY = {
@@ -104,7 +104,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build(section: dict, vocab_size: int = 512, seq_len: int = 64):
-    return build_model(ModelSection.model_validate(section), vocab_size, 0, seq_len, seed=0)
+    parsed = ModelSection.model_validate(section)
+    return build_model(parsed, model_config(parsed, vocab_size, 0, seq_len), seed=0)
 
 
 def test_a_dense_checkpoint_stays_dense_and_becomes_float32(checkpoint):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from versatileffn.data.packed import PackedDataset
-from versatileffn.errors import CheckpointError, ConfigError, DataError
+from versatileffn.errors import ConfigError, DataError
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.training import arguments
 from versatileffn.training import run as run_module
@@ -46,7 +46,7 @@ def test_dense_run_learns_and_leaves_a_complete_folder(make_config):
     held_out = [entry for entry in log if "eval_loss" in entry]
     assert losses[0] > 3.5  # about ln 64
     assert losses[-1] < 2.5
-    assert [entry["step"] for entry in held_out] == [10, 20, 30]
+    assert [entry["step"] for entry in held_out] == [0, 10, 20, 30]
     assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"]
     bits = held_out[-1]["eval_loss"] / math.log(2)
     assert held_out[-1]["eval_bits_per_byte"] == pytest.approx(bits / 3, rel=0.1)  # ~3 bytes each
@@ -73,7 +73,8 @@ def test_versatile_run_reports_every_layer(make_config):
     run = train(make_config(model__ffn=VERSATILE | {"reuse_gains": "learned"}))
     entry = next(e for e in read_log(run) if "loss" in e)
     assert entry["tau"] == pytest.approx(5 * (0.1 / 5) ** (1 / (0.96 * 6)))
-    for layer in ("layer_00", "layer_01"):
+    assert not any(key.startswith("layer_0") for key in entry)  # people count layers from 1
+    for layer in ("layer_1", "layer_2"):
         shares = [entry[f"{layer}/loop_share_{count}"] for count in (1, 2, 3)]
         assert sum(shares) == pytest.approx(1)
         mean = sum(count * share for count, share in enumerate(shares, start=1))
@@ -93,14 +94,13 @@ def test_versatile_run_reports_every_layer(make_config):
 ])  # fmt: skip
 def test_each_baseline_trains(make_config, ffn):
     run = train(make_config(model__ffn=ffn))
-    log = read_log(run)
-    losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert losses[-1] < losses[0]
-    assert "tau" not in log[0]
+    steps = [entry for entry in read_log(run) if "loss" in entry]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert "tau" not in steps[0]
     if ffn["variant"] == "moe":
-        assert sum(log[0][f"layer_01/expert_load_{i}"] for i in range(4)) == pytest.approx(1)
+        assert sum(steps[0][f"layer_2/expert_load_{i}"] for i in range(4)) == pytest.approx(1)
     if ffn["variant"] == "k-loop":
-        assert "layer_00/loop_gain_2" in log[0]
+        assert "layer_1/loop_gain_2" in steps[0]
 
 
 def test_logging_and_evaluation_change_nothing(make_config, tmp_path):
@@ -198,11 +198,6 @@ def test_a_batch_that_does_not_divide_is_named(make_config):
         train(make_config(run__per_device_train_batch_size=3))
 
 
-def test_divergence_is_an_error(make_config):
-    with pytest.raises(ConfigError, match="training diverged"):
-        train(make_config(optim__learning_rate=1e30, run__max_steps=20))
-
-
 @pytest.mark.parametrize("damage", ["record emptied", "model deleted"])
 def test_a_finished_run_that_lost_something_is_finished_again(make_config, damage):
     run = train(make_config())
@@ -249,33 +244,6 @@ def test_a_tracker_that_is_not_installed_is_named(make_config, tmp_path, monkeyp
     with pytest.raises(ConfigError, match="wandb isn't installed"):
         train(make_config(run__report_to=["wandb"]))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("file", "content"), [
-    ("optimizer.pt", b"torn"), ("optimizer.pt", None), ("model.safetensors", b"torn"),
-    ("model.safetensors", None), ("trainer_state.json", b"{"), ("rng_state.pth", None),
-    ("contents.json", b"[]"), ("", None), ("", b"a file"),
-])  # fmt: skip
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(make_config, file, content):
-    run = train(make_config())
-    before = weights(run)
-    (run / "run.json").unlink()
-    shutil.rmtree(run / "model")
-    newest = run / "checkpoints" / "checkpoint-6"
-    target = newest / file
-    if target.is_dir():
-        shutil.rmtree(target)
-        if content is None:
-            target.mkdir()
-    else:
-        target.unlink()
-    if content is not None:
-        target.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"checkpoint-6 is damaged .* delete it"):
-        train(make_config())
-    shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
-    train(make_config())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
 
 
 def test_every_layer_trains_with_the_temperature_of_its_step(make_config):

@@ -107,7 +107,7 @@ def test_what_is_logged_is_what_the_saved_model_scores(configure, processes, tmp
     log = read_log(run)
     scored = [entry for entry in log if "eval_task_mean" in entry]
     assert [entry["step"] for entry in scored] == [4, 6]
-    assert [entry["step"] for entry in log if "eval_loss" in entry] == [3, 4, 6]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [0, 3, 4, 6]
     state = json.loads((run / "checkpoints" / "checkpoint-6" / "trainer_state.json").read_text())
     assert [e["eval_task_mean"] for e in state["log_history"] if "eval_task_mean" in e] == [
         entry["eval_task_mean"] for entry in scored

@@ -22,8 +22,15 @@ MARKERS = "osD^vPX*"
 WIDTH = 4.9
 """Inches."""
 _THEME = "<style>svg{color:#20262d}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
-_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
-          "grid.color", "legend.labelcolor")  # fmt: skip
+_INKED: tuple[Any, ...] = (
+    "text.color",
+    "axes.edgecolor",
+    "axes.labelcolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+    "legend.labelcolor",
+)
 
 
 def styles() -> Iterator[dict[str, Any]]:
@@ -42,7 +49,8 @@ def styles() -> Iterator[dict[str, Any]]:
 @contextmanager
 def inked() -> Iterator[None]:
     """Within it, figures are drawn in `INK`, at a size that a telephone can show."""
-    with matplotlib.rc_context({**dict.fromkeys(_INKED, INK), "font.size": 9}):
+    look: dict[Any, Any] = {**dict.fromkeys(_INKED, INK), "font.size": 9}
+    with matplotlib.rc_context(look):
         yield
 
 

@@ -12,14 +12,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from versatileffn.analysis.flops import ffn_of, parameter_count
 from versatileffn.data.corpus import find_corpus
-from versatileffn.errors import ConfigError, DataError, ResourceError
+from versatileffn.errors import ConfigError, DataError
 from versatileffn.ffn.config import FFNConfig
 from versatileffn.memory import check_memory
 from versatileffn.models.checkpoint import load_checkpoint, quiet_transformers, read_config
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.upcycle import NEW_TENSORS
-from versatileffn.workspace.durable import size_text
 
 CHARACTERS_PER_TOKEN = 16
 """More than any tokenizer's mean: so many characters of text are surely enough."""
@@ -168,14 +167,7 @@ def check_fits(
     """
     needed = least_bytes(configs, tokens, training, bf16)
     what = f"{'training on' if training else 'reading'} {tokens:,} tokens"
-    remedy = "choose a smaller --batch or --length, or other --work"
-    if device.type != "cuda":
-        check_memory(needed, what, remedy)
-    elif needed > (free := torch.cuda.mem_get_info(device)[0]):
-        raise ResourceError(
-            f"{what} needs {size_text(needed)} of memory on {device}, {size_text(free)} are "
-            f"available: {remedy}"
-        )
+    check_memory(needed, what, "choose a smaller --batch or --length, or other --work", device)
 
 
 def fitting_length(

@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-import shlex
-import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 
 if TYPE_CHECKING:
     from versatileffn.analysis.speed import Speed
@@ -78,7 +77,8 @@ def bench_command(
         float, typer.Option(min=0.0, help="For each kind of work; at least five rounds.")
     ] = 10.0,
     seed: Annotated[int, typer.Option(help="Of random tokens and of noise in training.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write the result here, too.")] = None,
+    json: JsonOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Tokens per second of prefill, greedy decoding and training steps, reuse against dense.
 
@@ -94,10 +94,8 @@ def bench_command(
     from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
-    from versatileffn.workspace.durable import check_file, write_json, writing
 
-    if json is not None:
-        check_file(json)
+    out = RecordFile(json, "bench", [model, dense, text], overwrite) if json else None
     where = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -121,16 +119,15 @@ def bench_command(
             loaded = twin.load_pair(model, dense, configs, stored, where)
             pair = dict(zip(SIDES, loaded, strict=True))
             del loaded
-        if json is not None and not digests:
+        if out and not digests:
             digests = {name: model_sha256(side) for name, side in pair.items()}
         Console(stderr=True).print(f"timing {each.value} …", style="dim")
         budget = Budget(seconds=seconds, least=5)
         speeds.append(compare(each.value, pair, ids.to(where), new_tokens, budget, bf16))
     name = f"{device_name(where)}, {torch.get_num_threads()} threads"
     _print(f"{dtype.value} on {name}; text: {read}", model, dense, speeds)
-    if json is not None:
+    if out:
         record = {
-            "command": shlex.join(["versatileffn", *sys.argv[1:]]),
             "versions": versions("torch", "transformers"),
             "device": device_name(where),
             "threads": torch.get_num_threads(),
@@ -141,8 +138,7 @@ def bench_command(
             "seed": seed,
             "speeds": [_record(speed) for speed in speeds],
         }
-        with writing(json):
-            write_json(json, record)
+        out.write(record)
 
 
 SIDES = ("reuse", "dense")

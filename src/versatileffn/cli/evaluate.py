@@ -1,18 +1,20 @@
 """`versatileffn evaluate`: a model in, its scores on the paper's tasks out."""
 
-import shlex
-import sys
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from versatileffn.cli.record import OverwriteOption, RecordFile, command_line
+
 DEFAULT_OUT = Path("runs") / "evaluate"
 COMPARISON_FILE = "comparison.json"
 SECONDS_BETWEEN_LINES = 10.0
 IDENTITY = (
-    "model", "model_class", "model_sha256", "tokenizer_sha256", "dtype", "device", "versions"
+    "model", "model_class", "model_sha256", "tokenizer_sha256", "dtype", "device", "onednn",
+    "versions",
 )  # fmt: skip
 
 
@@ -54,20 +56,29 @@ def evaluate_command(
     device: Annotated[
         str | None, typer.Option(help="As PyTorch names it.  [default: cuda if there is one]")
     ] = None,
+    onednn: Annotated[
+        bool,
+        typer.Option(
+            "--onednn",
+            help="Compute float32 products on a CPU by oneDNN: the faster library on some (AMD's).",
+        ),
+    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:  # fmt: skip
     """Score models on the paper's eight zero-shot tasks, offline."""
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.catalogue import find_tasks
     from versatileffn.evaluation.tasks.records import check_own
     from versatileffn.evaluation.tasks.scores import compare_records
-    from versatileffn.files import write_json, writing
     from versatileffn.models.checkpoint import read_any_config
 
     chosen = find_tasks(tasks)
     if compare and len(models) != 2:
         raise ConfigError(f"--compare needs two models, {len(models)} given: name both")
     folders = _folders(models, out)
-    command = shlex.join(["versatileffn", *sys.argv[1:]])
+    name = f"{folders[-1].name}-against-{folders[0].name}"
+    path = (out or DEFAULT_OUT / name) / COMPARISON_FILE
+    file = RecordFile(path, "evaluate", models, overwrite) if compare else None
     for source in models:  # before hours go into the first one
         read_any_config(source)
     for folder in folders:
@@ -75,29 +86,23 @@ def evaluate_command(
     evaluations = []
     for source, folder in zip(models, folders, strict=True):
         typer.echo(f"{source}")
-        options: dict[str, Any] = {"limit": limit, "batch_tokens": batch_tokens}
-        evaluation = _evaluate(
-            source, chosen, folder, bf16, device, tokenizer, command=command, **options
-        )
+        options: dict[str, Any] = {"limit": limit, "batch_tokens": batch_tokens, "onednn": onednn}
+        evaluation = _evaluate(source, chosen, folder, bf16, device, tokenizer, **options)
         _print_scores(evaluation.results)
         typer.echo(f"results: {folder / 'results.json'}\n")
         evaluations.append(evaluation)
-    if not compare:
+    if file is None:
         return
     first, second = evaluations
     comparison = {
         "format": 1,
-        "command": command,
         "first": _identity(first.results),
         "second": _identity(second.results),
         "conventions": first.results["conventions"],
         "limit": limit,
         **compare_records(chosen, first.records, second.records),
     }
-    path = (out or DEFAULT_OUT / f"{folders[1].name}-against-{folders[0].name}") / COMPARISON_FILE
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, comparison)
+    file.write(comparison)
     _print_comparison(comparison, models)
     typer.echo(f"results: {path}")
 
@@ -124,7 +129,15 @@ def _evaluate(
     except (RuntimeError, AssertionError):
         raise ConfigError(f"there is no device {place!r} here: try --device cpu") from None
     subject = load_subject(source, torch.bfloat16 if bf16 else torch.float32, place, tokenizer)
-    return evaluate(subject, tasks, out=folder, progress=_Lines(), **options)
+    return evaluate(
+        subject,
+        tasks,
+        out=folder,
+        command=command_line(),
+        progress=_Lines(),
+        tell=lambda text: typer.echo(f"note: {text}", err=True),
+        **options,
+    )
 
 
 class _Lines:
@@ -164,7 +177,8 @@ def _folders(models: list[str], out: Path | None) -> list[Path]:
 
 def _name(source: str) -> str:
     """A folder's name from a path or an id: its last part that says something."""
-    parts = [p for p in Path(source).expanduser().resolve().parts if p not in ("/", "model")]
+    place = Path(os.path.abspath(os.path.expanduser(source)))
+    parts = [part for part in place.parts if part not in ("/", "model")]
     last = parts[-1] if parts else "model"
     return last.removesuffix(".gguf")
 
@@ -191,7 +205,8 @@ def _print_scores(results: dict[str, Any]) -> None:
         typer.echo(f"note: {results['note']}")
     rate = results["this_session"]["requests_per_second"]
     if rate:
-        typer.echo(f"{rate:.1f} requests/s ({results['scoring']}, {results['dtype']})")
+        library = ", oneDNN" if results["onednn"] else ""
+        typer.echo(f"{rate:.1f} requests/s ({results['scoring']}, {results['dtype']}{library})")
 
 
 def _percent(found: dict[str, Any]) -> str:

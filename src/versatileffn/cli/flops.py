@@ -2,12 +2,15 @@
 
 import dataclasses
 import difflib
-import shlex
-import sys
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -45,22 +48,21 @@ def flops_command(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure activation memory on one layer.")
     ] = True,
-    json: Annotated[Path | None, typer.Option(help="Write the result here, too.")] = None,
+    json: JsonOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Parameters, FFN FLOPs per token and activation memory: Base, k-Loop, MoE, VersatileFFN."""
     from versatileffn.analysis.efficiency import efficiency_table
     from versatileffn.analysis.presets import WIDTHS, preset
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.loading import model_sha256
-    from versatileffn.files import check_file, write_json, writing
     from versatileffn.models.checkpoint import read_config
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
 
     if share_below_max is not None and mean_loops is None:
         raise ConfigError("--share-below-max says nothing without --mean-loops: give both")
-    if json is not None:
-        check_file(json)
+    out = RecordFile(json, "flops", [model, measure], overwrite) if json else None
     is_preset = model.lower() in WIDTHS and not Path(model).is_dir()
     meant = difflib.get_close_matches(model.lower(), WIDTHS, n=1, cutoff=0.7)
     if meant and not is_preset and not Path(model).exists():
@@ -77,9 +79,8 @@ def flops_command(
     executed = None if reuse is None else reuse.executed_flops
     rows = efficiency_table(config, mean_loops, share_below_max, executed, memory)
     _print(model, config, rows, measure, reuse, mean_loops, share_below_max)
-    if json is not None:
+    if out is not None:
         record = {
-            "command": shlex.join(["versatileffn", *sys.argv[1:]]),
             "versions": versions("torch", "transformers"),
             "device": None if loaded is None else device_name(loaded.device),
             "model": model,
@@ -91,8 +92,7 @@ def flops_command(
             "reuse": None if reuse is None else dataclasses.asdict(reuse),
             "rows": [dataclasses.asdict(row) for row in rows],
         }
-        with writing(json):
-            write_json(json, record)
+        out.write(record)
 
 
 def _measure(model: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
@@ -107,7 +107,19 @@ def _measure(model: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     loaded = load_checkpoint(AutoModelForCausalLM, model, config, dtype=torch.float32).to(device)
     sequences = _sequences(model, loaded, source, limit)
-    return measure_reuse(loaded, list(unpadded_batches(sequences))), loaded
+    with loaded.register_forward_hook(partial(_check_finite, model)):
+        return measure_reuse(loaded, list(unpadded_batches(sequences))), loaded
+
+
+def _check_finite(source: str, _: Any, __: Any, out: Any) -> None:
+    """Raise CheckpointError where a model computes no numbers: its loops would mean nothing."""
+    from versatileffn.errors import CheckpointError
+
+    if not out.logits.isfinite().all():
+        raise CheckpointError(
+            f"{source} gives logits that are NaN or infinite: its weights or its config.json are "
+            "damaged, or it diverged"
+        )
 
 
 def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[list[int]]:
@@ -115,6 +127,7 @@ def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[
     from versatileffn.data.meta import META_FILE
     from versatileffn.data.packed import PackedDataset
     from versatileffn.errors import DataError
+    from versatileffn.models.checkpoint import quiet_transformers
 
     window = min(loaded.config.max_position_embeddings, 2048)
     if (Path(source) / META_FILE).is_file():
@@ -122,7 +135,8 @@ def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[
         count = min(limit or len(dataset), len(dataset))
         found = [dataset[index]["input_ids"].tolist() for index in range(count)]
     elif Path(source).exists():
-        found = _text_windows(model, source, window)[:limit]
+        with quiet_transformers():
+            found = list(islice(_text_windows(model, source, window), limit))
     else:
         found = _task_prompts(model, loaded, source, limit)
     if max((max(ids) for ids in found if ids), default=0) >= loaded.config.vocab_size:
@@ -131,18 +145,17 @@ def _sequences(model: str, loaded: Any, source: str, limit: int | None) -> list[
     return found
 
 
-def _text_windows(model: str, source: str, window: int) -> list[list[int]]:
+def _text_windows(model: str, source: str, window: int) -> Iterator[list[int]]:
+    """The windows of each document, read as far as they are asked for."""
     from versatileffn.data.corpus import find_corpus
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-    from versatileffn.models.checkpoint import quiet_transformers
 
-    words, windows = RequestTokenizer(_tokenizer(model)), []
-    with quiet_transformers():
-        for piece in find_corpus(source).pieces():
-            for document in piece:
-                ids = words.encode(document.text)
-                windows += [ids[start : start + window] for start in range(0, len(ids), window)]
-    return windows
+    words = RequestTokenizer(_tokenizer(model))
+    for piece in find_corpus(source).pieces():
+        for document in piece:
+            ids = words.stream(document.text)
+            while found := list(islice(ids, window)):
+                yield found
 
 
 def _task_prompts(model: str, loaded: Any, name: str, limit: int | None) -> list[list[int]]:

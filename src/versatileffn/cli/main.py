@@ -18,8 +18,7 @@ from versatileffn.cli.train import train_command
 from versatileffn.cli.trust import loads_checkpoints
 from versatileffn.cli.upcycle import upcycle_command
 from versatileffn.cli.verify import verify_command
-
-INTERRUPTED = 130  # what Typer exits with after Ctrl-C
+from versatileffn.signals import EXIT_CODES, ending
 
 CONTINUED = {"tokenize", "train", "evaluate", "reproduce"}
 """The verbs that go on where they were stopped."""
@@ -57,9 +56,10 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
-        app()
+        with ending():
+            app()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
+        if stop.code in EXIT_CODES and os.environ.get("RANK", "0") == "0":
             again = ": run the same command again to continue"
             print(f"stopped{again if set(sys.argv) & CONTINUED else ''}", file=sys.stderr)
         raise

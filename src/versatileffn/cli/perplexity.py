@@ -1,12 +1,11 @@
 """`versatileffn perplexity`: how well a model predicts any text."""
 
-import shlex
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 
 
 def perplexity_command(
@@ -37,7 +36,8 @@ def perplexity_command(
     tokenizer: Annotated[
         str | None, typer.Option(help="Another tokenizer than the model's, see `tokenize`.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result here, too.")] = None,
+    json: JsonOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Perplexity and bits per byte of texts, each token scored once, with a sliding window.
 
@@ -50,13 +50,11 @@ def perplexity_command(
     from versatileffn.evaluation.perplexity import check_window, perplexity
     from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-    from versatileffn.files import check_file, write_json, writing
     from versatileffn.models.checkpoint import quiet_transformers
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
 
-    if json is not None:
-        check_file(json)
+    out = RecordFile(json, "perplexity", [model, tokenizer, *text], overwrite) if json else None
     corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]
 
     def documents() -> Iterator[str]:
@@ -79,9 +77,13 @@ def perplexity_command(
         f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.texts:,} documents; window "
         f"{result.window}, stride {result.stride}"
     )
-    if json is not None:
+    if result.uncertain:
+        typer.echo(
+            f"note: at {result.uncertain} places in long documents the tokens may not be those of "
+            "the whole document"
+        )
+    if out is not None:
         record = {
-            "command": shlex.join(["versatileffn", *sys.argv[1:]]),
             "versions": versions("torch", "transformers"),
             "device": device_name(subject.model.device),
             "dtype": "bfloat16" if bf16 else "float32",
@@ -95,8 +97,8 @@ def perplexity_command(
             "tokens": result.tokens,
             "bytes": result.bytes,
             "documents": result.texts,
+            "uncertain_places": result.uncertain,
             "window": result.window,
             "stride": result.stride,
         }
-        with writing(json):
-            write_json(json, record)
+        out.write(record)

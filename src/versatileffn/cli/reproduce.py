@@ -10,7 +10,11 @@ import typer
 
 def reproduce_command(
     scale: Annotated[
-        str, typer.Option(help="Size of the experiment: `tiny` takes minutes on two CPU cores.")
+        str,
+        typer.Option(
+            help="Size of the experiment: `tiny` takes minutes on two CPU cores; `tiny-epoch` "
+            "makes the whole second pass, about twice as long."
+        ),
     ] = "tiny",
     out: Annotated[
         Path | None,

@@ -7,16 +7,36 @@ from typing import Annotated
 import typer
 
 
+def _print_reference(wanted: bool) -> None:
+    if wanted:
+        from versatileffn.training.reference import reference
+
+        typer.echo(reference())
+        raise typer.Exit
+
+
 def train_command(
-    config: Annotated[Path, typer.Argument(help="YAML file; see configs/ for examples.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file; see configs/ and --help-config.", show_default=False)
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value; repeatable."),
     ] = None,
+    help_config: Annotated[
+        bool,
+        typer.Option(
+            "--help-config",
+            help="Describe every key of the YAML file, and exit.",
+            is_eager=True,
+            callback=_print_reference,
+        ),
+    ] = False,
 ) -> None:
     """Train a model, or continue the unfinished run in its folder.
 
-    Run it under `torchrun --nproc_per_node N -m versatileffn.cli.main train ...` for N processes.
+    Ctrl-C, SIGTERM and SIGHUP let it finish its step and save it; the same command goes on. Run
+    it under `torchrun --nproc_per_node N -m versatileffn.cli.main train ...` for N processes.
     """
     from versatileffn.training.config import load_config
     from versatileffn.training.run import train

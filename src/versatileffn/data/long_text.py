@@ -16,6 +16,7 @@ Where neither holds, windows are joined where many tokens agree, and simply cut 
 `uncertain` counts these places, for the caller to tell.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ MARGIN = 2**9
 """Characters before a window's end whose tokens are not compared: what follows may change them."""
 AGREEMENT = 16
 """Tokens in a row that must agree within a word."""
+_WORD_END = re.compile(r"\S(?=\s)")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,22 @@ class _Window:
         cuts = ends[self.words[first:stop] != np.append(self.words, -1)[first + 1 : stop + 1]]
         found = cuts if len(cuts) else ends
         return int(found[-1]) if len(found) else None
+
+
+def parts_at_spaces(text: str, size: int = WINDOW) -> Iterator[str]:
+    """Cut a text into parts of about `size` characters, between a word and the space after it.
+
+    That is where a byte-level pre-tokenizer cuts, too, so the parts have the words of the whole.
+    """
+    start = 0
+    while len(text) - start > size:
+        spaces = (
+            match.end() for match in _WORD_END.finditer(text, start + size // 2, start + size)
+        )
+        stop = max(spaces, default=start + size)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
 
 
 class LongTextEncoder:

@@ -160,7 +160,7 @@ class TokenMeta:
                 f"eos_token_id {self.eos_token_id} lies outside the vocabulary of {self.vocab_size}"
             )
         if self.vocab_size > 2 ** (8 * self.token_bytes):
-            return f"token_bytes {self.token_bytes} can't hold a vocabulary of {self.vocab_size}"
+            return f"token_bytes {self.token_bytes} can't hold vocab_size {self.vocab_size}"
         for name, size in self.splits.items():
             if not size.documents <= size.tokens:
                 return f"splits.{name} has {size.documents} documents in {size.tokens} tokens"

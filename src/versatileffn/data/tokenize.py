@@ -209,7 +209,7 @@ def _train(job: _Job, threshold: int | None, vocab_size: int) -> PreTrainedToken
             for document in documents:
                 if split_of(document.text, job.seed, threshold) == TRAIN:
                     taken += len(document.text)
-                    yield document.text
+                    yield document.text[:BPE_SAMPLE_BYTES]
                 if taken >= BPE_SAMPLE_BYTES / len(pieces):
                     break
 

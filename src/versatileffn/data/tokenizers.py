@@ -13,6 +13,7 @@ from typing import cast
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from versatileffn.data.long_text import parts_at_spaces
 from versatileffn.data.meta import MAX_VOCAB_SIZE, META_FILE, TokenizerMeta, TokenMeta
 from versatileffn.errors import ConfigError, DataError, VersatileFFNError
 from versatileffn.models.hub import hub_options
@@ -48,7 +49,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    parts = (part for text in texts for part in parts_at_spaces(text))
+    tokenizer.train_from_iterator(parts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
     )

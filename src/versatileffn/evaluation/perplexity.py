@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -21,12 +22,15 @@ from versatileffn.data.split_text import bits_per_byte
 from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.likelihood import target_nats
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
+from versatileffn.memory import check_memory, naming_memory
 from versatileffn.models.mode import evaluating
 
 LOGITS_AT_ONCE = 2**26
 """Numbers; a batch has as many windows as keep their logits below it."""
 TOKENS_AT_ONCE = 2**15
 """Tokens that one batch reads at most, unless a single window does."""
+TOKENS_WAITING = 2**21
+"""Tokens of windows that wait for others of their length."""
 LONGEST_WINDOW = 2048
 """Tokens; the default window of models that take more."""
 
@@ -43,6 +47,8 @@ class Perplexity:
         texts: how many texts there were; one doesn't see another.
         window: most tokens that a prediction reads.
         stride: tokens by which the window moves.
+        uncertain: places in long texts where the tokens may not be those of the whole text, since
+            the tokenizer takes such a text in pieces only.
         nats_per_text: the negative log-likelihood of each text, in nats.
     """
 
@@ -53,6 +59,7 @@ class Perplexity:
     texts: int
     window: int
     stride: int
+    uncertain: int
     nats_per_text: tuple[float, ...]
 
     @property
@@ -92,7 +99,8 @@ def perplexity(
     Args:
         model: a causal language model of Transformers.
         tokenizer: its tokenizer, with a bos or an eos token.
-        texts: each read on its own; empty ones are passed over.
+        texts: each read on its own; empty ones are passed over. Memory doesn't depend on their
+            length, but for the text itself.
         window: most tokens that a prediction reads; None takes the model's longest context, or
             `LONGEST_WINDOW` where that is longer.
         stride: tokens by which the window moves, 1 to `window`; None is half a window. A whole
@@ -108,6 +116,7 @@ def perplexity(
         DataError: there is no text, the tokenizer lacks the token that a text is read after, or it
             isn't the model's.
         CheckpointError: the model gives a text a likelihood that is no number.
+        ResourceError: a window doesn't fit into memory.
     """
     window, stride = check_window(model, window, stride)
     prefix, vocab_size = prefix_token(tokenizer), model.config.vocab_size
@@ -117,14 +126,18 @@ def perplexity(
     def spans() -> Iterator[Span]:
         for text in texts:
             if text:
-                sizes.append(len(text.encode()))
-                ids = [prefix, *words.encode(text)]
-                if max(ids) >= vocab_size:
-                    raise DataError(
-                        f"the tokenizer makes token {max(ids)}, but the model's vocabulary has "
-                        f"{vocab_size}: use the tokenizer that it was trained with"
-                    )
+                sizes.append(utf8_bytes(text))
+                ids = checked(chain([prefix], words.stream(text)))
                 yield from windows(ids, window, stride, len(sizes) - 1)
+
+    def checked(ids: Iterable[int]) -> Iterator[int]:
+        for token in ids:
+            if token >= vocab_size:
+                raise DataError(
+                    f"the tokenizer makes token {token}, but the model's vocabulary has "
+                    f"{vocab_size}: use the tokenizer that it was trained with"
+                )
+            yield token
 
     nats: dict[int, float] = {}
     tokens = 0
@@ -152,6 +165,7 @@ def perplexity(
         len(sizes),
         window,
         stride,
+        words.uncertain,
         per_text,
     )
 
@@ -191,7 +205,7 @@ def prefix_token(tokenizer: Any) -> int:
     )
 
 
-def windows(ids: Sequence[int], window: int, stride: int, text: int = 0) -> Iterator[Span]:
+def windows(ids: Iterable[int], window: int, stride: int, text: int = 0) -> Iterator[Span]:
     """Cut a token sequence into windows that score each token but the first once.
 
     Args:
@@ -200,12 +214,13 @@ def windows(ids: Sequence[int], window: int, stride: int, text: int = 0) -> Iter
         stride: tokens by which the window moves.
         text: the text's number.
     """
-    scored = 1  # ids[:scored] are done
-    while scored < len(ids):
-        end = min(len(ids), scored + (window if scored == 1 else stride))
-        start = max(0, end - 1 - window)
-        yield Span(text, ids[start : end - 1], ids[scored:end])
-        scored = end
+    ids = iter(ids)
+    before = list(islice(ids, 1))
+    count = window
+    while targets := list(islice(ids, count)):
+        before = [*before, *targets][-window - 1 :]
+        yield Span(text, before[:-1], targets)
+        count = stride
 
 
 def batches(spans: Iterable[Span], positions: int) -> Iterator[list[Span]]:
@@ -214,15 +229,23 @@ def batches(spans: Iterable[Span], positions: int) -> Iterator[list[Span]]:
     Args:
         spans: windows in any order.
         positions: most scored positions of one batch, padding included; one window may exceed it.
-            No batch of several windows reads more than `TOKENS_AT_ONCE`.
+            No batch of several windows reads more than `TOKENS_AT_ONCE`, and no more than
+            `TOKENS_WAITING` wait for others of their length.
     """
     waiting: dict[int, list[Span]] = {}
+    tokens = 0
     for span in spans:
+        if tokens > TOKENS_WAITING:
+            largest = max(waiting, key=lambda length: length * len(waiting[length]))
+            tokens -= largest * len(waiting[largest])
+            yield waiting.pop(largest)
         group = waiting.setdefault(len(span.inputs), [])
         group.append(span)
+        tokens += len(span.inputs)
         more = len(group) + 1
         scored = max(len(member.targets) for member in group)
         if more * scored > positions or more * len(span.inputs) > TOKENS_AT_ONCE:
+            tokens -= len(span.inputs) * len(group)
             yield waiting.pop(len(span.inputs))
     yield from waiting.values()
 
@@ -235,12 +258,17 @@ def negative_log_likelihoods(model: Any, batch: Sequence[Span]) -> list[float]:
     Args:
         model: a causal language model in evaluation mode.
         batch: windows whose inputs are equally long.
+
+    Raises:
+        ResourceError: memory doesn't suffice.
     """
     device = next(model.parameters()).device
     input_ids_BT = torch.tensor([list(span.inputs) for span in batch], device=device)
     most = max(len(span.targets) for span in batch)
     kept = {"logits_to_keep": most} if _keeps_logits(model) else {}
-    with torch.no_grad():
+    what = f"a window of {input_ids_BT.shape[1]:,} tokens"
+    check_memory(_least_bytes(model, input_ids_BT, most), what, "lower --window", device)
+    with torch.no_grad(), naming_memory(what, "lower --window"):
         logits_BSV: Tensor = model(input_ids=input_ids_BT, use_cache=False, **kept).logits
     totals = []
     for span, logits_SV in zip(batch, logits_BSV, strict=True):
@@ -248,6 +276,19 @@ def negative_log_likelihoods(model: Any, batch: Sequence[Span]) -> list[float]:
         targets_S = torch.tensor(list(span.targets), device=device)
         totals.append(target_nats(scored_SV, targets_S).sum().item())
     return totals
+
+
+def _least_bytes(model: Any, input_ids_BT: Tensor, scored: int) -> int:
+    """Memory that a batch takes at the very least: a few hidden states, and logits."""
+    vocabulary, d_model = model.get_input_embeddings().weight.shape
+    kept = scored if _keeps_logits(model) else input_ids_BT.shape[1]
+    numbers = 4 * d_model * input_ids_BT.numel() + vocabulary * kept * len(input_ids_BT)
+    return int(numbers * next(model.parameters()).dtype.itemsize)
+
+
+def utf8_bytes(text: str) -> int:
+    """How long a text is in UTF-8, without a second copy of it."""
+    return sum(len(text[at : at + 2**20].encode()) for at in range(0, len(text), 2**20))
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -50,6 +50,7 @@ class TaskScores:
             ConfigError: ai2-olmo-eval isn't installed.
             DataError: the tokenizer doesn't fit the model or the text.
             CheckpointError: the model gives a log-likelihood that isn't finite.
+            ResourceError: memory doesn't suffice.
         """
         if not self._items:
             words, context = RequestTokenizer(tokenizer), context_length(model)
@@ -57,7 +58,7 @@ class TaskScores:
                 task.label: build_items(task, words, context, self.limit) for task in self.tasks
             }
         asked = [item for items in self._items.values() for item in items]
-        found = divide_work(model, asked, lambda mine: _answer(model, mine))
+        found = divide_work(model, asked, lambda mine: _answer(model, mine, asked))
         records = {
             label: [found[label, item.index] for item in items]
             for label, items in self._items.items()
@@ -67,6 +68,9 @@ class TaskScores:
         return values | {MEAN: scores["mean"][CONVENTION]["score"]}
 
 
-def _answer(model: Any, items: list[Item]) -> dict[tuple[str, int], Record]:
+def _answer(model: Any, mine: list[Item], asked: list[Item]) -> dict[tuple[str, int], Record]:
+    """One process's records; how it scores is settled by what all of them are asked."""
     scorer = Scorer(model, default_batch_tokens(model))
-    return {(i.task, i.index): Record.of(i, scores) for i, scores in scorer.score(items)}
+    scorer.choose(asked)
+    mode = str(scorer.mode)
+    return {(i.task, i.index): Record.of(i, scores, mode) for i, scores in scorer.score(mine)}

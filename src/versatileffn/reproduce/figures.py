@@ -12,7 +12,7 @@ from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plai
 from versatileffn.reproduce.results import BASE, CONTROL, Row
 from versatileffn.workspace.durable import write_bytes
 
-BAND = {"color": INK, "alpha": 0.25, "linewidth": 6, "solid_capstyle": "round"}
+BAND: dict[str, Any] = {"color": INK, "alpha": 0.25, "linewidth": 6, "solid_capstyle": "round"}
 """The control lies as a broad band under the lines that may coincide with it."""
 
 
@@ -95,7 +95,7 @@ def difference_curves(rows: Sequence[Row]) -> Figure:
         if len(mine) > 1:
             axes.plot(tokens, difference.T, color=style["color"], linewidth=0.5, alpha=0.4)
         axes.plot(tokens, difference.mean(0), **style, label=mine[0].title)
-        ends += difference[:, 1:].ravel().tolist()
+        ends += difference[:, -2:].ravel().tolist()  # what conversion shocks may leave the picture
     margin = 0.1 * (max(ends) - min(ends))
     axes.set_ylim(min(ends) - margin, max(ends) + margin)
     axes.set_xlabel("tokens of continued training (thousands)")
@@ -167,7 +167,7 @@ def expert_load(rows: Sequence[Row]) -> Figure:
 def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """By arm, in the order of the rows: the same in every picture."""
     colours = styles()
-    own = {
+    own: dict[str, dict[str, Any]] = {
         BASE: {"color": INK, "linestyle": ":", "linewidth": 1.2, "alpha": 0.8},
         CONTROL: BAND,
     }

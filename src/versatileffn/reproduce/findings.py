@@ -76,7 +76,11 @@ def _conversions(summary: Sequence[Mapping[str, Any]], base: Mapping[str, Any] |
         if r["arm"] not in (BASE, CONTROL) and r["nats_before"] is not None
     }
     exact = [title for title, gap in starts.items() if abs(gap) < 1e-5]
-    far = [f"{title} {signed(gap)}" for title, gap in starts.items() if abs(gap) >= 1e-5]
+    far = [
+        f"{title} {signed(gap, digits_for(gap))}"
+        for title, gap in starts.items()
+        if abs(gap) >= 1e-5
+    ]
     text = []
     if exact:
         text.append(f"at the base's loss: {', '.join(exact)}")

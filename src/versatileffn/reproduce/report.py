@@ -20,7 +20,8 @@ CAPTIONS = {
     "rate back at its peak. The broad band is the control. A curve that begins above the cut axis "
     "was shocked by the conversion.",
     "difference-curves": "The same curves minus the control's: below the band is better than "
-    "training the dense model on. Thin lines are single seeds.",
+    "training the dense model on. Thin lines are single seeds; what the conversion did at first "
+    "may lie above the cut axis.",
     "quality-against-flops": "Held-out loss after training against the FFN work that one token "
     "really costs at inference. Lower left is better.",
     "loops-per-layer": "How often tokens pass through the shared FFN, layer by layer, on held-out "

@@ -108,8 +108,8 @@ def summarize(rows: list[Row]) -> list[dict[str, Any]]:
         (`p_holm`), and the standard error over documents (`document_error`).
     """
     finished = [row for row in rows if row.after is not None]
-    control = {row.seed: row.after for row in finished if row.arm == CONTROL}
-    summary = []
+    control = {row.seed: row.after for row in finished if row.after and row.arm == CONTROL}
+    summary: list[dict[str, Any]] = []
     for arm in dict.fromkeys(row.arm for row in rows):
         mine = [row for row in finished if row.arm == arm]
         losses = [row.after for row in mine if row.after is not None]

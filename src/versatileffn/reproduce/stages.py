@@ -173,7 +173,7 @@ def sources() -> str:
 
 def product_digests(folder: Path, produces: tuple[str, ...]) -> dict[str, str]:
     """SHA-256 of each file that a stage produced, by its path in the stage's folder."""
-    found = {}
+    found: dict[str, str] = {}
     for name in produces:
         path = folder / name
         if path.is_dir():

@@ -5,6 +5,7 @@ Each goes on with what an interrupted attempt left in its folder.
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,9 @@ def convert(context: Context, arm: Arm, base: Path, folder: Path) -> dict[str, A
         model, receipt = upcycle(base, arm.ffn, seed=context.seed)
         with new_folder(target, RECEIPT) as new:
             model.save_pretrained(new)
-            write_json(new / RECEIPT, {**receipt.to_dict(), FILES: digests(new)})
+            source = Path(os.path.relpath(base, folder)).as_posix()  # wherever all this lies
+            record = {**receipt.to_dict(), "source": source}
+            write_json(new / RECEIPT, {**record, FILES: digests(new)})
     written = json.loads((target / RECEIPT).read_text())
     return {"logit_difference": written["logit_difference"]}
 

@@ -10,11 +10,8 @@ what the demo's ten minutes allow.
 
 import dataclasses
 import itertools
-import multiprocessing
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +23,12 @@ from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.held_out import held_out_loss
-from versatileffn.files import write_json
 from versatileffn.provenance import versions
 from versatileffn.reproduce import steps
 from versatileffn.reproduce.protocol import Protocol, protocol
-from versatileffn.reproduce.run import device_record
+from versatileffn.reproduce.run import cpu_threads, device_record
 from versatileffn.reproduce.stages import LIBRARIES
+from versatileffn.workspace.durable import write_json
 
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 BATCH_TOKENS = (512, 1024)
@@ -67,10 +64,8 @@ def unread_windows(scale: Protocol, num_windows: int, seed: int) -> list[int]:
     return sorted(window_order(num_windows, seed, 0)[-WINDOWS:].tolist())
 
 
-def base_loss(scale: Protocol, tokens: Path, work: Path, job: tuple[Candidate, int]) -> float:
+def base_loss(scale: Protocol, tokens: Path, work: Path, candidate: Candidate, seed: int) -> float:
     """Train a candidate's base (or take the finished one) and measure it, nats per token."""
-    candidate, seed = job
-    torch.set_num_threads(scale.threads or torch.get_num_threads())
     chosen = dataclasses.replace(scale, evaluations=1, **dataclasses.asdict(candidate))
     folder = work / f"rate-{candidate.learning_rate}-batch-{candidate.batch_tokens}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,14 +78,21 @@ def base_loss(scale: Protocol, tokens: Path, work: Path, job: tuple[Candidate, i
     return held_out_loss(model, dataset, windows=windows).nats_per_token
 
 
-def sweep(scale: Protocol, work: Path, workers: int = 1) -> dict[str, Any]:
-    """Try every candidate with every seed; what was measured and what the rule takes."""
+def sweep(scale: Protocol, work: Path, corpus: str | None = None) -> dict[str, Any]:
+    """Try every candidate with every seed; what was measured and what the rule takes.
+
+    Args:
+        scale: whose base is trained.
+        work: folder for tokens and runs; what is finished in it isn't done again.
+        corpus: text to tokenize; None takes the default corpus.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    steps.tokenize(scale, None, work)
-    jobs = [(candidate, seed) for candidate in candidates() for seed in SEEDS]
-    measure = partial(base_loss, scale, work / "tokens", work)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        losses = dict(zip(jobs, pool.map(measure, jobs), strict=True))
+    steps.tokenize(scale, corpus, work)
+    losses = {
+        (candidate, seed): base_loss(scale, work / "tokens", work, candidate, seed)
+        for candidate in candidates()
+        for seed in SEEDS
+    }
     tried = []
     for candidate in candidates():
         by_seed = [losses[candidate, seed] for seed in SEEDS]
@@ -113,12 +115,13 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for tokens and runs; continued if there.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     scale: Annotated[str, typer.Option(help="Whose base is trained.")] = "tiny",
-    workers: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
 ) -> None:
     """Choose a scale's learning rate and batch."""
-    record = sweep(protocol(scale), work, workers)
-    command = "python -m versatileffn.reproduce.sweep --work runs/tiny-sweep --out " + out.name
-    write_json(out, {"command": command, **record})
+    chosen = protocol(scale)
+    with cpu_threads(chosen.threads):
+        record = sweep(chosen, work)
+    command = "python -m versatileffn.reproduce.sweep --work runs/tiny-sweep --out results/"
+    write_json(out, {"command": command + out.name, **record})
     typer.echo(f"chosen: {record['chosen']}")
 
 

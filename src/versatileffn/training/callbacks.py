@@ -1,16 +1,11 @@
-"""What happens around the steps: τ is set, time is taken, lines are printed and written."""
+"""What is set around the steps: the temperature τ, the last step's log line, the epoch."""
 
-import json
-import time
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TauSection
-from versatileffn.training.evaluation import PREFIX
 from versatileffn.training.schedules import tau_at
 
 
@@ -18,34 +13,32 @@ class TauCallback(TrainerCallback):
     """Sets the temperature of every layer at the beginning of each step.
 
     Source: Algorithm 1; see `tau_at`.
+
+    Args:
+        schedule: how it falls.
+        schedule_steps: over how many steps.
     """
 
-    def __init__(self, schedule: TauSection) -> None:
+    def __init__(self, schedule: TauSection, schedule_steps: int) -> None:
         self.schedule = schedule
+        self.schedule_steps = schedule_steps
 
-    def _set(self, state: TrainerState, model: Any) -> None:
+    def _set(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the temperature of the coming step; at the end, the one that is saved."""
         schedule = self.schedule
-        model.set_tau(
+        kwargs["model"].set_tau(
             tau_at(
                 state.global_step,
-                state.max_steps,
+                self.schedule_steps,
                 schedule.start,
                 schedule.end,
                 schedule.anneal_fraction,
             )
         )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Set the temperature that the coming step trains with."""
-        self._set(state, kwargs["model"])
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave the model with the temperature of the end, which is saved with it."""
-        self._set(state, kwargs["model"])
+    on_train_begin = on_step_begin = on_train_end = _set
 
 
 class LastStepCallback(TrainerCallback):
@@ -61,126 +54,3 @@ class LastStepCallback(TrainerCallback):
         state.epoch = self.plan.epochs_at(state.global_step)
         if state.global_step >= state.max_steps:
             control.should_log = True
-
-
-class SpeedCallback(TrainerCallback):
-    """Measures tokens per second of training alone: no evaluation, no saving, no first steps.
-
-    Args:
-        tokens_per_step: tokens of one optimizer step over all processes.
-        skip: steps at the beginning that aren't measured (warming up).
-    """
-
-    def __init__(self, tokens_per_step: int, skip: int = 3) -> None:
-        self.tokens_per_step = tokens_per_step
-        self.skip = skip
-        self.seconds = 0.0
-        self.measured = 0
-        self._seen = 0
-        self._mark = 0.0
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Tokens per second over all processes, None before there is a measurement."""
-        return self.tokens_per_step * self.measured / self.seconds if self.measured else None
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Seconds of one optimizer step, None before there is a measurement."""
-        return self.seconds / self.measured if self.measured else None
-
-    def _now(self, *_: Any, **__: Any) -> None:
-        self._mark = time.perf_counter()
-
-    on_train_begin = on_log = on_evaluate = on_save = _now
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Add the step's duration, once its work on the accelerator is done."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self._seen += 1
-        if self._seen > min(self.skip, state.max_steps // 4):
-            self.seconds += now - self._mark
-            self.measured += 1
-        self._mark = now
-
-
-class LogFileCallback(TrainerCallback):
-    """Appends every logged step to a file, one JSON object per line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write one line."""
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
-
-
-def progress_line(
-    step: int, max_steps: int, logs: dict[str, Any], speed: SpeedCallback
-) -> str | None:
-    """One readable line for a log entry; None for entries without a loss or scores (in %).
-
-    Args:
-        step: optimizer steps finished.
-        max_steps: of the whole run.
-        logs: what was logged.
-        speed: measures tokens per second.
-    """
-    head = f"step {step:>{len(str(max_steps))}}/{max_steps}"
-    if "eval_loss" in logs:
-        bits = logs["eval_bits_per_byte"]
-        return f"{head}  held-out loss {logs['eval_loss']:.4f} nats/token  {bits:.4f} bits/byte"
-    scores = {key.removeprefix(PREFIX): logs[key] for key in logs if key.startswith(PREFIX)}
-    if scores:
-        return "  ".join([head, *(f"{name} {100 * value:.2f}" for name, value in scores.items())])
-    if "loss" not in logs:
-        return None
-    parts = [head, f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
-    if "tau" in logs:
-        parts.append(f"tau {logs['tau']:.2f}")
-    loops = [value for key, value in logs.items() if key.endswith("/mean_loops")]
-    if loops:
-        parts.append(f"loops {sum(loops) / len(loops):.2f}")
-    rate, per_step = speed.tokens_per_second, speed.seconds_per_step
-    if rate is not None and per_step is not None:
-        parts += [f"{rate:,.0f} tokens/s", f"left {_clock(per_step * (max_steps - step))}"]
-    return "  ".join(parts)
-
-
-class ProgressCallback(TrainerCallback):
-    """Prints a compact line for each logged step and each evaluation."""
-
-    def __init__(self, speed: SpeedCallback) -> None:
-        self.speed = speed
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Print one line."""
-        line = progress_line(state.global_step, state.max_steps, logs or {}, self.speed)
-        if state.is_world_process_zero and line is not None:
-            print(line, flush=True)

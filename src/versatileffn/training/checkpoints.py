@@ -1,18 +1,34 @@
-"""Folders that are either whole or not there: written beside, renamed into place."""
+"""Checkpoints: whole or not there, and bound to their run and step."""
 
-import hashlib
-import json
-import os
 import re
 import shutil
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from versatileffn.errors import CheckpointError
-from versatileffn.files import PARTIAL, write_json
+from versatileffn.workspace.durable import PARTIAL, rename, sync, sync_tree, write_json
+from versatileffn.workspace.manifest import damage, digests, files_of, read_record
 
+CONTENTS = "contents.json"
+ESSENTIAL = (
+    "config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json", "loss_window.json",
+    "log.jsonl",
+)  # fmt: skip
 _NAME = re.compile(r"checkpoint-(\d+)")
-_CONTENTS = "contents.json"
+_REJECTED = "rejected-"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a checkpoint belongs to.
+
+    Args:
+        run_id: of the run.
+        inputs_sha256: digest of everything that the run's steps depend on.
+    """
+
+    run_id: str
+    inputs_sha256: str
 
 
 def step_of(checkpoint: Path) -> int:
@@ -24,7 +40,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first.
+    """The checkpoints in `folder`, oldest first.
 
     Half-written ones never carry their final name, see `commit`.
     """
@@ -33,64 +49,78 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file below `folder`, the list of them excepted."""
-    digests = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _CONTENTS):
-        with path.open("rb") as file:
-            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def contents(checkpoint: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself; None where that is missing or damaged."""
+    return read_record(checkpoint / CONTENTS)
 
 
-def seal(checkpoint: Path) -> None:
-    """List a written checkpoint's files with their digests, for `check_whole`."""
-    write_json(checkpoint / _CONTENTS, _digests(checkpoint))
+def commit(partial: Path, final: Path, binding: Binding) -> None:
+    """Seal a written checkpoint, have it on disk, and give it its final name, which nothing has."""
+    write_json(
+        partial / CONTENTS,
+        {
+            "run_id": binding.run_id,
+            "inputs_sha256": binding.inputs_sha256,
+            "step": step_of(final),
+            "files": digests(partial, without=[CONTENTS]),
+        },
+    )
+    sync_tree(partial)
+    rename(partial, final)
 
 
-def check_whole(checkpoint: Path) -> None:
-    """See that a checkpoint is as it was written: a resumed run must not differ.
+def fault(checkpoint: Path, binding: Binding) -> str | None:
+    """Why a run can't resume from a checkpoint; None where it can. All its files are read."""
+    record = contents(checkpoint)
+    files = files_of(record)
+    if record is None or files is None:
+        return f"{CONTENTS} is missing or isn't what was written"
+    missing = [name for name in ESSENTIAL if name not in files]
+    for kind in (".safetensors", ".pth"):  # weights, random states
+        missing += [] if any(name.endswith(kind) for name in files) else [f"*{kind}"]
+    if missing:
+        return f"{CONTENTS} doesn't list {missing[0]}"
+    if (record.get("run_id"), record.get("inputs_sha256")) != (
+        binding.run_id,
+        binding.inputs_sha256,
+    ):
+        return "it is another run's"
+    if record.get("step") != step_of(checkpoint):
+        return f"it is of step {record.get('step')}"
+    return next(iter(damage(checkpoint, files)), None)
 
-    Raises:
-        CheckpointError: a file is missing, or isn't what was written.
-    """
-    try:
-        written = json.loads((checkpoint / _CONTENTS).read_bytes())
-        found = _digests(checkpoint)
-        damaged = [name for name, digest in written.items() if found.get(name) != digest]
-    except (OSError, ValueError, AttributeError, RecursionError):
-        damaged = [_CONTENTS]
-    if damaged:
-        raise CheckpointError(
-            f"{checkpoint} is damaged ({damaged[0]} is missing or isn't what was written): delete "
-            "it, and the same command resumes from the checkpoint before it"
-        )
+
+def newest_whole(folder: Path, binding: Binding) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that a run can resume from, and why newer ones can't serve."""
+    faults: dict[Path, str] = {}
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        reason = fault(checkpoint, binding)
+        if reason is None:
+            return checkpoint, faults
+        faults[checkpoint] = reason
+    return None, faults
 
 
-def commit(partial: Path, final: Path) -> None:
-    """Flush a written folder to disk and give it its final name, which nothing may have yet."""
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    os.replace(partial, final)
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint that can't serve, so that its step can be saved again; its new path."""
+    aside = checkpoint.with_name(_REJECTED + checkpoint.name)
+    number = 2
+    while aside.exists():
+        aside = checkpoint.with_name(f"{_REJECTED}{checkpoint.name}-{number}")
+        number += 1
+    rename(checkpoint, aside)
+    return aside
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, each renamed away before it is taken apart."""
     for checkpoint in complete_checkpoints(folder)[:-keep]:
         doomed = checkpoint.with_name(f"{PARTIAL}-{checkpoint.name}")
-        os.replace(checkpoint, doomed)
+        rename(checkpoint, doomed)
         shutil.rmtree(doomed)
+    sync(folder)
 
 
 def leftovers(folder: Path) -> list[Path]:
     """What an interruption left half-written, or half-deleted, among the checkpoints."""
     return [folder / PARTIAL, *folder.glob(f"{PARTIAL}-checkpoint-*")]
-
-
-def remove(paths: Iterable[Path]) -> None:
-    """Delete files and folders of ours, where they exist."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

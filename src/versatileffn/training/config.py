@@ -78,7 +78,7 @@ class TauSection(Section):
     start: float = Field(5.0, gt=0, description="τ at the first step (dimensionless).")
     end: float = Field(0.1, gt=0, description="τ once annealed (dimensionless).")
     anneal_fraction: float = Field(
-        0.96, gt=0, le=1, description="Share of all steps over which τ is annealed (0 to 1)."
+        0.96, gt=0, le=1, description="Share of the schedule over which τ is annealed (0 to 1)."
     )
 
 
@@ -109,7 +109,10 @@ class OptimSection(Section):
         1.0, gt=0, description="Gradients are scaled down to this global L2 norm."
     )
     warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="Share of all steps in which the rate rises from 0 (0 to 1)."
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of the schedule in which the rate rises (0 to 1).",
     )
     min_lr_rate: float = Field(
         0.1, ge=0, le=1, description="Final learning rate as a share of the peak (0 to 1)."
@@ -130,6 +133,14 @@ class RunSection(Section):
     )
     num_train_epochs: float | None = Field(
         None, gt=0, description="Length of the run, in passes over the training windows."
+    )
+    schedule_steps: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="Steps over which learning rate and τ follow their schedules; afterwards both "
+        "stay where they ended. Null is the whole run. A finished run goes on when it is given "
+        "more max_steps and, here, the steps that it had.",
     )
     tokens_per_batch: int = Field(
         ge=1,

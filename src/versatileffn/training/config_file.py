@@ -15,6 +15,10 @@ from yaml.constructor import ConstructorError
 from versatileffn.errors import ConfigError
 
 Schema = TypeVar("Schema", bound=BaseModel)
+_MOST_NODES = 10_000
+_MOST_DIGITS = 100
+_MOST_BYTES = 2**20
+_MOST_PARTS = 8  # of a dotted key
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
@@ -37,7 +41,42 @@ UserPath = Annotated[str, AfterValidator(_expand)]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but `1e-5` is a number, and a key may be given only once."""
+    """YAML 1.1 as PyYAML reads it, but `1e-5` is a number, and a key may be given only once.
+
+    What aliases stand for is counted each time, and bounded, and so are the digits of a number.
+    """
+
+    def get_single_node(self) -> Any:
+        """Compose the document, and see how large it is with every alias written out."""
+        node = super().get_single_node()
+        if node is not None:
+            self._written_out(node, {})
+        return node
+
+    def _written_out(self, node: Any, sizes: dict[Any, int]) -> int:
+        """Nodes of which `node` consists; `sizes` holds those known, 0 for those begun."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if sizes.get(node) == 0:
+            problem = "an anchor is used inside what it names"
+            raise ConstructorError(None, None, problem, node.start_mark)
+        if node not in sizes:
+            sizes[node] = 0
+            mapping = isinstance(node, yaml.MappingNode)
+            parts = [part for pair in node.value for part in pair] if mapping else node.value
+            size = 1 + sum(self._written_out(part, sizes) for part in parts)
+            if size > _MOST_NODES:
+                problem = f"more than {_MOST_NODES:,} values once its aliases are written out"
+                raise ConstructorError(None, None, problem, node.start_mark)
+            sizes[node] = size
+        return sizes[node]
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """Read a whole number; one of thousands of digits couldn't be printed."""
+        if len(node.value) > _MOST_DIGITS:
+            problem = f"a number of {len(node.value):,} digits is more than any value here"
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_int(node)
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         """Compose a mapping; PyYAML would silently let the last of equal keys win."""
@@ -51,6 +90,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"),
@@ -77,16 +117,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path}: can't be read ({reason}); give a YAML file") from None
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{path}: larger than {_MOST_BYTES:,} bytes; give a YAML file")
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, not {type(values).__name__}")
     return values
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -97,21 +145,20 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     """
     result = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     for override in overrides:
+        where = f"--set {_shortened(override, 80)}"
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
-        if not equals or not all(parts):
-            raise ConfigError(f"--set {override}: write it as section.key=value")
+        if not equals or not all(parts) or len(parts) > _MOST_PARTS:
+            raise ConfigError(f"{where}: write it as section.key=value")
         section = result
         for depth, part in enumerate(parts[:-1], start=1):
             inner = section.get(part)
             if inner is not None and not isinstance(inner, Mapping):
                 here = ".".join(parts[:depth])
-                raise ConfigError(
-                    f"--set {override}: {here} is {_SHORT.repr(inner)}, not a section"
-                )
+                raise ConfigError(f"{where}: {here} is {_SHORT.repr(inner)}, not a section")
             section[part] = dict(inner or {})
             section = section[part]
-        section[parts[-1]] = _parse(text, f"--set {override}")
+        section[parts[-1]] = _parse(text, where)
     return result
 
 
@@ -176,7 +223,7 @@ def first_problem(error: ValidationError, schema: type[BaseModel] | None = None)
         else:
             text = f"{where}={_SHORT.repr(given)}: {message[:1].lower()}{message[1:]}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return " ".join(text.split()) + more
+    return _shortened(" ".join(text.split()), 400) + more
 
 
 def validate(schema: type[Schema], values: Any, where: str) -> Schema:

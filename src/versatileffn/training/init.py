@@ -60,22 +60,21 @@ def new_model(config: LlamaConfig) -> Model:
     return LlamaForCausalLM(config)
 
 
-def build_model(
-    section: ModelSection, vocab_size: int, eos_token_id: int | None, seq_len: int, seed: int
-) -> Model:
-    """The model that a run starts from, in float32.
+def model_config(
+    section: ModelSection, vocab_size: int, eos_token_id: int | None, seq_len: int
+) -> LlamaConfig:
+    """What the model that a run starts from will be; nothing is allocated.
 
     Args:
         section: where the weights come from.
         vocab_size: tokens in the token folder's vocabulary.
         eos_token_id: its end-of-text token.
         seq_len: window length in tokens.
-        seed: of the new weights.
 
     Raises:
         ConfigError: the vocabulary or the window length doesn't fit the model, or `model.ffn`
             contradicts the checkpoint's FFN.
-        CheckpointError: the checkpoint can't be read, is of another family, or lacks weights.
+        CheckpointError: the checkpoint can't be read, or is of another family.
     """
     ffn = section.ffn_config()
     if section.architecture is not None:
@@ -86,6 +85,35 @@ def build_model(
                 f"{vocab_size} tokens of data.tokens: raise it, or leave it out"
             )
         _check_length(config, seq_len, "model.architecture")
+        return config
+    assert section.init_from is not None
+    config = read_config(section.init_from)
+    _check_vocabulary(config, vocab_size, section.init_from)
+    _check_length(config, seq_len, section.init_from)
+    own = config.ffn() if isinstance(config, VersatileLlamaConfig) else None
+    if ffn is not None and own is not None and not _upcycles(own, ffn):
+        _check_same_ffn(own, ffn, section.init_from)
+    return config if ffn is None else VersatileLlamaConfig.from_ffn(config, ffn)
+
+
+def _upcycles(own: FFNConfig | None, wanted: FFNConfig) -> bool:
+    """Whether a checkpoint with the FFN `own` is converted to become one with the FFN `wanted`."""
+    return own is None or (own.variant == "dense" != wanted.variant)
+
+
+def build_model(section: ModelSection, config: LlamaConfig, seed: int) -> Model:
+    """The model that a run starts from, in float32.
+
+    Args:
+        section: where the weights come from.
+        config: see `model_config`.
+        seed: of the new weights.
+
+    Raises:
+        ConfigError: the model can't be built.
+        CheckpointError: the checkpoint can't be read, or lacks weights.
+    """
+    if section.architecture is not None:
         try:
             model = new_model(config)
         except (RuntimeError, MemoryError) as error:  # torch's word for too little memory
@@ -95,23 +123,14 @@ def build_model(
         truncated_init(model, config.initializer_range, seed)
         return model
     assert section.init_from is not None
-    return _from_checkpoint(section.init_from, ffn, vocab_size, seq_len, seed)
-
-
-def _from_checkpoint(
-    source: str, ffn: FFNConfig | None, vocab_size: int, seq_len: int, seed: int
-) -> Model:
-    config = read_config(source)
-    _check_vocabulary(config, vocab_size, source)
-    _check_length(config, seq_len, source)
-    own = config.ffn() if isinstance(config, VersatileLlamaConfig) else None
-    if ffn is not None and (own is None or (own.variant == "dense" != ffn.variant)):
-        model, _ = upcycle(source, ffn, seed=seed)
-        return model.float()
-    if ffn is not None and own is not None:
-        _check_same_ffn(own, ffn, source)
-        config = VersatileLlamaConfig.from_ffn(config, ffn)
-    return load_checkpoint(AutoModelForCausalLM, source, config, dtype=torch.float32)
+    ffn = section.ffn_config()
+    if ffn is not None:
+        original = read_config(section.init_from)
+        own = original.ffn() if isinstance(original, VersatileLlamaConfig) else None
+        if _upcycles(own, ffn):
+            model, _ = upcycle(section.init_from, ffn, seed=seed)
+            return model.float()
+    return load_checkpoint(AutoModelForCausalLM, section.init_from, config, dtype=torch.float32)
 
 
 def _check_vocabulary(config: LlamaConfig, vocab_size: int, source: str) -> None:

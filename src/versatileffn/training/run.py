@@ -2,10 +2,9 @@
 
 import contextlib
 import os
-import platform
+import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Subset
@@ -13,33 +12,40 @@ from torch.utils.data import Dataset, Subset
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenizers import load_tokenizer
-from versatileffn.errors import ConfigError
-from versatileffn.files import beside, write_json
+from versatileffn.errors import ConfigError, DivergedError
 from versatileffn.models.checkpoint import without_progress_bars
-from versatileffn.provenance import versions
 from versatileffn.training.arguments import check_trackers, training_arguments
-from versatileffn.training.batches import BatchPlan, plan_batches
-from versatileffn.training.callbacks import (
-    LastStepCallback,
-    LogFileCallback,
-    ProgressCallback,
-    SpeedCallback,
-    TauCallback,
-)
-from versatileffn.training.checkpoints import commit, step_of
+from versatileffn.training.batches import plan_batches
+from versatileffn.training.callbacks import LastStepCallback, TauCallback
+from versatileffn.training.checkpoint_store import CheckpointStore
+from versatileffn.training.checkpoints import step_of
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
-from versatileffn.training.init import build_model
-from versatileffn.training.run_folder import RunFolder, run_inputs
+from versatileffn.training.init import build_model, model_config
+from versatileffn.training.inputs import run_inputs
+from versatileffn.training.log_file import LogFileCallback
+from versatileffn.training.progress import ProgressCallback, SpeedCallback
+from versatileffn.training.record import device_name as device_name
+from versatileffn.training.record import finish
+from versatileffn.training.run_folder import RunFolder
+from versatileffn.training.sizes import check_sizes
+from versatileffn.training.stopping import StopCallback, StopRequest
+from versatileffn.training.tensorboard import tensorboard_callback
+from versatileffn.training.tokens import verify_tokens
 from versatileffn.training.trainer import ReuseTrainer, whole_batches
 
 
 def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
     """Train a model; in a folder with an unfinished run of the same configuration, continue it.
 
-    A run that was killed at any moment and continued gives the same weights and logged losses,
-    bit for bit, as one that was not, on the same machine and number of processes. A finished run
-    is left as it is. Under `torchrun` every process calls this.
+    A run that was stopped or killed at any moment and continued gives the same weights and logged
+    losses, bit for bit, as one that was not, on the same machine and number of processes. A
+    finished run is left as it is, or made longer, see `run.schedule_steps`. Under `torchrun` every
+    process calls this.
+
+    Ctrl-C, SIGTERM and SIGHUP, to any of the processes, end the run after the step it is in, with
+    a checkpoint; a second Ctrl-C ends it at once.
 
     Args:
         config: the run, see `TrainConfig`.
@@ -53,8 +59,12 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
         ConfigError: settings contradict each other, the checkpoint, or the run in the folder; or
             tasks should be scored, and nothing is given that does it.
         DataError: the token folder is missing, damaged, or too short for one window.
-        CheckpointError: the checkpoint to start from can't be read, or the one to resume from is
-            damaged.
+        CheckpointError: the checkpoint to start from can't be read, or there are some to resume
+            from and none is whole.
+        DivergedError: training ran into numbers that aren't finite, now or before.
+        ResourceError: memory or disk is too small.
+        KeyboardInterrupt: the run was stopped by Ctrl-C, and can be continued.
+        SystemExit: it was stopped by SIGTERM or SIGHUP (code 143, 129), and can be continued.
     """
     with without_progress_bars():
         return _train(config, evaluate_tasks)
@@ -73,23 +83,22 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
     held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
     plan = plan_batches(config, len(data), world_size)
-    inputs = run_inputs(config, world_size)
+    inputs = run_inputs(config, plan)
     folder.check(inputs)
-    if folder.finished:
+    if folder.finished(plan.max_steps):
         _say(rank, f"{folder.path} is finished already: its model is in {folder.model}")
         return folder.path
 
     tokenizer = load_tokenizer(config.data.tokens)
-    model = build_model(
-        config.model,
-        data.meta.vocab_size,
-        data.meta.eos_token_id,
-        config.data.seq_len,
-        config.run.seed,
+    if rank == 0:
+        verify_tokens(data.folder, data.meta)
+    planned = model_config(
+        config.model, data.meta.vocab_size, data.meta.eos_token_id, config.data.seq_len
     )
+    checkpoint_bytes = check_sizes(planned, config, plan)
+    model = build_model(config.model, planned, config.run.seed)
     with folder.held() if rank == 0 else contextlib.nullcontext():
-        if rank == 0:
-            folder.prepare(inputs)
+        binding = folder.prepare(inputs) if rank == 0 else None
         eval_windows, eval_batch_size = _eval_windows(held_out, config, world_size)
         args = training_arguments(config, plan, folder.checkpoints, eval_batch_size)
         trainer = ReuseTrainer(
@@ -100,13 +109,28 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
             eval_windows,
             tokens_per_step=config.run.tokens_per_batch,
             bytes_per_token=SplitText(held_out).bytes_per_scored_token(eval_windows),
-            keep=config.run.save_total_limit,
             tokenizer=tokenizer,
+            schedule_steps=inputs["schedule_steps"],
         )
         if config.eval is not None and evaluate_tasks is not None:
             every = config.eval.every_steps
             trainer.add_callback(TaskCallback(evaluate_tasks, every, trainer.log))
-        _run(trainer, config, folder, inputs, rank)
+        trainer.accelerator.wait_for_everyone()  # until the folder is prepared
+        checkpoint = folder.check(inputs)
+        try:
+            trainer.store = CheckpointStore(
+                folder.checkpoints,
+                config.run.save_total_limit,
+                binding,
+                folder.log,
+                checkpoint_bytes,
+            )
+            trainer.store.make_room()
+            _run(trainer, config, folder, checkpoint)
+        except DivergedError as error:
+            if rank == 0:
+                record_divergence(folder.divergence, error)
+            raise
     _say(rank, f"finished: {folder.model}")
     return folder.path
 
@@ -115,23 +139,30 @@ def _run(
     trainer: ReuseTrainer,
     config: TrainConfig,
     folder: RunFolder,
-    inputs: dict[str, Any],
-    rank: int,
+    checkpoint: Path | None,
 ) -> None:
     """Train in a folder that is held, from its last checkpoint if it has one."""
-    plan = trainer.plan
-    trainer.accelerator.wait_for_everyone()  # until the folder is prepared
-    checkpoint = folder.check(inputs)
     resumed_step = step_of(checkpoint) if checkpoint else 0
+    trainer.args.eval_on_start = resumed_step == 0
     speed = SpeedCallback(config.run.tokens_per_batch)
-    _add_callbacks(trainer, config, plan, folder, speed)
-    _announce(rank, config, plan, trainer, resumed_step)
+    stop = StopRequest()
+    stop_callback = StopCallback(stop)
+    _add_callbacks(trainer, config, folder, speed, resumed_step)
+    trainer.add_callback(stop_callback)  # after all that a step is followed by
+    _announce(config, trainer, resumed_step)
 
     # The noise of each process is its own, and doesn't depend on how the model was built.
-    torch.manual_seed(config.run.seed * 100_003 + rank)
+    torch.manual_seed(config.run.seed * 100_003 + trainer.args.process_index)
     started = time.time()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish(trainer, config, plan, folder, speed, time.time() - started)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not stop_callback.signal:
+            finish(trainer, config, folder, speed, time.time() - started)
+            return
+    _say(trainer.args.process_index, f"step {trainer.state.global_step} is saved")
+    if stop_callback.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + stop_callback.signal)
 
 
 def _say(rank: int, text: str) -> None:
@@ -151,83 +182,28 @@ def _eval_windows(
 def _add_callbacks(
     trainer: ReuseTrainer,
     config: TrainConfig,
-    plan: BatchPlan,
     folder: RunFolder,
     speed: SpeedCallback,
+    resumed_step: int,
 ) -> None:
     if trainer.telemetry.variant == "versatile":
-        trainer.add_callback(TauCallback(config.optim.tau))
+        trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
     if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
-
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder.path / "tensorboard"))))
-    trainer.add_callback(LastStepCallback(plan))
+        trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))
+    trainer.add_callback(LastStepCallback(trainer.plan))
     trainer.add_callback(LogFileCallback(folder.log))
     trainer.add_callback(ProgressCallback(speed))
     trainer.add_callback(speed)  # last: printing and writing are not training time
 
 
-def _announce(
-    rank: int, config: TrainConfig, plan: BatchPlan, trainer: ReuseTrainer, resumed_step: int
-) -> None:
-    parameters = trainer.accelerator.unwrap_model(trainer.model).num_parameters()
+def _announce(config: TrainConfig, trainer: ReuseTrainer, resumed_step: int) -> None:
+    plan = trainer.plan
     _say(
-        rank,
-        f"{parameters:,} parameters ({trainer.telemetry.variant}), {plan.max_steps:,} steps of "
-        f"{config.run.tokens_per_batch:,} tokens = {plan.epochs_at(plan.max_steps):.2f} epochs, "
+        trainer.args.process_index,
+        f"{trainer.unwrapped.num_parameters():,} parameters ({trainer.telemetry.variant}), "
+        f"{plan.max_steps:,} steps of {config.run.tokens_per_batch:,} tokens = "
+        f"{plan.epochs_at(plan.max_steps):.2f} epochs, "
         f"{plan.accumulation} micro-batches of {plan.micro_batch} windows on {plan.world_size} "
         f"process(es), {trainer.args.device}"
         + (f"; resumed after step {resumed_step}" if resumed_step else ""),
     )
-
-
-def _last(history: list[dict[str, Any]], key: str) -> float | None:
-    return next((entry[key] for entry in reversed(history) if key in entry), None)
-
-
-def _finish(
-    trainer: ReuseTrainer,
-    config: TrainConfig,
-    plan: BatchPlan,
-    folder: RunFolder,
-    speed: SpeedCallback,
-    seconds: float,
-) -> None:
-    if not folder.has_model:
-        partial = beside(folder.model)
-        trainer.save_model(str(partial))
-        trainer.accelerator.wait_for_everyone()
-        if trainer.is_world_process_zero():
-            (partial / "training_args.bin").unlink(missing_ok=True)
-            commit(partial, folder.model)
-    if trainer.is_world_process_zero():
-        history = trainer.state.log_history
-        write_json(folder.summary, {
-            "config": config.model_dump(mode="json"),
-            "tokens_meta_sha256": run_inputs(config, plan.world_size)["tokens_meta_sha256"],
-            "versions": versions("torch", "transformers"),
-            "device": device_name(trainer.args.device),
-            "processes": plan.world_size,
-            "threads": torch.get_num_threads(),
-            "seed": config.run.seed,
-            "variant": trainer.telemetry.variant,
-            "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
-            "steps": plan.max_steps,
-            "epochs": plan.epochs_at(plan.max_steps),
-            "tokens_seen": plan.max_steps * config.run.tokens_per_batch,
-            "tokens_per_second": speed.tokens_per_second,
-            "seconds_last_session": seconds,
-            "train_loss": _last(history, "loss"),
-            "eval_loss": _last(history, "eval_loss"),
-            "eval_bits_per_byte": _last(history, "eval_bits_per_byte"),
-            "eval_tokens": trainer.eval_window_count * (config.data.seq_len - 1),
-        })  # fmt: skip
-    trainer.accelerator.wait_for_everyone()
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called: the accelerator's name, or the processor's architecture."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()})"

@@ -1,67 +1,31 @@
 """A run's folder: whether it is new, unfinished or finished, and what belongs to whom."""
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from versatileffn.errors import ConfigError
-from versatileffn.files import LOCK, beside, locked, write_json, writing
+from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.training.checkpoints import (
-    check_whole,
+    Binding,
     complete_checkpoints,
+    contents,
     leftovers,
-    remove,
+    newest_whole,
+    set_aside,
     step_of,
 )
-from versatileffn.training.config import TrainConfig
+from versatileffn.training.divergence import check_not_diverged
+from versatileffn.training.inputs import Inputs, check_same_run, inputs_sha256
+from versatileffn.training.log_file import restore_log
+from versatileffn.workspace.durable import beside, remove, sync, write_json, writing
+from versatileffn.workspace.folder import claim
+from versatileffn.workspace.lock import LOCK, locked
+from versatileffn.workspace.manifest import files_of, read_record
 
-# What may differ between the start of a run and its continuation without changing its outcome.
-_FREE = (
-    ("run", "output_dir"),
-    ("run", "report_to"),
-    ("run", "save_total_limit"),
-    ("run", "dataloader_num_workers"),
-)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def run_inputs(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """Everything a run's outcome depends on: its configuration, its tokens, its processes."""
-    settings = config.model_dump(mode="json")
-    for section, key in _FREE:
-        del settings[section][key]
-    meta = file_sha256(Path(config.data.tokens) / "meta.json")
-    return {"config": settings, "tokens_meta_sha256": meta, "world_size": world_size}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of ours; empty where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Dotted keys whose values differ, as `a.b: ours, was theirs`."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        found = []
-        for key in sorted(ours.keys() | theirs.keys()):
-            inner = f"{path}.{key}" if path else key
-            found += differences(ours.get(key), theirs.get(key), inner)
-        return found
-    name = path.removeprefix("config.")
-    return [] if ours == theirs else [f"{name} is {ours!r}, was {theirs!r}"]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -96,18 +60,25 @@ class RunFolder:
 
     @property
     def inputs(self) -> Path:
-        """What the run was started with."""
+        """What the run was started with, and its id."""
         return self.path / "inputs.json"
 
     @property
-    def finished(self) -> bool:
-        """Whether the run reached its end, and its record and model are still there."""
-        return bool(_read_object(self.summary)) and self.has_model
+    def divergence(self) -> Path:
+        """Whether and where the run diverged."""
+        return self.path / "diverged.json"
 
     @property
     def has_model(self) -> bool:
         """Whether the final model is there; it is renamed into place, so then it is whole."""
         return (self.model / "config.json").is_file() and any(self.model.glob("*.safetensors"))
+
+    def finished(self, steps: int) -> bool:
+        """Whether the run made all its steps, and its record and model are still there."""
+        record = read_record(self.summary) or {}
+        files = files_of(record) or {}
+        whole = all((self.path / name).is_file() for name in files)
+        return record.get("steps") == steps and self.has_model and whole
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -118,85 +89,126 @@ class RunFolder:
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / LOCK).touch()
+            sync(self.path.parent)
         with locked(self.path, f"run.output_dir={self.path}"):
             yield
 
-    def check(self, inputs: dict[str, Any]) -> Path | None:
+    def check(self, inputs: Inputs) -> Path | None:
         """See what can be done in this folder with `inputs`; nothing is written.
 
         Returns:
-            The last whole checkpoint to resume from, or None for a start from step 0.
+            The newest checkpoint, or None for a start from step 0. It isn't read yet.
 
         Raises:
             ConfigError: the folder holds something else, or a run with other inputs.
+            DivergedError: the run in it diverged.
         """
         with writing(self.path):
-            if os.path.lexists(self.path) and not self.path.is_dir():
-                raise ConfigError(
-                    f"run.output_dir={self.path} is a file, or a link to nothing: choose another "
-                    "folder"
-                )
-            new = not self.inputs.is_file()
+            if not self.path.is_dir():
+                if self.path.exists() or self.path.is_symlink():
+                    raise ConfigError(
+                        f"run.output_dir={self.path} is a file, or a link to nothing: choose "
+                        "another folder"
+                    )
+                return None
             own = {LOCK, beside(self.inputs).name}  # of a run that was killed at birth
-            foreign = new and self.path.is_dir() and {p.name for p in self.path.iterdir()} - own
-        if foreign:
-            raise ConfigError(
-                f"run.output_dir={self.path} is not empty and holds no training run: choose "
-                "another folder, or empty it"
-            )
-        if new:
+            empty = not {child.name for child in self.path.iterdir()} - own
+        record = self._started_with(inputs)
+        if record is None:
+            if not empty:
+                self._refuse()
             return None
-        started_with = _read_object(self.inputs)
-        if not started_with:
-            raise ConfigError(
-                f"{self.inputs} is damaged: choose another run.output_dir, or delete this one"
-            )
         if self.model.exists() and not self.has_model:
             raise ConfigError(
                 f"{self.model} lacks its weights or its config.json: delete it, and the same "
                 "command writes it again"
             )
-        differing = differences(inputs, started_with)
-        if differing:
-            raise ConfigError(
-                f"run.output_dir={self.path} holds a run with other settings "
-                f"({'; '.join(differing)}): restore them, or choose another folder"
-            )
+        check_same_run(inputs, record, self.path)
         checkpoints = complete_checkpoints(self.checkpoints)
-        return checkpoints[-1] if checkpoints else None
+        newest = checkpoints[-1] if checkpoints else None
+        check_not_diverged(self.divergence, newest)
+        return newest
 
-    def prepare(self, inputs: dict[str, Any]) -> None:
+    def _started_with(self, inputs: Inputs) -> dict[str, Any] | None:
+        """inputs.json; where that is lost, the same from what bears witness of it.
+
+        Checkpoints and the finished run's record hold the run's id and a digest of its inputs. If
+        that is the digest of `inputs`, they are what the run was started with.
+        """
+        record = read_record(self.inputs)
+        if record is not None and isinstance(record.get("run_id"), str):
+            return record
+        if record is not None:
+            raise ConfigError(
+                f"run.output_dir={self.path} holds a run of an earlier version, which can't be "
+                "continued: choose another folder"
+            )
+        witnesses = [contents(path) for path in complete_checkpoints(self.checkpoints)]
+        digest = inputs_sha256(inputs)
+        for witness in (read_record(self.summary), *reversed(witnesses)):
+            if witness and witness.get("run_id") and witness.get("inputs_sha256") == digest:
+                steps = witness.get("steps", inputs["steps"])
+                return inputs | {"run_id": witness["run_id"], "steps": steps}
+        return None
+
+    def _refuse(self) -> None:
+        if self.inputs.is_file():
+            raise ConfigError(
+                f"{self.inputs} is damaged, and no checkpoint is of a run with these settings: "
+                "restore the settings, choose another run.output_dir, or delete this one"
+            )
+        claim(self.path, self.inputs.name, "training run")
+
+    def prepare(self, inputs: Inputs, say: Say = print) -> Binding:
         """Make the held folder ready: an interruption's leftovers and later log lines go away.
 
+        Bookkeeping that was lost is written again, and checkpoints that can't serve are set aside;
+        both are said.
+
+        Returns:
+            What the run's checkpoints are bound to.
+
         Raises:
-            ConfigError: see `check`.
-            CheckpointError: the checkpoint to resume from is damaged.
+            ConfigError, DivergedError: see `check`.
+            CheckpointError: there are checkpoints, and none can serve.
         """
-        checkpoint = self.check(inputs)  # again: time has passed before the folder was held
-        if checkpoint:
-            check_whole(checkpoint)
-        remove(beside(path) for path in (self.inputs, self.model, self.log, self.summary))
-        remove(leftovers(self.checkpoints))
-        if not self.inputs.is_file():  # first of all: from now on the folder is known as ours
-            write_json(self.inputs, inputs)
-        self.checkpoints.mkdir(exist_ok=True)
-        keep_log_until(self.log, step_of(checkpoint) if checkpoint else 0)
+        newest = self.check(inputs)  # again: time has passed before the folder was held
+        record = self._started_with(inputs) or inputs | {"run_id": uuid.uuid4().hex}
+        binding = Binding(record["run_id"], inputs_sha256(inputs))
+        checkpoint, faults = newest_whole(self.checkpoints, binding)
+        if newest is not None and checkpoint is None:
+            raise CheckpointError(
+                f"{newest} can't be resumed from ({faults[newest]}), nor any before it: delete "
+                f"{self.checkpoints} to start the run again"
+            )
+        if inputs["steps"] > record["steps"]:
+            self._extend(checkpoint, record["steps"], inputs["steps"], say)
+            record = record | {
+                "planned_before": [*record.get("planned_before", []), record["steps"]]
+            }
+        with writing(self.path):
+            if read_record(self.inputs) != record | inputs:
+                if newest is not None and read_record(self.inputs) is None:
+                    say(f"{self.inputs} was damaged: written again from what the checkpoints say")
+                write_json(self.inputs, record | inputs)  # from now on the folder is known as ours
+            for path, reason in faults.items():
+                say(f"{path} can't be resumed from ({reason}): set aside as {set_aside(path)}")
+            remove(beside(path) for path in (self.inputs, self.model, self.log, self.summary))
+            remove(leftovers(self.checkpoints))
+            self.checkpoints.mkdir(exist_ok=True)
+            sync(self.path)
+            if restore_log(self.log, checkpoint) and checkpoint is not None:
+                say(f"{self.log} had lost lines: restored from {checkpoint}")
+        return binding
 
-
-def keep_log_until(log: Path, step: int) -> None:
-    """Drop the lines of `log` that belong to steps after `step`, and what isn't a line of ours."""
-    if not log.is_file():
-        return
-    kept = []
-    for line in log.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        at = entry.get("step") if isinstance(entry, dict) else None
-        if isinstance(at, int) and at <= step and step > 0:
-            kept.append(line + b"\n")
-    partial = beside(log)
-    partial.write_bytes(b"".join(kept))
-    partial.replace(log)
+    def _extend(self, checkpoint: Path | None, before: int, now: int, say: Say) -> None:
+        if checkpoint is None and self.model.exists():
+            raise CheckpointError(
+                f"{self.checkpoints} holds no checkpoint to go on from after step {before}: start "
+                f"another run with model.init_from={self.model}"
+            )
+        at = step_of(checkpoint) if checkpoint else 0
+        say(
+            f"the run of {before} steps goes on to {now}, from step {at}: learning rate and τ "
+            "stay where they end"
+        )

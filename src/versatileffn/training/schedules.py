@@ -1,7 +1,9 @@
 """What changes with progress: the temperature τ, a pure function of the step."""
 
 
-def tau_at(step: int, max_steps: int, start: float, end: float, anneal_fraction: float) -> float:
+def tau_at(
+    step: int, schedule_steps: int, start: float, end: float, anneal_fraction: float
+) -> float:
     """Temperature τ of the loop choice in optimizer step `step`.
 
     τ(t) = start · (end/start)^(t / (anneal_fraction · T)), held at `end` afterwards. It depends on
@@ -12,7 +14,7 @@ def tau_at(step: int, max_steps: int, start: float, end: float, anneal_fraction:
 
     Args:
         step: t, optimizer steps already finished, 0-based.
-        max_steps: T, optimizer steps of the whole run.
+        schedule_steps: T, optimizer steps of the schedule, by default those of the whole run.
         start: τ at step 0, dimensionless, > 0.
         end: τ after annealing, dimensionless, > 0. `start == end` keeps τ constant.
         anneal_fraction: share of the run, in (0, 1], over which τ is annealed.
@@ -20,7 +22,7 @@ def tau_at(step: int, max_steps: int, start: float, end: float, anneal_fraction:
     Returns:
         τ, between `start` and `end` inclusive.
     """
-    progress = step / (anneal_fraction * max_steps)
+    progress = step / (anneal_fraction * schedule_steps)
     if progress >= 1:
         return end
     return start * (end / start) ** progress

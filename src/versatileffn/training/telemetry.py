@@ -1,6 +1,7 @@
 """What the reuse does, layer by layer: read from the plans of a forward pass, changing nothing."""
 
 import re
+import zlib
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def _key(layer: int, name: str) -> str:
-    return f"layer_{layer:02d}/{name}"
+    """The log's key of something in 0-based `layer`; people count layers from 1."""
+    return f"layer_{layer + 1}/{name}"
 
 
 def plan_statistics(plans: Any, num_experts: int) -> dict[str, Tensor]:
@@ -23,8 +25,8 @@ def plan_statistics(plans: Any, num_experts: int) -> dict[str, Tensor]:
         num_experts: N.
 
     Returns:
-        `layer_00/mean_loops` (loops per token), `layer_00/loop_share_1` … (share of tokens),
-        `layer_00/lambda` (weight of the width pathway), `layer_00/expert_load_0` … (share of
+        `layer_1/mean_loops` (loops per token), `layer_1/loop_share_1` … (share of tokens),
+        `layer_1/lambda` (weight of the width pathway), `layer_1/expert_load_0` … (share of
         assignments), each a scalar tensor.
     """
     values: dict[str, Tensor] = {}
@@ -57,7 +59,7 @@ def router_statistics(router_logits: Any, top_k: int) -> dict[str, Tensor]:
 
 
 def learned_gains(model: nn.Module) -> dict[str, float]:
-    """Every reuse gain of `model`: `layer_00/width_gain` and `layer_00/loop_gain_2` (γ₂) onwards.
+    """Every reuse gain of `model`: `layer_1/width_gain` and `layer_1/loop_gain_2` (γ₂) onwards.
 
     Empty for a model with fixed gains.
     """
@@ -89,6 +91,7 @@ class Telemetry:
         self.top_k = getattr(config, "num_experts_per_tok", 0)
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        self._fed = 0
 
     def request(self) -> dict[str, bool]:
         """What to ask the model's forward pass for, as keyword arguments."""
@@ -97,8 +100,9 @@ class Telemetry:
         return {"output_router_logits": True} if self.variant == "moe" else {}
 
     @torch.no_grad()
-    def add(self, outputs: Any) -> None:
-        """Read one micro-batch's outputs."""
+    def add(self, outputs: Any, input_ids: Tensor) -> None:
+        """Read one micro-batch's outputs, and which tokens it was given."""
+        self._fed = zlib.crc32(input_ids.cpu().numpy().tobytes(), self._fed)
         values: dict[str, Tensor] = {}
         if getattr(outputs, "reuse_plans", None) is not None:
             values.update(plan_statistics(outputs.reuse_plans, self.num_experts))
@@ -110,6 +114,11 @@ class Telemetry:
             value = value.detach().float()
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._count += 1
+
+    def take_fed(self) -> int:
+        """CRC-32 of the token ids that this process was given in the step, for comparing runs."""
+        fed, self._fed = self._fed, 0
+        return fed
 
     def take(self) -> tuple[list[str], Tensor | None]:
         """Names and means since the last call (a vector), for a reduction over processes."""

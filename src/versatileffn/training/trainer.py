@@ -1,6 +1,5 @@
 """Transformers' Trainer, with our data order, our decay groups, telemetry and whole checkpoints."""
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +11,14 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from versatileffn.data.split_text import bits_per_byte
-from versatileffn.errors import ConfigError
-from versatileffn.files import PARTIAL
 from versatileffn.training.batches import BatchPlan, WindowBatches
-from versatileffn.training.checkpoints import commit, prune, seal
+from versatileffn.training.checkpoint_store import CheckpointStore
+from versatileffn.training.divergence import check_logs, check_weights
+from versatileffn.training.loss_window import WINDOW, LossWindow
+from versatileffn.training.restoring import load_weights, reading
+from versatileffn.training.stopping import ignore_signals
 from versatileffn.training.telemetry import Telemetry, learned_gains
+from versatileffn.workspace.durable import PARTIAL
 
 
 class ReuseTrainer(Trainer):
@@ -30,8 +32,8 @@ class ReuseTrainer(Trainer):
         eval_windows: held-out windows of the same length.
         tokens_per_step: tokens of one optimizer step over all processes.
         bytes_per_token: mean bytes of text per predicted held-out token, for bits per byte.
-        keep: newest checkpoints that are kept.
         tokenizer: saved with every checkpoint.
+        schedule_steps: steps over which the learning rate falls; None: the plan's.
     """
 
     def __init__(
@@ -43,13 +45,15 @@ class ReuseTrainer(Trainer):
         eval_windows: Dataset,
         tokens_per_step: int,
         bytes_per_token: float,
-        keep: int = 2,
         tokenizer: Any = None,
+        schedule_steps: int | None = None,
     ) -> None:
         self.plan = plan
         self.tokens_per_step = tokens_per_step
         self.bytes_per_token = bytes_per_token
-        self.keep = keep
+        self.schedule_steps = schedule_steps or plan.max_steps
+        self.store: CheckpointStore | None = None
+        self.window = LossWindow()
         self.eval_window_count = len(eval_windows)  # type: ignore[arg-type]
         self._writing_checkpoint = False
         super().__init__(
@@ -64,6 +68,11 @@ class ReuseTrainer(Trainer):
         self._loss_shifts_labels = True  # labels are the inputs; T windows predict T − 1 tokens
         self.telemetry = Telemetry(model)
 
+    @property
+    def unwrapped(self) -> Any:
+        """The model itself, without what shares it among processes."""
+        return self.accelerator.unwrap_model(self.model)
+
     # Data: the order is ours, and skipping to a step reads nothing.
 
     def get_train_dataloader(self) -> DataLoader:
@@ -73,6 +82,7 @@ class ReuseTrainer(Trainer):
             batch_sampler=WindowBatches(self.plan, self.args.process_index),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=ignore_signals,
             pin_memory=torch.cuda.is_available() and not self.args.use_cpu,
             # Its own generator: otherwise every iterator would advance the global one.
             generator=torch.Generator().manual_seed(self.plan.seed),
@@ -81,6 +91,17 @@ class ReuseTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All but norms, biases and reuse gains; embeddings do decay."""
         return [name for name in super().get_decay_parameter_names(model) if "gain" not in name]
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Transformers' cosine over the steps of the schedule, afterwards held at its end."""
+        last = self.schedule_steps
+        scheduler: Any = super().create_scheduler(last, optimizer)
+        scheduler.lr_lambdas = [
+            lambda step, rate=rate: rate(min(step, last)) for rate in scheduler.lr_lambdas
+        ]
+        return scheduler
 
     # Telemetry: only on steps that are logged.
 
@@ -101,34 +122,44 @@ class ReuseTrainer(Trainer):
             model, {**inputs, **request}, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training and self._logged_step():
-            self.telemetry.add(outputs)
+            self.telemetry.add(outputs, inputs["input_ids"])
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what belongs to the entry, pass it on, and keep the Trainer's own history small.
 
         Raises:
-            ConfigError: the loss is no longer a finite number.
+            DivergedError: loss, gradient norm or held-out loss is no longer a finite number.
         """
         if "train_runtime" in logs:
             return  # its averages would leave out what an interrupted session trained
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise ConfigError(
-                    f"training diverged: the loss of step {self.state.global_step} is "
-                    f"{logs['loss']}; lower optim.learning_rate and choose a new run.output_dir"
-                )
+            logs["loss"] = self.window.take(self.state.global_step, self.accelerator)
+            check_logs(logs, self.state.global_step)
             logs.update(self._step_details())
         if "eval_loss" in logs:
+            check_logs(logs, self.state.global_step)
             logs["eval_bits_per_byte"] = bits_per_byte(logs["eval_loss"], self.bytes_per_token)
         super().log(logs)
         history = self.state.log_history
         history[-1] = {key: value for key, value in history[-1].items() if "/" not in key}
 
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """One micro-batch, forward and backward; its part of the step's loss."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.window.add(loss)
+        return loss
+
     def _step_details(self) -> dict[str, float]:
         details: dict[str, float] = {"tokens": self.state.global_step * self.tokens_per_step}
         if self.telemetry.variant == "versatile":
-            details["tau"] = self.accelerator.unwrap_model(self.model).config.tau
+            details["tau"] = self.unwrapped.config.tau
+        details["tokens_crc32"] = self.telemetry.take_fed()
         names, means = self.telemetry.take()
         if means is not None:
             means = self.accelerator.reduce(means, "mean")
@@ -143,11 +174,38 @@ class ReuseTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
-    # Checkpoints: written beside, renamed when every process is done.
+    # Checkpoints: written beside, sealed and synced, renamed when every process is done.
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return str(Path(folder) / PARTIAL) if self._writing_checkpoint else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.store is not None
+        check_weights(self.unwrapped, self.state.global_step)
+        window = self.window.state(self.accelerator)
+        self.store.make_room()
+        self._writing_checkpoint = True
+        try:
+            with self.store.writing():
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._writing_checkpoint = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.store.publish(self.state.global_step, window)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        folder = Path(resume_from_checkpoint)
+        load_weights(self.unwrapped if model is None else model, folder)
+        with reading(folder / WINDOW):
+            self.window.load(folder / WINDOW, self.args.process_index, self.args.device)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -157,24 +215,14 @@ class ReuseTrainer(Trainer):
         # torch.load doesn't know.
         parts: dict[str, Any] = {OPTIMIZER_NAME: self.optimizer, SCHEDULER_NAME: self.lr_scheduler}
         for name, part in parts.items():
-            state = torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
-            part.load_state_dict(state)
+            with reading(Path(checkpoint) / name):
+                part.load_state_dict(
+                    torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+                )
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._writing_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writing_checkpoint = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(cast(str, self.args.output_dir))
-            name = f"checkpoint-{self.state.global_step}"
-            seal(folder / PARTIAL / name)
-            commit(folder / PARTIAL / name, folder / name)
-            (folder / PARTIAL).rmdir()
-            prune(folder, self.keep)
-        self.accelerator.wait_for_everyone()
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or "") / "the random state"):
+            super()._load_rng_state(checkpoint)
 
 
 def whole_batches(windows: Dataset, batch_size: int, world_size: int) -> tuple[Dataset, int]:

@@ -48,13 +48,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON (no NaN), see `write_bytes`.
+    """Write strict JSON (no NaN), see `write_bytes`; a name that isn't UTF-8 comes back as it was.
 
     Raises:
         ValueError: a number is not finite.
     """
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode("utf-8"))
+    write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def append(path: Path, content: bytes) -> None:

@@ -19,7 +19,7 @@ from versatileffn.evaluation.tasks.scores import compare_records, score_tasks
 def record(task, index, label, sums, characters, document="d"):
     cut = [0] * len(sums)
     found = predictions(sums, characters)
-    return Record(task, index, label, document, "r", sums, characters, cut, found)
+    return Record(task, index, label, document, "r", sums, characters, cut, found, "tree")
 
 
 def test_both_len_norm_conventions_by_hand():

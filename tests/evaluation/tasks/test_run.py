@@ -1,7 +1,11 @@
 """Records, resuming, truncation, and what results.json says."""
 
+import errno
+import io
 import json
+import os
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,11 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.tasks import subjects
-from versatileffn.errors import ConfigError, DataError
-from versatileffn.evaluation.tasks import run
+from versatileffn.errors import ConfigError, DataError, ResourceError
+from versatileffn.evaluation.tasks import records, run
 from versatileffn.evaluation.tasks.catalogue import PAPER8, find_tasks
 from versatileffn.evaluation.tasks.loading import model_sha256
-from versatileffn.evaluation.tasks.requests import build_items, olmo_dataset
+from versatileffn.evaluation.tasks.records import Record
+from versatileffn.evaluation.tasks.requests import Item, Request, build_items, olmo_dataset
 from versatileffn.evaluation.tasks.run import evaluate
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
@@ -69,6 +74,7 @@ def test_an_interrupted_evaluation_goes_on_at_the_item(tmp_path, monkeypatch):
     assert len(file.read_text().splitlines()) == 5
     with file.open("a") as handle:
         handle.write('{"task": "piqa", "ind')  # what a killed process leaves
+    told = []
 
     asked = []
     original = Scorer.score
@@ -78,8 +84,9 @@ def test_an_interrupted_evaluation_goes_on_at_the_item(tmp_path, monkeypatch):
         return original(self, items)
 
     monkeypatch.setattr(Scorer, "score", spy)
-    resumed = evaluate(subject, TASKS, limit=6, batch_tokens=1, out=out)
+    resumed = evaluate(subject, TASKS, limit=6, batch_tokens=1, out=out, tell=told.append)
     assert len(asked) == 12 - 5
+    assert "records.jsonl: 1 of 6 records were damaged" in told[0]
     assert resumed.records == whole.records  # bit for bit: a batch is an item here
     assert resumed.results["tasks"] == whole.results["tasks"]
 
@@ -92,9 +99,7 @@ def test_reading_records_again_keeps_how_they_were_made(tmp_path):
     first = evaluate(subjects.llama(), TASKS, limit=2, out=tmp_path).results
     again = evaluate(subjects.llama(), TASKS, limit=2, out=tmp_path).results
     assert again["this_session"]["requests"] == 0
-    for name in ("scoring", "onednn", "note"):
-        assert again[name] == first[name]
-    assert again["scoring"] == "tree"
+    assert again["scoring"] == first["scoring"] == "tree"
 
 
 def test_a_folder_where_only_a_killed_process_began_is_taken(tmp_path):
@@ -125,18 +130,109 @@ def test_other_settings_never_mix(tmp_path):
     assert [child.name for child in other.iterdir()] == ["thesis.tex"]
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
-    file = tmp_path / "records.jsonl"
-    good = file.read_text()
-    first = json.loads(good.splitlines()[0])
-    for changes in ({"cut": None}, {"cut": [0]}, {"log_likelihoods": [0.0, "x"]}):
-        file.write_text(good + json.dumps(first | changes) + "\n")
-        with pytest.raises(DataError, match=r"records.jsonl, line 3 is damaged"):
-            evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
-    file.write_text("{}\n" + good)
-    with pytest.raises(DataError, match=r"records.jsonl, line 1 is damaged"):
-        evaluate(subjects.llama(), TASKS[:1], limit=2, out=tmp_path)
+DAMAGE = {
+    "no object": b"17\n",
+    "not JSON": b'{"task": "pi\n',
+    "zeros": b"\0" * 90 + b"\n",
+    "cut": {"cut": [0]},
+    "numbers": {"log_likelihoods": [0.0, "x"]},
+    "not finite": {"log_likelihoods": [0.0, float("nan")]},
+    "other predictions": {"predictions": {}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_records_are_left_out_and_told(tmp_path, damage):
+    """Losing power damages what was written last, in any order."""
+    item = Item("piqa", 3, 1, "", (Request((1, 2), (3,), 4, 0),) * 2)
+    good = Record.of(item, [-1.0, -2.0], "tree")
+    line = json.dumps(asdict(good)) + "\n"
+    if isinstance(damage, dict):
+        damage = (json.dumps(asdict(good) | damage) + "\n").encode()
+    file, told = tmp_path / "records.jsonl", []
+    for place in range(3):
+        lines = [line.encode()] * 2
+        lines.insert(place, damage)
+        file.write_bytes(b"".join(lines))
+        assert records._read(file, told.append) == [good] * 2
+        assert told.pop() == (
+            f"{file}: 1 of 3 records were damaged and are left out; their items are scored again"
+        )
+        assert file.read_text() == 2 * line
+        records._read(file, told.append)
+        assert not told
+
+
+def test_records_of_another_format_are_not_continued(tmp_path):
+    evaluate(subjects.llama(), TASKS[:1], limit=1, out=tmp_path)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"format": 1}))
+    with pytest.raises(ConfigError, match="with format=1, this one has format=2"):
+        evaluate(subjects.llama(), TASKS[:1], limit=1, out=tmp_path)
+
+
+def test_records_are_on_disk_before_the_results_are(tmp_path, monkeypatch):
+    """So that losing power leaves no results without their records."""
+    synced, original = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    evaluate(subjects.llama(), TASKS[:1], limit=1, out=tmp_path)
+    assert synced.index(".settings.json.partial") < synced.index("records.jsonl")
+    assert synced.index("records.jsonl") < synced.index(".results.json.partial")
+    assert synced.count(tmp_path.name) >= 2  # the folder, whenever a name in it changed
+    synced.clear()
+    monkeypatch.setattr(records, "SECONDS_AT_RISK", 0.0)
+    evaluate(subjects.llama(), TASKS[:1], limit=4, out=tmp_path)
+    assert synced.count("records.jsonl") >= 3  # while it runs, too
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
+    subject, full = subjects.llama(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write = records.RecordStore.add
+
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise full
+
+    def fill(self, record):
+        if len(self._known) == 2:
+            self._file = Full()
+        write(self, record)
+        self._known[record.task, record.index, record.requests] = record
+
+    monkeypatch.setattr(records.RecordStore, "add", fill)
+    with pytest.raises(ResourceError, match=r"the disk is full \([\d.,]+ [GM]iB free\)"):
+        evaluate(subject, TASKS[:1], limit=4, out=tmp_path, batch_tokens=1)
+    monkeypatch.undo()
+    again = evaluate(subject, TASKS[:1], limit=4, out=tmp_path, batch_tokens=1)
+    assert again.results["this_session"]["requests"] == 2 * 2
+
+
+def test_another_model_of_the_same_name_is_not_continued(tmp_path):
+    first, second = subjects.llama(), subjects.llama()
+    with torch.no_grad():
+        second.model.lm_head.weight[5] += 1
+    assert (first.source, type(first.model)) == (second.source, type(second.model))
+    evaluate(first, TASKS[:1], limit=1, out=tmp_path)
+    with pytest.raises(ConfigError, match=r"with model_sha256=.*choose another --out"):
+        evaluate(second, TASKS[:1], limit=1, out=tmp_path)
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_link_in_the_records_place_is_not_followed(tmp_path):
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("important")
+    out = tmp_path / "out"
+    evaluate(subjects.llama(), TASKS[:1], limit=1, out=out)
+    (out / "records.jsonl").unlink()
+    (out / "records.jsonl").symlink_to(thesis)
+    with pytest.raises(ConfigError, match="is a link"):
+        evaluate(subjects.llama(), TASKS[:1], limit=1, out=out)
+    assert thesis.read_text() == "important"
 
 
 def test_long_contexts_are_cut_on_the_left_as_in_olmo_eval():

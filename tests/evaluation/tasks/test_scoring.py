@@ -16,11 +16,13 @@ from transformers import (
 )
 
 from evaluation.tasks import subjects
-from versatileffn.errors import CheckpointError, DataError
+from versatileffn.errors import CheckpointError, ConfigError, DataError, ResourceError
+from versatileffn.evaluation import task_scores
 from versatileffn.evaluation.tasks import products, scoring, tree
 from versatileffn.evaluation.tasks.catalogue import find_tasks
+from versatileffn.evaluation.tasks.modes import MODES, Mode
 from versatileffn.evaluation.tasks.requests import Item, Request, build_items
-from versatileffn.evaluation.tasks.scoring import MODES, Mode, Scorer
+from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 
 
@@ -204,23 +206,122 @@ def test_onednn_computes_the_same_linear():
     inputs += [torch.randn(48, 7).T, torch.randn(0, 48)]
     with torch.no_grad():
         expected = [linear(x) for x in inputs]
-        with products.fast_products(True):
+        with products.products(onednn=True):
             found = [linear(x) for x in inputs]
             half = linear.to(torch.bfloat16)(inputs[0].to(torch.bfloat16))  # left to PyTorch
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
     assert half.dtype == torch.bfloat16
-    assert not products.onednn_is_faster(torch.nn.LayerNorm(4))
 
 
-@pytest.mark.parametrize("use", [True, False])
-def test_either_library_gives_the_same_predictions(monkeypatch, use):
-    monkeypatch.setattr(scoring, "onednn_is_faster", lambda model: use)
+@pytest.mark.parametrize("onednn", [True, False])
+def test_only_who_asks_for_onednn_gets_it(monkeypatch, onednn):
+    """Nothing is timed: the other library's last digits would come and go with the machine."""
+    calls = []
+    linear = products.onednn_linear
+
+    def spy(*args):
+        calls.append(args)
+        return linear(*args)
+
+    monkeypatch.setattr(products, "onednn_linear", spy)
     subject = subjects.versatile()
     items = make_items(subject)
-    scorer = Scorer(subject.model, 1500)
+    scorer = Scorer(subject.model, 1500, onednn=onednn)
     found = {(item.task, item.index): values for item, values in scorer.score(items)}
-    assert scorer.onednn is use
+    assert bool(calls) is onednn
     with torch.no_grad():
         expected = [value for item in items for value in scorer.plain(item)]
     assert flat(found, items) == pytest.approx(expected, rel=2e-5)
+
+
+def test_onednn_is_for_float32():
+    with pytest.raises(ConfigError, match=r"--onednn is for float32 on a CPU, not torch\.bfloat16"):
+        Scorer(subjects.llama(torch.bfloat16).model, 1500, onednn=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[..] can't allocate memory: .."),
+     MemoryError()],
+)  # fmt: skip
+@pytest.mark.parametrize("moment", ["choosing", "scoring"])
+def test_memory_that_ran_out_is_told_and_changes_no_mode(monkeypatch, error, moment):
+    subject = subjects.llama()
+    items = make_items(subject, "piqa", limit=2)
+    scorer = Scorer(subject.model, 1500)
+    if moment == "scoring":
+        scorer.choose(items)
+
+    def too_large(*_):
+        raise error
+
+    monkeypatch.setattr(scorer, "_forward", too_large)
+    with pytest.raises(ResourceError, match="ran out of memory: lower --batch-tokens"):
+        list(scorer.score(items))
+
+
+def test_a_devices_failure_changes_no_mode(monkeypatch):
+    subject = subjects.llama()
+
+    def broken(*_):
+        raise torch.AcceleratorError("device-side assert")
+
+    monkeypatch.setattr(Scorer, "_forward", broken)
+    with pytest.raises(torch.AcceleratorError):
+        score(subject, make_items(subject, "piqa", limit=2))
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
+    subject = subjects.llama()
+    items = make_items(subject, "piqa", limit=4)
+    monkeypatch.setattr("versatileffn.memory.available_memory", lambda device: 2**20)
+    pattern = r"a batch needs \d\.\d MiB of memory, 1\.0 MiB are available: lower --batch"
+    assert score(subject, items, batch_tokens=1)
+    with pytest.raises(ResourceError, match=pattern):
+        score(subject, items, batch_tokens=10**6)
+
+
+def meddle(subject, by):
+    """A model whose answer to a request depends on what comes with it, or on chance."""
+    base = subject.model.base_model
+    forward = base.forward
+
+    def meddling(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state + by(kwargs) * torch.arange(32)
+        return out
+
+    base.forward = meddling
+    return subject
+
+
+def test_where_no_batch_is_right_requests_are_scored_one_by_one():
+    subject = meddle(
+        subjects.llama(), lambda given: 0.1 * (given.get("attention_mask") is not None)
+    )
+    items = make_items(subject, "piqa", limit=3)
+    scorer = Scorer(subject.model, 1500)
+    found = {(item.task, item.index): values for item, values in scorer.score(items)}
+    assert str(scorer.mode) == "single"
+    assert "rows-full differs from single requests by" in scorer.note
+    with torch.no_grad():
+        assert flat(found, items) == [v for item in items for v in scorer.plain(item)]
+
+
+def test_what_cannot_be_had_twice_is_not_scored():
+    subject = meddle(subjects.llama(), lambda _: torch.rand(()))
+    with pytest.raises(CheckpointError, match="can't be had twice alike"):
+        score(subject, make_items(subject, "piqa", limit=3))
+
+
+def test_all_processes_choose_the_mode_by_all_items():
+    """GPT-Neo's window is wider than its short items' trees, so that they alone would share."""
+    subject = foreign("gptneo")
+    items = make_items(subject, limit=3)
+    short = sorted(items, key=lambda item: sum(len(r.query) for r in item.requests))[:2]
+    assert {r.scoring for r in task_scores._answer(subject.model, short, short).values()} == {
+        "tree"
+    }
+    found = task_scores._answer(subject.model, short, items)
+    assert {record.scoring for record in found.values()} == {"rows"}

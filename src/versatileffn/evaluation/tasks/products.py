@@ -1,27 +1,20 @@
-"""Float32 matrix products on a CPU, by whichever of PyTorch's libraries is faster there.
+"""Float32 matrix products on a CPU by oneDNN, for who asks for them.
 
-PyTorch's `linear` calls MKL, which leaves half of some processors' arithmetic unused; oneDNN, which
-comes with PyTorch too, doesn't, and is the slower one on others. So both are timed once, on one of
-the model's own weights.
+PyTorch's `linear` calls MKL, which leaves a part of some processors' arithmetic unused; oneDNN,
+which comes with PyTorch too, doesn't, and is the slower one on others. The two round differently,
+so nothing chooses between them but the user.
 
 Legend: M rows, I inputs, O outputs.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-TIMED_ROWS = 512
-REPETITIONS = 3
-GAIN = 1.1
-"""How many times faster oneDNN must be to be used."""
-
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+from versatileffn.errors import ConfigError
 
 
 class OneDnnLinear(TorchFunctionMode):
@@ -53,45 +46,24 @@ def _fits(args: tuple[Any, ...]) -> bool:
     )
 
 
-@contextmanager
-def fast_products(use_onednn: bool) -> Iterator[None]:
+def products(onednn: bool) -> AbstractContextManager[Any]:
     """Compute linears by oneDNN, or leave them as they are."""
-    if not use_onednn:
-        yield
-        return
-    with OneDnnLinear():
-        yield
+    return OneDnnLinear() if onednn else nullcontext()
 
 
-@torch.no_grad()
-def onednn_is_faster(model: nn.Module) -> bool:
-    """Whether oneDNN computes the model's largest inner linear faster than PyTorch's default.
+def check_onednn(weights: Tensor, dtype: torch.dtype) -> None:
+    """Make sure that oneDNN can compute a model's products.
 
     Args:
-        model: on its device, in its precision.
+        weights: one of the model's.
+        dtype: what it computes in.
+
+    Raises:
+        ConfigError: it can't.
     """
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    inner = [m for m in linears if type(m.weight) is nn.Parameter and m.weight.is_contiguous()]
-    if not inner or not torch.backends.mkldnn.is_available():
-        return False
-    weight_OI = sorted((m.weight for m in inner), key=lambda w: w.numel())[len(inner) // 2]
-    x_MI = torch.ones(TIMED_ROWS, weight_OI.shape[1], dtype=weight_OI.dtype)
-    if not _fits((x_MI, weight_OI)):
-        return False
-    default: Product = nn.functional.linear
-    try:
-        seconds = [_seconds(p, x_MI, weight_OI) for p in (default, onednn_linear)]
-    except (AttributeError, RuntimeError):  # a build of PyTorch without it
-        return False
-    return seconds[0] > GAIN * seconds[1]
-
-
-def _seconds(product: Product, x_MI: Tensor, weight_OI: Tensor) -> float:
-    """The least time of a few, after one to warm up."""
-    product(x_MI, weight_OI, None)
-    times = []
-    for _ in range(REPETITIONS):
-        began = time.perf_counter()
-        product(x_MI, weight_OI, None)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    if dtype != torch.float32 or weights.device.type != "cpu":
+        raise ConfigError(
+            f"--onednn is for float32 on a CPU, not {dtype} on {weights.device.type}: leave it out"
+        )
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        raise ConfigError("this build of PyTorch lacks oneDNN's products: leave --onednn out")

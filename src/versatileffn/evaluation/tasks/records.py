@@ -2,19 +2,26 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import ConfigError
 from versatileffn.evaluation.tasks.metrics import predictions
 from versatileffn.evaluation.tasks.requests import Item
-from versatileffn.files import LOCK, beside, locked, write_json, writing
+from versatileffn.workspace.durable import beside, open_own, write_bytes, write_json, writing
+from versatileffn.workspace.lock import LOCK, locked
 
 SETTINGS_FILE = "settings.json"
 RECORDS_FILE = "records.jsonl"
+FORMAT = 2
+"""Of the records; those of another format aren't continued."""
+SECONDS_AT_RISK = 2.0
+"""What losing power may cost: records are on disk at least this often."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Record:
         characters: of each choice's continuation, leading space included.
         cut: tokens that had to be left out on the left, for each choice.
         predictions: the choice under each metric.
+        scoring: the mode that the model was asked in, see `modes.py`.
     """
 
     task: str
@@ -39,9 +47,10 @@ class Record:
     characters: list[int]
     cut: list[int]
     predictions: dict[str, int]
+    scoring: str
 
     @classmethod
-    def of(cls, item: Item, log_likelihoods: list[float]) -> "Record":
+    def of(cls, item: Item, log_likelihoods: list[float], scoring: str) -> "Record":
         """The record of an item that was scored."""
         characters = [request.characters for request in item.requests]
         return cls(
@@ -54,12 +63,15 @@ class Record:
             characters=characters,
             cut=[request.cut for request in item.requests],
             predictions=predictions(log_likelihoods, characters),
+            scoring=scoring,
         )
 
     def check(self) -> None:
         """Raise ValueError or TypeError where a field isn't what `of` makes it."""
         made = predictions(self.log_likelihoods, self.characters)
-        if made != self.predictions or [type(n) for n in self.cut] != [int] * len(self.characters):
+        numbers = [self.index, self.label, *self.cut]
+        sound = all(type(n) is int for n in numbers) and len(self.cut) == len(self.characters)
+        if made != self.predictions or not sound or not all(map(isfinite, self.log_likelihoods)):
             raise ValueError("the record contradicts itself")
 
     def correct(self, metric: str) -> float:
@@ -70,89 +82,109 @@ class Record:
 class RecordStore:
     """Records of one model under one setting, in a folder; opened for one process at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: BinaryIO, known: list[Record]) -> None:
         self.folder = folder
-        self.known: dict[tuple[str, int, str], Record] = {}
-        self._file: TextIO | None = None
+        self._file = file
+        self._known = {(r.task, r.index, r.requests): r for r in known}
+        self._synced = time.monotonic()
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, settings: dict[str, Any]) -> Iterator["RecordStore"]:
+    def open(
+        cls, folder: Path, settings: dict[str, Any], tell: Callable[[str], None]
+    ) -> Iterator["RecordStore"]:
         """Open a folder's records, or begin them.
 
         Args:
             folder: created if need be.
             settings: everything the numbers depend on; JSON-able.
+            tell: is told of damage, in one line; damaged records are left out.
 
         Raises:
             ConfigError: the folder holds something else or other settings' records, is in use, or
                 can't be written.
-            DataError: a record in it can't be read.
+            ResourceError: the disk is full.
         """
-        store = cls(folder)
         check_own(folder)
         with locked(folder, str(folder)):
             with writing(folder):
-                store._check_settings(settings)
-                store._read()
-                file = (folder / RECORDS_FILE).open("a", encoding="utf-8")
-            with file:
-                store._file = file
-                yield store
+                _check_settings(folder, settings)
+                known = _read(folder / RECORDS_FILE, tell)
+                file = open_own(folder / RECORDS_FILE, os.O_APPEND)
+            try:
+                yield cls(folder, file, known)
+            finally:
+                with suppress(OSError):  # a full disk has been told of
+                    file.close()
 
     def find(self, item: Item) -> Record | None:
         """The record of exactly this item, if there is one."""
-        return self.known.get((item.task, item.index, item.digest()))
+        return self._known.get((item.task, item.index, item.digest()))
 
-    def add(self, records: list[Record]) -> None:
-        """Append finished records; they survive the end of this process, however it ends."""
-        assert self._file is not None
-        lines = [json.dumps(asdict(r), ensure_ascii=False, allow_nan=False) for r in records]
+    def add(self, record: Record) -> None:
+        """Append a finished record; it survives the end of this process, however it ends."""
+        line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
         with writing(self.folder):
-            self._file.write("".join(line + "\n" for line in lines))
+            self._file.write(line.encode())
             self._file.flush()
-        for record in records:
-            self.known[record.task, record.index, record.requests] = record
+        if time.monotonic() - self._synced > SECONDS_AT_RISK:
+            self.sync()
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        path = self.folder / SETTINGS_FILE
-        if not path.is_file():
-            write_json(path, settings)
-            return
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(known, dict):
-                raise ValueError("no settings")
-        except ValueError:
-            raise ConfigError(f"{path} can't be read: choose another --out") from None
-        names = sorted(set(known) | set(settings))
-        differing = [name for name in names if known.get(name) != settings.get(name)]
-        if differing:
-            name = differing[0]
-            raise ConfigError(
-                f"{self.folder} holds an evaluation with {name}={known.get(name)!r}, this one has "
-                f"{name}={settings.get(name)!r}: choose another --out"
-            )
+    def sync(self) -> None:
+        """Have all records on disk."""
+        with writing(self.folder):
+            os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
-    def _read(self) -> None:
-        """Read what is there; cut off a last line that an interruption left unfinished."""
-        path = self.folder / RECORDS_FILE
-        if not path.is_file():
-            return
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
-            try:
-                record = Record(**json.loads(line))
-                record.check()
-            except (ValueError, TypeError):
-                raise DataError(
-                    f"{path}, line {number} is damaged: remove that line, and the item is scored "
-                    "again"
-                ) from None
-            self.known[record.task, record.index, record.requests] = record
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of new records; refuse to continue those of others."""
+    path, settings = folder / SETTINGS_FILE, {"format": FORMAT, **settings}
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            raise ValueError("no settings")
+    except ValueError:
+        raise ConfigError(f"{path} can't be read: choose another --out") from None
+    names = sorted(set(known) | set(settings))
+    differing = [name for name in names if known.get(name) != settings.get(name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"{folder} holds an evaluation with {name}={known.get(name)!r}, this one has "
+            f"{name}={settings.get(name)!r}: choose another --out"
+        )
+
+
+def _read(path: Path, tell: Callable[[str], None]) -> list[Record]:
+    """The whole records of a file; what an interruption damaged is cut out of it, and told."""
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a link: put the file itself there, or choose another --out")
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    found = [_parse(line) for line in lines]
+    whole = [line for line, record in zip(lines, found, strict=True) if record is not None]
+    if len(whole) < len(lines):
+        write_bytes(path, b"".join(whole))
+        tell(
+            f"{path}: {len(lines) - len(whole)} of {len(lines)} records were damaged and are left "
+            "out; their items are scored again"
+        )
+    return [record for record in found if record is not None]
+
+
+def _parse(line: bytes) -> Record | None:
+    """The record of a line; None where it is damaged, by its missing end, too."""
+    try:
+        record = Record(**json.loads(line))
+        record.check()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return record if line.endswith(b"\n") else None
 
 
 def check_own(folder: Path) -> None:
@@ -163,7 +195,7 @@ def check_own(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = beside(folder / SETTINGS_FILE).name  # left by a process that was killed
-        names = {child.name for child in folder.iterdir()} - {LOCK, partial}
+        left = beside(folder / SETTINGS_FILE).name  # by a process that was killed
+        names = {child.name for child in folder.iterdir()} - {LOCK, left}
     if names and SETTINGS_FILE not in names:
         raise ConfigError(f"{folder} is not empty and holds no evaluation: choose another --out")

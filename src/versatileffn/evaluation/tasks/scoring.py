@@ -1,33 +1,21 @@
 """Log-likelihoods, fast: shared prefixes once, and the vocabulary only where something is asked.
 
-| mode       | attention                     | vocabulary projection            |
-|------------|-------------------------------|----------------------------------|
-| tree       | an item's tree in one row     | the nodes that predict           |
-| tree-full  | an item's tree in one row     | the model's own, every position  |
-| rows       | a row for each request        | the positions that predict       |
-| rows-full  | a row for each request        | the model's own, every position  |
-
-Not every architecture takes a mask of its own (sliding windows, ALiBi, recurrences), and some do
-more to their logits than a projection (soft caps, scales). So the item with the most tokens, and
-one of middling length, are also scored the plain way, one request after the other without padding,
-and the first mode of the table that gives the same for both is used.
-
 Legend: B rows, T nodes, D hidden size, P nodes that predict, R targets, V vocabulary.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from versatileffn.errors import CheckpointError, DataError
-from versatileffn.evaluation.tasks.products import fast_products, onednn_is_faster
+from versatileffn.errors import DataError
+from versatileffn.evaluation.tasks.modes import Mode, check_finite, choose_mode
+from versatileffn.evaluation.tasks.products import check_onednn, products
 from versatileffn.evaluation.tasks.requests import Item
 from versatileffn.evaluation.tasks.tree import Batch, Planned, collate, plan_item
+from versatileffn.memory import check_memory, naming_memory
 from versatileffn.models.mode import evaluating
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}
@@ -38,22 +26,7 @@ LEAST_FILLED = 0.8
 """A row that a batch would fill up by less than this begins the next one, if the batch is of some
 size."""
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""How far a mode may be from the plain way, as a part of the log-likelihood (at least 1 nat)."""
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How requests become rows, and hidden states become logits; see the table above."""
-
-    share: bool
-    select: bool
-
-    def __str__(self) -> str:
-        return ("tree" if self.share else "rows") + ("" if self.select else "-full")
-
-
-MODES = tuple(Mode(share, select) for share in (True, False) for select in (True, False))
+FEWER = "lower --batch-tokens, or take a smaller --limit or a machine with more memory"
 
 
 class Scorer:
@@ -63,10 +36,16 @@ class Scorer:
         model: a causal language model of Transformers; its dtype is the precision, or autocast's
             where that is on.
         batch_tokens: tokens in one forward pass, padding included, except where one item has more.
-        mode: how; None finds the first that agrees with the plain way on one item.
+        mode: how; None leaves it to `choose`.
+        onednn: compute float32 linears on a CPU by oneDNN.
+
+    Raises:
+        ConfigError: oneDNN was asked for where it can't compute.
     """
 
-    def __init__(self, model: Any, batch_tokens: int, mode: Mode | None = None) -> None:
+    def __init__(
+        self, model: Any, batch_tokens: int, mode: Mode | None = None, onednn: bool = False
+    ) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
         self.mode = mode
@@ -75,9 +54,33 @@ class Scorer:
         self.device = weights.device
         autocast = torch.is_autocast_enabled(self.device.type)
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weights.dtype
-        self.onednn = not autocast and onednn_is_faster(model)
+        self.onednn = onednn
+        if onednn:
+            check_onednn(weights, self.dtype)
 
-    def score(self, items: list[Item]) -> Iterator[tuple[Item, list[float]]]:
+    def choose(self, items: Sequence[Item]) -> None:
+        """Settle the mode, by the items that everything with this model is about.
+
+        Args:
+            items: all of them, not only those that are still to be scored here, so that all
+                processes and reruns choose alike.
+
+        Raises:
+            CheckpointError: a log-likelihood isn't a finite number, or no mode is right.
+            DataError: a token has no place in the model's vocabulary.
+            ResourceError: memory doesn't suffice.
+        """
+        self._check_vocabulary(items)
+        with evaluating(self.model), naming_memory("scoring a single item", FEWER):
+            self.mode, self.note = choose_mode(
+                items,
+                lambda item, mode: self._answer(plan_item(item, mode.share), mode)[0][1],
+                self.plain,
+                self.model.config,
+                self.dtype,
+            )
+
+    def score(self, items: Sequence[Item]) -> Iterator[tuple[Item, list[float]]]:
         """Score items, those with most tokens first.
 
         Args:
@@ -87,22 +90,35 @@ class Scorer:
             an item and the log-likelihood of each of its requests (nats), as soon as it is known.
 
         Raises:
-            CheckpointError: a log-likelihood isn't a finite number.
-            DataError: a token has no place in the model's vocabulary.
+            CheckpointError, DataError, ResourceError: see `choose`.
         """
         if not items:
             return
-        self._check_vocabulary(items)
         if self.mode is None:
-            with evaluating(self.model):
-                self.mode, self.note = self._choose(items)
-        for plans in self._batches(items, self.mode):
+            self.choose(items)
+        assert self.mode is not None
+        self._check_vocabulary(items)
+        batches = list(self._batches(items, self.mode))
+        needed = max(self._least_bytes(plans, self.mode) for plans in batches)
+        check_memory(needed, "a batch", FEWER, self.device)
+        for plans in batches:
             # not around the yield: its caller's modes are its own
-            with evaluating(self.model), fast_products(self.onednn):
-                scored = self._score_batch(plans, self.mode)
+            with evaluating(self.model), naming_memory("a batch", FEWER):
+                scored = self._answer(plans, self.mode)
+            for item, scores in scored:
+                check_finite(item, scores)
             yield from scored
 
-    def _check_vocabulary(self, items: list[Item]) -> None:
+    def _least_bytes(self, plans: list[Planned], mode: Mode) -> int:
+        """Memory that a batch takes at the very least: masks, a few hidden states, logits."""
+        width = max(len(plan.tree) for plan in plans)
+        tokens = (len(plans) if mode.batch else 1) * width
+        vocabulary, d_model = self.model.get_input_embeddings().weight.shape
+        numbers = 4 * tokens * d_model + (0 if mode.select else tokens * vocabulary)
+        masks = tokens * width * (2 + self.dtype.itemsize) if mode.share else 0
+        return int(numbers * self.dtype.itemsize + masks)
+
+    def _check_vocabulary(self, items: Sequence[Item]) -> None:
         largest = max(max((*r.query, *r.targets)) for item in items for r in item.requests)
         size = self.model.get_input_embeddings().weight.shape[0]
         if largest >= size:
@@ -111,7 +127,7 @@ class Scorer:
                 "use the tokenizer it was trained with"
             )
 
-    def _batches(self, items: list[Item], mode: Mode) -> Iterator[list[Planned]]:
+    def _batches(self, items: Sequence[Item], mode: Mode) -> Iterator[list[Planned]]:
         """Whole items, longest first, so that rows of a batch hardly differ in length."""
         planned = [plan_item(item, mode.share) for item in items]
         planned.sort(key=lambda plans: max(len(plan.tree) for plan in plans), reverse=True)
@@ -129,17 +145,17 @@ class Scorer:
             width = max(width, longest)
         yield batch
 
-    def _score_batch(self, plans: list[Planned], mode: Mode) -> list[tuple[Item, list[float]]]:
-        batch = collate(plans, mode.share)
-        sums = self._log_likelihoods(batch, mode)
+    def _answer(self, plans: list[Planned], mode: Mode) -> list[tuple[Item, list[float]]]:
+        """The log-likelihoods (nats) of a batch's items."""
+        with products(self.onednn):
+            if not mode.batch:
+                items = {id(plan.item): plan.item for plan in plans}
+                return [(item, self.plain(item)) for item in items.values()]
+            sums = iter(self._log_likelihoods(collate(plans, mode.share), mode))
         found: dict[int, tuple[Item, list[float]]] = {}
-        position = 0
         for plan in plans:
             _, scores = found.setdefault(id(plan.item), (plan.item, []))
-            scores.extend(sums[position : position + len(plan.choices)])
-            position += len(plan.choices)
-        for item, scores in found.values():
-            _check_finite(item, scores)
+            scores.extend(islice(sums, len(plan.choices)))
         return list(found.values())
 
     def _log_likelihoods(self, batch: Batch, mode: Mode) -> list[float]:
@@ -187,28 +203,6 @@ class Scorer:
             states_BTX = self.model(**inputs, use_cache=False).logits
         return states_BTX.flatten(0, 1)
 
-    def _choose(self, items: list[Item]) -> tuple[Mode, str | None]:
-        """The fastest mode that agrees with the plain way on the largest item and a usual one."""
-        by_size = sorted(items, key=lambda item: len(plan_item(item, share=True)[0].tree))
-        probes = [by_size[-1], by_size[len(by_size) // 2]]
-        expected = [self.plain(item) for item in probes]
-        for item, scores in zip(probes, expected, strict=True):
-            _check_finite(item, scores)
-        window = sliding_window(self.model.config)
-        longest = max(len(r.query) for one in items for r in one.requests)
-        for mode in MODES:
-            if mode.share and window is not None and longest > window:
-                continue  # a mask of our own would replace the model's window
-            try:
-                with fast_products(self.onednn):
-                    found = [self._log_likelihoods(_alone(item, mode), mode) for item in probes]
-            except (AttributeError, TypeError, ValueError, RuntimeError):
-                continue  # this architecture doesn't take such inputs
-            if all(_agree(f, e, self.dtype) for f, e in zip(found, expected, strict=True)):
-                return mode, None
-        note = "no mode gives what single requests give; the numbers depend on how rows are batched"
-        return MODES[-1], note
-
     def plain(self, item: Item) -> list[float]:
         """Log-likelihoods one request after the other, without padding or sharing, in nats."""
         sums = []
@@ -223,36 +217,7 @@ class Scorer:
         return sums
 
 
-def _alone(item: Item, mode: Mode) -> Batch:
-    return collate(plan_item(item, mode.share), mode.share)
-
-
 def _logsumexp_in_place(logits_PV: Tensor) -> Tensor:
     """log Σ exp over the vocabulary, [P]; the logits are lost, and no second block is needed."""
     largest_P1 = logits_PV.amax(dim=-1, keepdim=True)
     return logits_PV.sub_(largest_P1).exp_().sum(dim=-1).log_() + largest_P1[:, 0]
-
-
-def _agree(found: list[float], expected: list[float], dtype: torch.dtype) -> bool:
-    """Whether two ways to compute log-likelihoods (nats) differ by no more than rounding."""
-    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
-    return all(
-        abs(f - e) <= tolerance * max(1.0, abs(e)) for f, e in zip(found, expected, strict=True)
-    )
-
-
-def sliding_window(config: Any) -> int | None:
-    """How far a model's layers look back where that is limited, in tokens; None where it isn't."""
-    text = config.get_text_config()
-    limits = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((limit for limit in limits if isinstance(limit, int)), default=None)
-
-
-def _check_finite(item: Item, scores: list[float]) -> None:
-    for choice, score in enumerate(scores):
-        if not math.isfinite(score):
-            raise CheckpointError(
-                f"the model's log-likelihood of {item.task}, item {item.index}, choice {choice} "
-                f"is {score}: its weights are damaged, it diverged, or this precision is too "
-                "narrow for it (try float32)"
-            )

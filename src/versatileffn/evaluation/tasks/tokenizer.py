@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from versatileffn.data.long_text import LongTextEncoder
 from versatileffn.errors import DataError
 from versatileffn.models.checkpoint import first_line
 
@@ -29,6 +32,7 @@ class RequestTokenizer:
             self._fast = Tokenizer.from_str(backend.to_str())
             self._fast.no_truncation()
             self._fast.no_padding()
+            self._long = LongTextEncoder(self._fast)
         self.bos_token_id = self._own_beginning()
 
     @property
@@ -55,6 +59,27 @@ class RequestTokenizer:
         if None in ids:
             raise DataError(_lacking(text, "it has no unk_token"))
         return ids
+
+    def stream(self, text: str) -> Iterator[int]:
+        """The tokens of a text of any length, one after the other, without special ones.
+
+        A fast tokenizer reads no more of the text than is asked for, and a little ahead.
+
+        Raises:
+            DataError: the tokenizer has no token for a part of the text.
+        """
+        if self._fast is None:
+            yield from self.encode(text)
+            return
+        try:
+            yield from chain.from_iterable(self._long.pieces(text))
+        except Exception as error:  # see `encode`
+            raise DataError(_lacking(text, first_line(error))) from None
+
+    @property
+    def uncertain(self) -> int:
+        """Places in the streams so far where the tokens may not be those of the whole text."""
+        return 0 if self._fast is None else self._long.uncertain
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         """The text of some tokens."""

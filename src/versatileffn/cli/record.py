@@ -1,0 +1,88 @@
+"""A verb's own JSON file: written over one of its kind or where nothing is, nowhere else."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from versatileffn.errors import ConfigError
+from versatileffn.workspace.durable import check_file, write_json, writing
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the result here, too; an older one goes.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Let the JSON file replace one of another kind.")
+]
+LARGEST = 2**26
+"""Bytes; a larger file isn't read to see whether it is a record."""
+
+
+def command_line() -> str:
+    """What the user typed."""
+    return shlex.join(["versatileffn", *sys.argv[1:]])
+
+
+class RecordFile:
+    """Where one verb's record goes.
+
+    Args:
+        path: the file.
+        verb: which verb; it stands in the record, and so tells the next run whose file it is.
+        inputs: what the verb reads, where it is a file or a folder; never replaced.
+        overwrite: replace a file of any other kind.
+
+    Raises:
+        ConfigError: something is there that may not be replaced, or nothing can be written.
+    """
+
+    def __init__(
+        self, path: Path, verb: str, inputs: Iterable[str | Path | None], overwrite: bool = False
+    ) -> None:
+        self.path, self.verb, self.overwrite = path, verb, overwrite
+        self.inputs = [Path(given) for given in inputs if given is not None]
+        self.check()
+
+    def check(self) -> None:
+        """Make the file's folder, and raise ConfigError unless the file may be written."""
+        check_file(self.path)
+        if not os.path.lexists(self.path):
+            return
+        if self.path.is_symlink() or not self.path.is_file():
+            raise ConfigError(f"{self.path} is no plain file: choose another place")
+        ours = self._holds_record()
+        for given in self.inputs:
+            if self._belongs_to(given, ours):
+                raise ConfigError(f"{self.path} belongs to the input {given}: choose another place")
+        if not (ours or self.overwrite):
+            raise ConfigError(
+                f"{self.path} already exists and `versatileffn {self.verb}` didn't write it: "
+                "choose another place, or pass --overwrite"
+            )
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write the record, with the verb and the command before it."""
+        self.check()  # again: time has passed
+        with writing(self.path):
+            write_json(self.path, {"verb": self.verb, "command": command_line(), **record})
+
+    def _holds_record(self) -> bool:
+        try:
+            if self.path.stat().st_size > LARGEST:
+                return False
+            content = json.loads(self.path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and content.get("verb") == self.verb
+
+    def _belongs_to(self, given: Path, ours: bool) -> bool:
+        if not given.exists():
+            return False  # a hub id, a task
+        if given.is_dir():
+            return not ours and self.path.resolve().is_relative_to(given.resolve())
+        return self.path.samefile(given)

@@ -1,0 +1,65 @@
+"""How the command line ends when it is told to: in one line, with the shell's exit code.
+
+Only the standard library is imported here, for this is needed before anything else is.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_CODES = tuple(128 + number for number in ENDING)
+"""What a shell calls a program that a signal ended: 130, 143, 129."""
+
+
+def is_command_line() -> bool:
+    """Whether this process is `versatileffn`, and not somebody's program that imports it."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    as_module = name == "-m" and "versatileffn.cli.main" in sys.orig_argv
+    return as_module or name == "versatileffn"
+
+
+def end_while_importing() -> None:
+    """Until `ending` takes over, let signals end this process at once: nothing is begun yet."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        os.write(2, b"stopped\n")
+        os._exit(128 + number)
+
+    _listen(end)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """While the block runs, signals raise, so that what is held is let go of.
+
+    Ctrl-C raises KeyboardInterrupt, the others SystemExit with the shell's code. A process forked
+    from this one ends as it would without.
+    """
+    owner = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(128 + number)
+
+    before = _listen(end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(handler):  # type: ignore[no-untyped-def]  # typing's name for it is private
+    """Install a handler for every signal that isn't ignored (as SIGHUP is under nohup)."""
+    heard = [number for number in ENDING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    return {number: signal.signal(number, handler) for number in heard}

@@ -1,0 +1,91 @@
+"""What a run's outcome depends on, and whether a run may go on with other settings."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from versatileffn.errors import ConfigError
+from versatileffn.training.batches import BatchPlan
+from versatileffn.training.config import TrainConfig
+from versatileffn.workspace.manifest import sha256
+
+# What may differ between the start of a run and its continuation without changing its outcome.
+_FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers")
+# What says how long the run is; `steps` and `schedule_steps` say what came of it.
+_LENGTH = ("max_steps", "num_train_epochs", "schedule_steps")
+# What each step depends on; the number of steps is left out.
+_BINDING = ("config", "tokens_meta_sha256", "world_size", "schedule_steps")
+
+Inputs = dict[str, Any]
+
+
+def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
+    """Everything a run's outcome depends on: configuration, tokens, processes, length."""
+    settings = config.model_dump(mode="json")
+    for key in (*_FREE, *_LENGTH):
+        del settings["run"][key]
+    return {
+        "config": settings,
+        "tokens_meta_sha256": sha256(Path(config.data.tokens) / "meta.json"),
+        "world_size": plan.world_size,
+        "schedule_steps": config.run.schedule_steps or plan.max_steps,
+        "steps": plan.max_steps,
+    }
+
+
+def inputs_sha256(inputs: Inputs) -> str:
+    """Digest of what a run's steps depend on, whatever their number."""
+    binding = {key: inputs[key] for key in _BINDING}
+    return hashlib.sha256(json.dumps(binding, sort_keys=True).encode()).hexdigest()
+
+
+def check_same_run(ours: Inputs, theirs: Inputs, folder: Path) -> None:
+    """See that a folder's run may go on with our inputs: they are the same, or only longer.
+
+    Args:
+        ours: what is asked for.
+        theirs: what the run in the folder was started with.
+        folder: the run's.
+
+    Raises:
+        ConfigError: with what differs.
+    """
+    holds = f"run.output_dir={folder} holds a run"
+    lengths = ("steps", "schedule_steps")
+    differing = differences(
+        {key: value for key, value in ours.items() if key not in lengths},
+        {key: theirs.get(key) for key in ours if key not in lengths},
+    )
+    if differing:
+        raise ConfigError(
+            f"{holds} with other settings ({'; '.join(differing)}): restore them, or choose "
+            "another folder"
+        )
+    steps, schedule = theirs.get("steps"), theirs.get("schedule_steps")
+    if (ours["steps"], ours["schedule_steps"]) == (steps, schedule):
+        return
+    if not isinstance(steps, int) or ours["steps"] < steps:
+        raise ConfigError(
+            f"{holds} of {steps} steps, and {ours['steps']} are asked for: a run can be made "
+            "longer, not shorter; restore its length, or choose another folder"
+        )
+    if ours["schedule_steps"] != schedule:
+        raise ConfigError(
+            f"{holds} of {steps} steps whose learning rate and τ fall over {schedule}, and "
+            f"{ours['steps']} steps over {ours['schedule_steps']} are asked for: to go on with "
+            f"both as they ended, add run.schedule_steps={schedule}; for a new schedule, start "
+            f"another run with model.init_from={folder / 'model'}"
+        )
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `a.b is ours, was theirs`."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        found = []
+        for key in sorted(ours.keys() | theirs.keys()):
+            inner = f"{path}.{key}" if path else key
+            found += differences(ours.get(key), theirs.get(key), inner)
+        return found
+    name = path.removeprefix("config.")
+    return [] if ours == theirs else [f"{name} is {ours!r}, was {theirs!r}"]

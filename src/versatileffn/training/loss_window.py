@@ -1,0 +1,51 @@
+"""The losses since the last log line: a checkpoint between two lines carries them on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WINDOW = "loss_window.json"
+
+
+class LossWindow:
+    """Sums up a process's losses (nats per token) until they are logged.
+
+    The Trainer does so as well, but forgets its sum when it stops between two log lines; a resumed
+    run would then log another loss than one that went through.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._since = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of one micro-batch, which is its part of the step's."""
+        self._sum = loss if self._sum is None else self._sum + loss
+
+    def take(self, step: int, accelerator: Any) -> float:
+        """Mean loss of the steps since the last call, over all processes.
+
+        Args:
+            step: optimizer steps that are finished.
+            accelerator: joins the processes; all of them call this.
+        """
+        assert self._sum is not None
+        mean = accelerator.gather(self._sum).mean().item() / (step - self._since)
+        self._sum, self._since = None, step
+        return mean
+
+    def state(self, accelerator: Any) -> dict[str, Any]:
+        """What `save` writes; all processes call this."""
+        empty = torch.zeros((), device=accelerator.device)
+        sums = accelerator.gather(empty if self._sum is None else self._sum)
+        return {"sums": None if self._sum is None else sums.view(-1).tolist(), "since": self._since}
+
+    def load(self, path: Path, process: int, device: torch.device) -> None:
+        """Go on from what was written by process `process` of the same number of them."""
+        state = json.loads(path.read_bytes())
+        sums = state["sums"]
+        self._sum = None if sums is None else torch.tensor(sums[process], device=device)
+        self._since = state["since"]

@@ -1,0 +1,110 @@
+"""What a run needs of this machine, by arithmetic, before anything of it is allocated.
+
+Legend: D hidden_size, F intermediate_size, L loops, V vocabulary, M tokens of one micro-batch.
+"""
+
+import copy
+
+import torch
+from transformers import LlamaConfig
+
+from versatileffn.errors import ResourceError
+from versatileffn.memory import check_memory
+from versatileffn.models.llama import VersatileLlamaConfig
+from versatileffn.training.batches import BatchPlan
+from versatileffn.training.config import TrainConfig
+from versatileffn.training.init import new_model
+from versatileffn.workspace.durable import size_text
+
+FLOAT = 4
+TRAINED = 4 * FLOAT
+"""Bytes per parameter: weight, gradient, and AdamW's two moments."""
+STORED = 3 * FLOAT
+"""Bytes of a checkpoint per parameter: a weight and the two moments."""
+TOKEN = 2 * 8
+"""Bytes per token of a step that waits in memory: its id, and itself as a label."""
+READER = 64 * 2**20
+"""Bytes that a process which reads windows ahead takes for itself at least."""
+
+
+def parameter_count(config: LlamaConfig) -> int:
+    """Parameters of a model, from those of one and of two layers, built without memory."""
+    counts = []
+    for layers in (1, 2):
+        small = copy.deepcopy(config)
+        small.num_hidden_layers = layers
+        with torch.device("meta"):
+            counts.append(sum(p.numel() for p in new_model(small).parameters()))
+    one, two = counts
+    return one + (config.num_hidden_layers - 1) * (two - one)
+
+
+def activation_bytes(config: LlamaConfig, tokens: int, checkpointing: bool) -> int:
+    """What a forward pass of a micro-batch keeps for its backward one, an underestimate.
+
+    Args:
+        config: of the model.
+        tokens: M.
+        checkpointing: whether only each layer's input is kept.
+    """
+    logits = 2 * config.vocab_size
+    hidden = config.hidden_size
+    loops = 0
+    if isinstance(config, VersatileLlamaConfig):
+        ffn = config.ffn()
+        # The loop head's logits and their softmax; a k-loop keeps each loop's input.
+        loops = {"versatile": 2 * ffn.max_loops, "k-loop": ffn.num_loops * hidden}.get(
+            ffn.variant, 0
+        )
+    layer = hidden if checkpointing else 2 * hidden + loops
+    inside_one = loops if checkpointing else 0
+    return FLOAT * tokens * (logits + config.num_hidden_layers * layer + inside_one)
+
+
+def check_sizes(model: LlamaConfig, config: TrainConfig, plan: BatchPlan) -> int:
+    """Refuse a run that can't fit into this machine's memory.
+
+    Args:
+        model: of which the run's model will be.
+        config: the run.
+        plan: how its windows are spread.
+
+    Returns:
+        Bytes of one checkpoint, about.
+
+    Raises:
+        ResourceError: with what is needed and what there is.
+    """
+    parameters = parameter_count(model)
+    tokens = plan.micro_batch * config.data.seq_len
+    kept = activation_bytes(model, tokens, config.run.gradient_checkpointing)
+    step = TOKEN * config.run.tokens_per_batch // plan.world_size
+    readers = READER * config.run.dataloader_num_workers
+    check_memory(step, f"run.tokens_per_batch={config.run.tokens_per_batch:,}", "lower it")
+    check_memory(
+        readers,
+        f"run.dataloader_num_workers={config.run.dataloader_num_workers:,}",
+        "lower it; 0 reads in the training process",
+    )
+    what = f"a model of {parameters:,} parameters in {model.num_hidden_layers:,} layers"
+    remedy = "choose smaller sizes"
+    check_memory(FLOAT * parameters, what, remedy)  # it is built in main memory
+    activations = (
+        f"{what}, trained on {tokens:,} tokens at once (per_device_train_batch_size × seq_len),"
+    )
+    remedy = f"{remedy}, or a smaller batch"
+    needed = TRAINED * parameters + kept
+    if config.run.use_cpu or not torch.cuda.is_available():
+        check_memory(needed + step + readers, activations, remedy)
+    else:
+        _check_device(needed, activations, remedy)
+    return STORED * parameters
+
+
+def _check_device(needed: int, what: str, remedy: str) -> None:
+    total = torch.cuda.mem_get_info()[1]
+    if needed > total:
+        raise ResourceError(
+            f"{what} needs {size_text(needed)}, {torch.cuda.get_device_name()} has "
+            f"{size_text(total)}: {remedy}"
+        )

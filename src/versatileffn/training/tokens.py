@@ -1,0 +1,44 @@
+"""Whether a token folder still holds what was tokenized: its size alone doesn't tell."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from versatileffn.data.meta import TokenMeta
+from versatileffn.errors import DataError
+from versatileffn.workspace.durable import size_text
+from versatileffn.workspace.manifest import damage
+
+LARGE = 4 * 2**30
+"""Bytes from which on it is said that reading them takes a while."""
+REPORTS = 10
+
+
+def verify_tokens(folder: Path, meta: TokenMeta, say: Callable[[str], None] = print) -> None:
+    """Compare all files of a token folder with the digests in its meta.json.
+
+    A folder of an earlier version has none; `PackedDataset` warns of it.
+
+    Args:
+        folder: as `versatileffn tokenize` writes it.
+        meta: of it.
+        say: is told how far it is, where it takes long.
+
+    Raises:
+        DataError: a file is missing, or isn't what was written.
+    """
+    paths = {name: folder / name for name in meta.files}
+    sizes = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+    total, done, reported = sum(sizes.values()), 0, 0
+    if total >= LARGE:
+        say(f"verifying {size_text(total)} of tokens in {folder}")
+    for name in meta.files:
+        wrong = damage(folder, {name: meta.files[name]})
+        if wrong:
+            raise DataError(
+                f"{folder}: {wrong[0]}: restore the folder, or write it again with `versatileffn "
+                "tokenize`"
+            )
+        done += sizes[name]
+        if total >= LARGE and done * REPORTS // total > reported:
+            reported = done * REPORTS // total
+            say(f"verified {size_text(done)}")
