@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 
 from crash.cases import Case, all_cases
-from crash.disk import CONTENTS, KILL, MODES, NAMES
+from crash.disk import CONTENTS, KILL, MODES
 from crash.enumerate import enumerate_crashes
 from crash.workshop import Workshop
 
@@ -18,7 +18,7 @@ PUBLISHING = ("rename", "exchange")
     ("upcycle --overwrite", 1, PUBLISHING, MODES),
     ("tokenize --overwrite", 2, PUBLISHING, MODES),
     ("evaluate", 8, (), MODES),
-    ("train", 4, PUBLISHING, (NAMES,)),
+    ("train", 4, PUBLISHING, MODES),
 ])  # fmt: skip
 def test_a_crash_loses_nothing(
     workshop: Workshop,
