@@ -33,7 +33,7 @@ def row(arm: str, seed: int, loss: float) -> Row:
         flops_ours=1.5e6,
         flops_executed=1.5e6,
         flops_controller=1e4,
-        before=None if arm == "base" else Loss(5.0, 2.5, 1000),
+        before=None if arm == "base" else 5.0,
         after=Loss(loss, loss / 2, 1000, SIZES, [size * loss + own for size, own in UNEVEN[arm]]),
         tokens_per_second=12_345.6,
         curve=[(0, 5.0), (1000, loss + 0.5), (2000, loss)],

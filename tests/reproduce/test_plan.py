@@ -45,7 +45,7 @@ def test_every_stage_comes_after_what_it_needs(tmp_path: Path) -> None:
     for stage in build_stages(protocol("smoke"), tmp_path, seeds=2):
         assert set(stage.needs) <= seen
         seen.add(stage.name)
-    assert len(seen) == 1 + 2 * (2 + 2 + 5 * 4)
+    assert len(seen) == 1 + 2 * (2 + 2 + 5 * 3)
 
 
 def test_all_arms_start_from_the_same_base(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_all_arms_start_from_the_same_base(tmp_path: Path) -> None:
 
 def test_measuring_differently_trains_nothing_again(tmp_path: Path) -> None:
     redone = changed(protocol("smoke"), tmp_path, usage_windows=4)
-    assert {name.split("/")[-1] for name in redone} == {"before", "measure"}
+    assert {name.split("/")[-1] for name in redone} == {"measure"}
 
 
 def test_a_longer_continuation_keeps_the_base_and_the_conversions(tmp_path: Path) -> None:

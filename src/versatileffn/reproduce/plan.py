@@ -103,7 +103,7 @@ def _arm_stages(
     train_base: str,
     shared: dict[str, Any],
 ) -> list[Stage]:
-    """Convert and measure what that did (the control needs neither), train, measure."""
+    """Convert (the control is the base itself), train, measure."""
     protocol = context.protocol
     top = f"seed-{context.seed}/{arm.name}"
     label = f"seed {context.seed} · {arm.title} · "
@@ -122,14 +122,6 @@ def _arm_stages(
                 work,
                 (*needs, train_base),
                 produces=("model",),
-            ),
-            Stage(
-                f"{top}/before",
-                label + "measure before training",
-                {**shared, **_fields(protocol, MEASURING)},
-                _ignoring_folder(steps.measure_before, context, start_model),
-                (*needs, start),
-                effort=_measure_effort(protocol),
             ),
         ]
     budget = protocol.continued_tokens

@@ -57,7 +57,7 @@ class Row:
 
     Args:
         arm: its name in the protocol; `base` for the model that all others start from.
-        before: right after conversion, before training; None for the base.
+        before: held-out nats per token right after conversion, before training; None for the base.
         curve: held-out loss along training as (tokens seen in this phase, nats per token).
         diverged: at which step and why, or None; of a model that diverged, nothing below is known.
         after: at the end of training.
@@ -73,7 +73,7 @@ class Row:
     arm: str
     title: str
     seed: int
-    before: Loss | None
+    before: float | None
     curve: list[tuple[int, float]]
     diverged: str | None = None
     after: Loss | None = None
@@ -122,9 +122,7 @@ def summarize(rows: list[Row]) -> list[dict[str, Any]]:
                 "diverged": [row.seed for row in rows if row.arm == arm and row.diverged],
                 "nats_per_token": _mean([loss.nats_per_token for loss in losses]),
                 "bits_per_byte": _mean([loss.bits_per_byte for loss in losses]),
-                "nats_before": _mean(
-                    [r.before.nats_per_token for r in rows if r.arm == arm and r.before]
-                ),
+                "nats_before": _mean([row.before for row in rows if row.arm == arm]),
                 "difference": _difference(paired) if paired and arm != CONTROL else None,
                 **means,
             }
@@ -171,7 +169,6 @@ def row_from_json(data: dict[str, Any]) -> Row:
     return Row(
         **{
             **data,
-            "before": Loss(**data["before"]) if data["before"] else None,
             "after": Loss(**data["after"]) if data.get("after") else None,
             "curve": [(int(tokens), float(loss)) for tokens, loss in data["curve"]],
             "layers": [Layer(**layer) for layer in data.get("layers", [])],

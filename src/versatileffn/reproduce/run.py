@@ -92,7 +92,6 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
 
 def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) -> list[Row]:
     """The rows of one seed from its stages' summaries: the base, then the arms in order."""
-    base_loss = done[f"seed-{seed}/{BASE}/measure"].get("after")
     rows = []
     for name, title in (
         (BASE, "Base (not continued)"),
@@ -100,15 +99,8 @@ def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) ->
     ):
         top = f"seed-{seed}/{name}"
         trained, measured = done[f"{top}/train"], done[f"{top}/measure"]
-        converted = done.get(f"{top}/before", {"before": base_loss})  # the control is the base
-        before = None if name == BASE else converted["before"]
-        budget = protocol.base_tokens if name == BASE else protocol.continued_tokens
-        end = protocol.steps(budget) * protocol.batch_tokens
-        curve = [point for point in trained.get("curve", []) if 0 < point[0] < end]
-        if before:
-            curve.insert(0, [0, before["nats_per_token"]])
-        if "after" in measured:
-            curve.append([end, measured["after"]["nats_per_token"]])
+        curve = trained.get("curve", [])
+        before = curve[0][1] if curve and name != BASE else None
         ours = {"arm": name, "title": title, "seed": seed, "before": before, "curve": curve}
         learned = {key: trained.get(key) for key in ("diverged", "tokens_per_second")}
         rows.append(row_from_json({**ours, **learned, **measured}))

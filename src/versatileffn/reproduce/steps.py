@@ -71,8 +71,8 @@ def train_phase(
     """Train from scratch (the base) or from a checkpoint; resumes what it finds in the folder.
 
     Returns:
-        `tokens_per_second`, and `curve`: (tokens, held-out nats per token) along the phase. Of an
-        arm that diverged, `diverged`: when and why; it has no model.
+        `tokens_per_second`, and `curve`: (tokens, held-out nats per token) along the phase, from 0
+        on. Of an arm that diverged, `diverged`: when and why; it has no model.
 
     Raises:
         DivergedError: the base diverged, so that there is nothing to continue.
@@ -134,11 +134,6 @@ def convert(context: Context, arm: Arm, base: Path, folder: Path) -> dict[str, A
             write_json(new / RECEIPT, {**record, FILES: digests(new)})
     written = json.loads((target / RECEIPT).read_text())
     return {"logit_difference": written["logit_difference"]}
-
-
-def measure_before(context: Context, model_folder: Path) -> dict[str, Any]:
-    """The held-out loss of a converted model that hasn't been trained; None if it isn't finite."""
-    return {"before": _loss(_load(model_folder), context)}
 
 
 def measure(context: Context, model_folder: Path) -> dict[str, Any]:
