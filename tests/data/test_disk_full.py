@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from versatileffn.data.verify import verify_tokens
+from versatileffn.data.meta import TokenMeta
+from versatileffn.workspace.manifest import damage
 
 SMALL = ["unshare", "--user", "--map-root-user", "--mount"]
 MOUNT = 'mount -t tmpfs -o size="$1" none "$2"'
@@ -64,4 +65,6 @@ def test_full_disk_is_one_line_and_keeps_the_work(tmp_path: Path) -> None:
     assert "MiB free" in error
     assert "the rest of the tokens takes about" in error
     assert int(kept) > 3
-    assert verify_tokens(saved).splits["train"].documents == 20
+    meta = TokenMeta.load(saved)
+    assert meta.splits["train"].documents == 20
+    assert not damage(saved, meta.files)

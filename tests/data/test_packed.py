@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from versatileffn.data.meta import TokenMeta
 from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
-from versatileffn.data.verify import verify_tokens
 from versatileffn.errors import ConfigError, DataError
+from versatileffn.workspace.manifest import damage, names_in
 
 
 @pytest.fixture
@@ -179,24 +180,20 @@ def test_a_folder_of_format_1_is_read_and_told_to_be_unverifiable(copy: Path) ->
     with pytest.warns(UserWarning, match="earlier version.*can't be verified"):
         dataset = PackedDataset(copy, "train", 64)
     assert torch.equal(dataset[0]["input_ids"], first)
-    with pytest.raises(DataError, match=r"earlier version.*can't be\s+verified; tokenize again"):
-        verify_tokens(copy)
 
 
-@pytest.mark.parametrize(
-    "name", ["train/00000.ds", "val/00000.ds.index", "tokenizer/tokenizer.json"]
-)
-def test_verify_notices_any_change(name: str, copy: Path) -> None:
-    verify_tokens(copy)
-    content = (copy / name).read_bytes()
-    for bad in (bytes(len(content)), content[:-1] + bytes([content[-1] ^ 1])):
-        (copy / name).write_bytes(bad)
-        with pytest.raises(DataError, match=f"{name} isn't what was written"):
-            verify_tokens(copy)
-    (copy / name).unlink()
-    with pytest.raises(DataError, match=f"{name} is missing"):
-        verify_tokens(copy)
-    (copy / name).write_bytes(content)
-    (copy / "train" / "00009.ds").touch()
-    with pytest.raises(DataError, match=r"train/00009\.ds isn't its own"):
-        verify_tokens(copy)
+def test_meta_lists_every_other_file_and_its_digest(copy: Path) -> None:
+    files = TokenMeta.load(copy).files
+    assert set(files) == {name for name in names_in(copy) if name != "meta.json"}
+    assert not damage(copy, files)
+    for name in files:
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(bytes(len(content)))
+        assert damage(copy, files) == [f"{name} isn't what was written"]
+        (copy / name).write_bytes(content)
+
+
+def test_only_shards_that_meta_lists_are_read(copy: Path) -> None:
+    before = PackedDataset(copy, "train", 64).num_tokens
+    (copy / "train" / "00009.ds").write_bytes(bytes(200))
+    assert PackedDataset(copy, "train", 64).num_tokens == before

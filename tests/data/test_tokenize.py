@@ -18,8 +18,8 @@ from versatileffn.data.meta import TokenMeta
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.pipeline import SplitTokenizer
 from versatileffn.data.tokenize import tokenize_corpus
-from versatileffn.data.verify import verify_tokens
 from versatileffn.errors import DataError
+from versatileffn.workspace.manifest import damage
 
 WIKI = Path(__file__).parents[2].parent / "shared" / "data" / "wiki_val.jsonl"
 
@@ -198,9 +198,9 @@ def stopped_at(rank_to_stop: int, ranks: list[int]) -> Callable[..., None]:
     return interrupted
 
 
-@pytest.mark.parametrize("damage", [lambda c: bytes(len(c)), lambda c: c[:-2], None])
+@pytest.mark.parametrize("change", [lambda c: bytes(len(c)), lambda c: c[:-2], None])
 def test_a_finished_shard_that_changed_is_made_again(
-    damage: Callable[[bytes], bytes] | None,
+    change: Callable[[bytes], bytes] | None,
     corpus_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -213,15 +213,15 @@ def test_a_finished_shard_that_changed_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             tokenize_corpus(corpus_folder, tmp_path / "out", vocab_size=300)
     (shard,) = tmp_path.glob(".out*/new/train/00001.ds")
-    if damage is None:
+    if change is None:
         shard.unlink()
     else:
-        shard.write_bytes(damage(shard.read_bytes()))
+        shard.write_bytes(change(shard.read_bytes()))
     monkeypatch.setattr(SplitTokenizer, "run", stopped_at(-1, ranks))
     tokenize_corpus(corpus_folder, tmp_path / "out", vocab_size=300)
     assert ranks == [0, 1, 2, 3, 1, 3]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    verify_tokens(tmp_path / "out")
+    assert not damage(tmp_path / "out", TokenMeta.load(tmp_path / "out").files)
 
 
 def test_a_refusal_to_publish_keeps_the_shards(

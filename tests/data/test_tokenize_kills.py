@@ -1,6 +1,7 @@
-"""`tokenize` is killed before each change to the file system; the same command then finishes.
+"""`tokenize` is killed before it deletes anything; the same command then finishes, with the truth.
 
-A process imports everything once and forks for each run, so a crash point costs tenths of a second.
+It once deleted its records before it wrote their sum. (`python tests/crash` kills it everywhere.) A
+process imports everything once and forks for each run, so a crash point costs tenths of a second.
 """
 
 import hashlib
@@ -17,9 +18,8 @@ import pytest
 from versatileffn.data import corpus as corpus_module
 from versatileffn.data.meta import TokenMeta
 from versatileffn.data.tokenize import tokenize_corpus
-from versatileffn.data.verify import verify_tokens
 
-CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+CHANGES = {"os.remove", "os.rmdir"}
 DRIVER = "import sys; sys.path.insert(0, sys.argv[1]); import test_tokenize_kills as t; t.drive()"
 
 
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def forked(corpus: Path, out: Path, overwrite: bool, die_at: int | None) -> int:
+def forked(out: str, die_at: int | None = None) -> int:
     """Tokenize in a fork, which dies before its `die_at`-th change; its wait status."""
     child = os.fork()
     if child:
@@ -47,7 +47,7 @@ def forked(corpus: Path, out: Path, overwrite: bool, die_at: int | None) -> int:
 
     sys.addaudithook(watch)
     try:
-        tokenize_corpus(corpus, out, vocab_size=300, val_documents=2, overwrite=overwrite)
+        tokenize_corpus("corpus", out, vocab_size=300, val_documents=2, overwrite=True)
         os._exit(0)
     except BaseException as error:
         print(error, file=sys.stderr)
@@ -55,35 +55,22 @@ def forked(corpus: Path, out: Path, overwrite: bool, die_at: int | None) -> int:
 
 
 def drive() -> None:
-    """Try every crash point, with and without an older folder in place; print how many."""
+    """Try every crash point; print how many there were."""
     os.chdir(sys.argv[2])
     corpus_module.TASK_BYTES = 1
     Path("corpus").mkdir()
     for part in range(2):
         lines = [json.dumps({"text": f"text {part} {n} " * (n + 1)}) for n in range(4)]
         Path("corpus", f"{part}.jsonl").write_text("\n".join(lines))
-    assert forked(Path("corpus"), Path("whole"), False, None) == 0
-    expected = contents(Path("whole"))
-    tried = 0
-    for older in (False, True):
-        point = 0
-        while True:
-            shutil.rmtree("out", ignore_errors=True)
-            if older:
-                shutil.copytree("whole", "out")
-            status = forked(Path("corpus"), Path("out"), older, point)
-            if not os.WIFSIGNALED(status):
-                assert status == 0
-                break
-            if older:
-                verify_tokens("out")  # the old one or the new one, at every moment
-            again = forked(Path("corpus"), Path("out"), older or Path("out").exists(), None)
-            assert again == 0, f"crash point {point}: the same command failed"
-            assert contents(Path("out")) == expected, f"crash point {point}"
-            assert {p.name for p in Path().iterdir()} == {"corpus", "out", "whole"}, point
-            point += 1
-        tried += point
-    print(tried)
+    assert forked("whole") == 0
+    point = 0
+    while os.WIFSIGNALED(forked("out", point)):
+        assert forked("out") == 0, f"crash point {point}: the same command failed"
+        assert contents(Path("out")) == contents(Path("whole")), f"crash point {point}"
+        assert {p.name for p in Path().iterdir()} == {"corpus", "out", "whole"}, point
+        shutil.rmtree("out")
+        point += 1
+    print(point)
 
 
 @pytest.mark.timeout(900)
@@ -96,5 +83,5 @@ def test_no_kill_falsifies_or_loses_anything(tmp_path: Path) -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert int(result.stdout) > 50
+    assert int(result.stdout) > 10
     assert TokenMeta.load(tmp_path / "out").splits["val"].documents == 2

@@ -213,7 +213,7 @@ def test_a_hub_id_with_an_owner_is_asked_for(monkeypatch):
         asked.append(source)
         raise OSError("offline")
 
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", offline)
     refused(CheckpointError, "owner/name", "offline")
     assert asked == ["owner/name"]
 

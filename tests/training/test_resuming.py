@@ -69,6 +69,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_config, capsys, f
     assert losses[0] == losses[1]
 
 
+def test_an_old_checkpoint_that_a_crash_left_is_pruned(make_config):
+    """Killed between naming the last checkpoint and letting the oldest one go."""
+    run = train(make_config(run__save_total_limit=3))
+    unfinish(run)
+    train(make_config(run__save_total_limit=2))
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["checkpoint-4", "checkpoint-6"]
+
+
 def test_a_checkpoint_of_another_run_of_the_same_settings_does_not_serve(
     make_config, tmp_path, capsys
 ):

@@ -29,7 +29,7 @@ from versatileffn.training.config import TrainConfig
 from versatileffn.training.run import train
 from versatileffn.upcycle import upcycle
 from versatileffn.workspace.durable import write_json
-from versatileffn.workspace.folder import new_folder
+from versatileffn.workspace.folder import new_folder, tidy
 from versatileffn.workspace.manifest import FILES, digests
 
 RECEIPT = "receipt.json"
@@ -55,7 +55,9 @@ class Context:
 def tokenize(protocol: Protocol, corpus: str | None, folder: Path) -> dict[str, Any]:
     """Turn the corpus (None: the default one) into `folder/tokens`, or finish doing so."""
     target = folder / "tokens"
-    if not target.exists():  # it is renamed into place, so if it is there it is whole
+    if target.exists():  # it is renamed into place, so it is whole; its work folder may be left
+        tidy(target, published=True)
+    else:
         tokenize_corpus(
             corpus, target, tokenizer="bpe", vocab_size=protocol.vocab_size, progress=_say
         )

@@ -18,7 +18,7 @@ from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.callbacks import LastStepCallback, TauCallback
 from versatileffn.training.checkpoint_store import CheckpointStore
-from versatileffn.training.checkpoints import step_of
+from versatileffn.training.checkpoints import prune, step_of
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
@@ -125,6 +125,8 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
                 folder.log,
                 checkpoint_bytes,
             )
+            if rank == 0:
+                prune(folder.checkpoints, config.run.save_total_limit)  # as the last save would
             trainer.store.make_room()
             _run(trainer, config, folder, checkpoint)
         except DivergedError as error:

@@ -61,7 +61,7 @@ def check_free(
                 "so it is never replaced: choose another output"
             )
         if not overwrite:
-            _tidy(target, published=False)  # a run may have been killed after publishing
+            tidy(target, published=False)  # a run may have been killed after publishing
             raise error_class(f"{path} already exists: choose another output, or pass --overwrite")
         _check_all_ours(path, target, record, earlier, error_class)
     if Path.cwd().is_relative_to(target):
@@ -159,7 +159,7 @@ def new_folder(
     work = _work_folder(target, key)
     with writing(path, error_class):
         work.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(target, published=False)
+        tidy(target, published=False)
         check()  # again: an older folder may be back in place
         with suppress(FileExistsError):
             work.mkdir()
@@ -184,7 +184,7 @@ def new_folder(
         finally:
             if key is None or not keep:
                 _discard(work)
-    _tidy(target, published=True)
+    tidy(target, published=True)
 
 
 def publish(new: Path, target: Path) -> None:
@@ -234,7 +234,7 @@ def _work_folder(target: Path, key: str | None) -> Path:
     return target.with_name(f".{target.name}{PARTIAL}{f'-{key}' if key else ''}")
 
 
-def _tidy(target: Path, published: bool) -> None:
+def tidy(target: Path, published: bool) -> None:
     """See to what killed runs left beside an output, and no living process holds.
 
     An older output that was moved away comes back; work that nobody will continue is removed.
