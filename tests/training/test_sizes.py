@@ -51,7 +51,7 @@ def test_too_much_of_anything_is_refused_at_once(
 ):
     monkeypatch.setattr(
         memory, "available_memory", lambda device: 2 * 2**30
-    )  # as on a small machine
+    )
     with pytest.raises(ResourceError, match=message) as caught:
         train(make_config(**change))
     assert "\n" not in str(caught.value)
