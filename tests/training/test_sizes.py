@@ -49,9 +49,7 @@ def test_parameters_are_counted_without_building(variant, tied):
 def test_too_much_of_anything_is_refused_at_once(
     make_config, tmp_path, monkeypatch, change, message
 ):
-    monkeypatch.setattr(
-        memory, "available_memory", lambda device: 2 * 2**30
-    )  # as on a small machine
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 2**30)
     with pytest.raises(ResourceError, match=message) as caught:
         train(make_config(**change))
     assert "\n" not in str(caught.value)
