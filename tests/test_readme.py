@@ -34,6 +34,7 @@ def test_the_readme_has_commands():
         "perplexity",
         "flops",
         "bench",
+        "verify",
     }
 
 

@@ -1,6 +1,8 @@
 """How learning rate and batch were chosen: on windows that nothing else reads."""
 
 import dataclasses
+import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,16 @@ from versatileffn.data.order import window_order
 from versatileffn.errors import ConfigError
 from versatileffn.reproduce import sweep as module
 from versatileffn.reproduce.protocol import protocol
-from versatileffn.reproduce.sweep import SEEDS, WINDOWS, Candidate, sweep, unread_windows
+from versatileffn.reproduce.sweep import (
+    SEEDS,
+    WINDOWS,
+    Candidate,
+    candidates,
+    sweep,
+    unread_windows,
+)
 
+ROOT = Path(__file__).parents[2]
 SMOKE = protocol("smoke")
 SOME = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(3000))
 
@@ -23,6 +33,20 @@ def test_it_chooses_by_windows_that_the_base_does_not_read() -> None:
     assert not read & set(chosen)
     with pytest.raises(ConfigError, match="which leaves no"):
         unread_windows(scale, 2800, SEEDS[0])
+
+
+def test_the_scale_is_what_the_committed_sweep_chose() -> None:
+    record = json.loads((ROOT / "results/tiny-sweep.json").read_text())
+    scale = protocol("tiny")
+    tried = [Candidate(each["learning_rate"], each["batch_tokens"]) for each in record["tried"]]
+    assert tried == list(candidates())
+    assert (record["base_tokens"], record["seeds"]) == (scale.base_tokens, list(SEEDS))
+    best = min(record["tried"], key=lambda each: statistics.fmean(each["nats"]))
+    assert best == record["chosen"]
+    assert (scale.learning_rate, scale.batch_tokens) == (
+        best["learning_rate"],
+        best["batch_tokens"],
+    )
 
 
 def test_it_has_seeds_of_its_own() -> None:

@@ -49,7 +49,7 @@ def test_parameters_are_counted_without_building(variant, tied):
 def test_too_much_of_anything_is_refused_at_once(
     make_config, tmp_path, monkeypatch, change, message
 ):
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 2**30)  # as on a small machine
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 2**30)
     with pytest.raises(ResourceError, match=message) as caught:
         train(make_config(**change))
     assert "\n" not in str(caught.value)
@@ -58,7 +58,7 @@ def test_too_much_of_anything_is_refused_at_once(
 
 def test_a_large_batch_alone_fits(make_config, monkeypatch):
     """The wrong control: what is refused above isn't refused for its batch."""
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 2**30)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 2**30)
     config = make_config(**LARGE_BATCH)
     architecture = architecture_config(config.model.architecture, None, 64)
     assert check_sizes(architecture, config, plan_batches(config, 600, 1)) > 0

@@ -145,9 +145,9 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
     if loss is None:
         return {"diverged": "its held-out loss isn't finite"}
     config: Any = model.config
-    layers = layer_use(model, _batches(context)) if hasattr(config, "ffn") else []
+    layers = layer_use(model, usage_batches(context)) if hasattr(config, "ffn") else []
     loops, below = mean_loops(layers), share_below_max(layers)
-    executed = executed_ffn_flops(model, _batches(context))
+    executed = executed_ffn_flops(model, usage_batches(context))
     count = {"mean_loops": loops, "share_below_max": below}
     return {
         "after": loss,
@@ -192,11 +192,11 @@ def _loss(model: PreTrainedModel, context: Context) -> dict[str, Any] | None:
     }
 
 
-def _batches(context: Context) -> Iterator[Tensor]:
+def usage_batches(context: Context) -> Iterator[Tensor]:
     """Windows spread evenly over the held-out split, [B, T] at a time."""
     dataset = PackedDataset(context.tokens, "val", context.protocol.seq_len)
     count = min(context.protocol.usage_windows, len(dataset))
     windows = [index * len(dataset) // count for index in range(count)]
-    for start in windows[::BATCH_WINDOWS]:
+    for start in range(0, count, BATCH_WINDOWS):
         chosen = windows[start : start + BATCH_WINDOWS]
         yield torch.stack([dataset[index]["input_ids"] for index in chosen])

@@ -8,13 +8,11 @@ import copy
 import torch
 from transformers import LlamaConfig
 
-from versatileffn.errors import ResourceError
 from versatileffn.memory import check_memory
 from versatileffn.models.llama import VersatileLlamaConfig
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.init import new_model
-from versatileffn.workspace.durable import size_text
 
 FLOAT = 4
 TRAINED = 4 * FLOAT
@@ -97,14 +95,5 @@ def check_sizes(model: LlamaConfig, config: TrainConfig, plan: BatchPlan) -> int
     if config.run.use_cpu or not torch.cuda.is_available():
         check_memory(needed + step + readers, activations, remedy)
     else:
-        _check_device(needed, activations, remedy)
+        check_memory(needed, activations, remedy, "cuda")
     return STORED * parameters
-
-
-def _check_device(needed: int, what: str, remedy: str) -> None:
-    total = torch.cuda.mem_get_info()[1]
-    if needed > total:
-        raise ResourceError(
-            f"{what} needs {size_text(needed)}, {torch.cuda.get_device_name()} has "
-            f"{size_text(total)}: {remedy}"
-        )
