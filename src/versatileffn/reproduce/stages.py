@@ -3,8 +3,8 @@
 A stage's hash covers its own inputs, this package's sources, the versions of the libraries, and the
 hashes and contents of the stages it needs. Its folder holds `inputs.json` from the moment the work
 starts and `stage.json`, written last, with the SHA-256 of `inputs.json` and of every file that it
-produced. A finished stage is skipped only if these files are still what was written. A folder that isn't taken as it is moves
-to `superseded/`; nothing is ever deleted.
+produced. A finished stage is skipped only if these files are still what was written. A folder that
+isn't taken as it is moves to `superseded/`; nothing is ever deleted.
 """
 
 import functools
