@@ -4,6 +4,7 @@ Linux hands out more memory than there is and kills whoever uses it, without a w
 config or a command line asks for is added up first.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ CGROUP_FILES = (
 """Limit and use of a container, in bytes: version 2 and version 1. `memory.stat` lies beside."""
 CACHE = {"inactive_file", "active_file"}
 """What of the use are copies of files, which make room when it is needed."""
-_TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+_TOO_LITTLE = re.compile("(can't|Cannot) allocate memory|out of memory|not enough memory")
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
@@ -88,4 +89,4 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; on the CPU PyTorch says so in words only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LITTLE)
+    return isinstance(error, RuntimeError) and _TOO_LITTLE.search(str(error)) is not None
