@@ -38,16 +38,20 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     for limit_file, used_file in CGROUP_FILES:
         try:
             limit, used = int(Path(limit_file).read_text()), int(Path(used_file).read_text())
-            used -= _cached(Path(used_file).with_name("memory.stat"))
         except (OSError, ValueError):  # no such container, or `max`
             continue
+        used -= _cached(Path(used_file).with_name("memory.stat"))
         return min(available, max(limit - used, 0))
     return available
 
 
 def _cached(statistics: Path) -> int:
-    entries = (line.split() for line in statistics.read_text().splitlines())
-    return sum(int(value) for name, value in entries if name in CACHE)
+    """Bytes of files that a container keeps in memory, as far as the system says."""
+    try:
+        entries = [line.split() for line in statistics.read_text().splitlines()]
+        return sum(int(value) for name, value in entries if name in CACHE)
+    except (OSError, ValueError):
+        return 0
 
 
 def check_memory(needed: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:

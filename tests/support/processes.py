@@ -1,12 +1,18 @@
-"""Processes of a test that form one group of torch.distributed."""
+"""Processes of a test: ones that hear Ctrl-C, and ones that form a group of torch.distributed."""
 
 import os
+import signal
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 PROCESSES = 2
+
+
+def hear_ctrl_c() -> None:
+    """For `preexec_fn`: a process started in the background of a script would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def join(rank: int, folder: Path) -> None:
