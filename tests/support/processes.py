@@ -1,4 +1,4 @@
-"""Processes of a test: ones that hear Ctrl-C, and ones that form a group of torch.distributed."""
+"""Processes of a test: ones that hear signals, and ones that form a group of torch.distributed."""
 
 import os
 import signal
@@ -10,9 +10,10 @@ import torch.distributed as dist
 PROCESSES = 2
 
 
-def hear_ctrl_c() -> None:
-    """For `preexec_fn`: a process started in the background of a script would ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def hear_signals() -> None:
+    """For `preexec_fn`: what this process ignores, started under nohup say, its child would too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def join(rank: int, folder: Path) -> None:
