@@ -4,6 +4,7 @@ Linux hands out more memory than there is and kills whoever uses it, without a w
 config or a command line asks for is added up first.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ CGROUP_FILES = (
 """Limit and use of a container, in bytes: version 2 and version 1. `memory.stat` lies beside."""
 CACHE = {"inactive_file", "active_file"}
 """What of the use are copies of files, which make room when it is needed."""
-_TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+_TOO_LITTLE = re.compile("(can't|Cannot) allocate memory|out of memory|not enough memory")
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
@@ -37,16 +38,20 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     for limit_file, used_file in CGROUP_FILES:
         try:
             limit, used = int(Path(limit_file).read_text()), int(Path(used_file).read_text())
-            used -= _cached(Path(used_file).with_name("memory.stat"))
         except (OSError, ValueError):  # no such container, or `max`
             continue
+        used -= _cached(Path(used_file).with_name("memory.stat"))
         return min(available, max(limit - used, 0))
     return available
 
 
 def _cached(statistics: Path) -> int:
-    entries = (line.split() for line in statistics.read_text().splitlines())
-    return sum(int(value) for name, value in entries if name in CACHE)
+    """Bytes of files that a container keeps in memory, as far as the system says."""
+    try:
+        entries = [line.split() for line in statistics.read_text().splitlines()]
+        return sum(int(value) for name, value in entries if name in CACHE)
+    except (OSError, ValueError):
+        return 0
 
 
 def check_memory(needed: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
@@ -88,4 +93,4 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; on the CPU PyTorch says so in words only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TOO_LITTLE)
+    return isinstance(error, RuntimeError) and _TOO_LITTLE.search(str(error)) is not None

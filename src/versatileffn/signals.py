@@ -6,12 +6,13 @@ Only the standard library is imported here, for this is needed before anything e
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], object]
 EXIT_CODES = tuple(128 + number for number in ENDING)
 """What a shell calls a program that a signal ended: 130, 143, 129."""
 
@@ -30,7 +31,7 @@ def end_while_importing() -> None:
         os.write(2, b"stopped\n")
         os._exit(128 + number)
 
-    _listen(end)
+    listen(end)
 
 
 @contextmanager
@@ -51,15 +52,26 @@ def ending() -> Iterator[None]:
         else:
             raise SystemExit(128 + number)
 
-    before = _listen(end)
+    with listening(end):
+        yield
+
+
+@contextmanager
+def listening(handler: Handler) -> Iterator[None]:
+    """While the block runs, these signals go to a handler; see `listen`."""
+    before = listen(handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
-def _listen(handler):  # type: ignore[no-untyped-def]  # typing's name for it is private
-    """Install a handler for every signal that isn't ignored (as SIGHUP is under nohup)."""
+def listen(handler: Handler) -> dict[signal.Signals, Any]:
+    """Install a handler for every signal that isn't ignored (as SIGHUP is under nohup).
+
+    Returns:
+        What handled them before.
+    """
     heard = [number for number in ENDING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     return {number: signal.signal(number, handler) for number in heard}

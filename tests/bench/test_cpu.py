@@ -17,6 +17,7 @@ from benchmarks.cases import all_cases
 from benchmarks.distributions import SHARES
 from benchmarks.goals import GOALS
 from benchmarks.report import BEGIN, END, markdown, read_results
+from support.processes import hear_signals
 from versatileffn.analysis.timing import Budget
 from versatileffn.errors import ConfigError
 from versatileffn.workspace.lock import locked
@@ -87,6 +88,7 @@ def test_a_run_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_signals,
     )
     try:
         assert any(line.startswith("[3/") for line in process.stdout)

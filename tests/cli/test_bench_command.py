@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from typer.testing import CliRunner
 
 from support.models import VARIANTS, make_ids, make_model
+from support.processes import hear_signals
 from versatileffn.analysis import speed, twin
 from versatileffn.analysis.timing import Budget, Timings
 from versatileffn.cli.bench import bench_command
@@ -213,7 +214,7 @@ def test_an_interrupted_run_leaves_no_process(models, tmp_path, number):
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--seconds", "10000"], env=environment, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, preexec_fn=hear_signals,
     )  # fmt: skip
     try:
         assert any("timing prefill" in line for line in process.stderr)

@@ -51,8 +51,8 @@ def run(monkeypatch, capsys):
     ("error", "beginning"),
     [
         (ConfigError("tau=0 must be positive"), "error: tau=0 must be positive"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "/home/me/x"), "error: /home/me/x: No su"),
-        (OSError(errno.ELOOP, "Too many levels", b"/home/me/x"), "error: /home/me/x: Too many"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/data/x"), "error: /data/x: No su"),
+        (OSError(errno.ELOOP, "Too many levels", b"/data/x"), "error: /data/x: Too many"),
         (OSError(errno.ENOMEM, "no"), "internal error: OSError: no (at main.py:"),
         (ConnectionRefusedError("refused"), "internal error: ConnectionRefusedError: refused (at"),
         (

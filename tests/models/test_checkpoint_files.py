@@ -154,8 +154,10 @@ def test_memory_is_compared_with_what_a_container_may_have(tmp_path, monkeypatch
     memory.check_memory(2 * 2**20, "the model", "take a smaller one")
     with pytest.raises(ResourceError, match=r"the model needs 3.0 MiB .* 2.0 MiB are available"):
         memory.check_memory(3 * 2**20, "the model", "take a smaller one")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**19}\nactive_file {2**18}\n")
+    assert memory.available_memory() == 2 * 2**20 + 2**19 + 2**18
     limit.write_text("max\n")
-    assert memory.available_memory() > 2 * 2**20
+    assert memory.available_memory() > 3 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split import document_key, split_of, val_threshold
 from versatileffn.data.tokenizers import train_bpe
 from versatileffn.errors import ConfigError, DataError
+from versatileffn.workspace.manifest import digests
 
 SEEDS = st.integers(0, 2**63)
 EOS = 0
@@ -89,6 +90,7 @@ def write_token_folder(folder: Path, documents: list[list[int]], ends: list[int]
         token_bytes=2,
         settings={},
         versions={},
+        files=digests(folder),
     ).save(folder)
 
 

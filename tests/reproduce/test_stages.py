@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from versatileffn import provenance
+from versatileffn.cli.verify import verify_command
 from versatileffn.errors import ConfigError
 from versatileffn.reproduce import stages
 from versatileffn.reproduce.stages import MARKER, Stage, StageRunner, canonical_hash, held
@@ -172,6 +173,22 @@ def test_a_product_that_is_not_what_was_written_is_made_again(lab: Lab, change: 
     assert (lab.root / "a/model/weights").read_text() == "weights"
     (kept,) = (lab.root / "superseded").iterdir()
     assert (kept / "stage.json").exists()
+
+
+@pytest.mark.parametrize("produces", [(), ("model",)])
+def test_an_emptied_list_of_digests_proves_nothing(lab: Lab, produces: tuple[str, ...]) -> None:
+    stage = lab.stage("a", 1, produces=produces)
+    lab.run(stage)
+    record = json.loads((lab.root / "a/stage.json").read_text())
+    (lab.root / "a/stage.json").write_text(json.dumps({**record, "files": {}}))
+    lab.run(stage)
+    assert lab.events == ["damaged", "start", "done"]
+
+
+def test_every_finished_stage_can_be_verified(lab: Lab) -> None:
+    """Those, too, that produce nothing but their summary."""
+    lab.run(lab.stage("a", 1, produces=("model",)), lab.stage("b", 2, ("a",)))
+    verify_command([lab.root])
 
 
 def test_what_comes_out_differently_redoes_all_that_need_it(lab: Lab) -> None:

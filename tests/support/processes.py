@@ -1,12 +1,19 @@
-"""Processes of a test that form one group of torch.distributed."""
+"""Processes of a test: ones that hear signals, and ones that form a group of torch.distributed."""
 
 import os
+import signal
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 PROCESSES = 2
+
+
+def hear_signals() -> None:
+    """For `preexec_fn`: what this process ignores, started under nohup say, its child would too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def join(rank: int, folder: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from support.launch import SOURCE
+from support.processes import hear_signals
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.run import train
 
@@ -64,6 +65,7 @@ def signalled(file: Path, number: int, group: bool = False, times: int = 1, at: 
     return subprocess.run(
         [sys.executable, "-c", SIGNALLED, *words, "train", str(file)],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=300, start_new_session=True,
+        preexec_fn=hear_signals,
     )  # fmt: skip
 
 
@@ -137,6 +139,7 @@ def test_while_importing_a_signal_ends_in_one_line(tmp_path, form, number):
     result = subprocess.run(
         [sys.executable, *program, "train", "x.yaml"],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        preexec_fn=hear_signals,
     )  # fmt: skip
     assert result.returncode == 128 + number
     assert result.stderr == "stopped\n"

@@ -91,12 +91,13 @@ def bench_command(
     from versatileffn.analysis import twin
     from versatileffn.analysis.speed import compare
     from versatileffn.analysis.timing import Budget
+    from versatileffn.cli.device import choose_device
     from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.provenance import versions
     from versatileffn.training.run import device_name
 
     out = RecordFile(json, "bench", [model, dense, text], overwrite) if json else None
-    where = _device(device)
+    where = choose_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     works = [w for w in WorkName if work is None or w in work]
@@ -142,23 +143,6 @@ def bench_command(
 
 
 SIDES = ("reuse", "dense")
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    from versatileffn.errors import ConfigError
-
-    if name is None:
-        best = torch.accelerator.current_accelerator(check_available=True)
-        return best or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # a device that is only a name can't tell
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name} can't be used ({reason}): use --device cpu") from None
-    return device
 
 
 def _record(speed: "Speed") -> dict[str, Any]:

@@ -119,15 +119,11 @@ def _evaluate(
     import torch
 
     import versatileffn  # noqa: F401 - registers our models with the Auto classes
-    from versatileffn.errors import ConfigError
+    from versatileffn.cli.device import choose_device
     from versatileffn.evaluation.tasks.loading import load_subject
     from versatileffn.evaluation.tasks.run import evaluate
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=place).cpu()
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"there is no device {place!r} here: try --device cpu") from None
+    place = choose_device(device)
     subject = load_subject(source, torch.bfloat16 if bf16 else torch.float32, place, tokenizer)
     return evaluate(
         subject,

@@ -10,8 +10,6 @@ from versatileffn.errors import VersatileFFNError
 DEBUG = "VERSATILEFFN_DEBUG"
 """Environment variable; set, a failure's traceback is shown. Worker processes see it, too."""
 PACKAGE = Path(__file__).parents[1]
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-"""torch's words for it, on CPUs and on GPUs."""
 
 
 def explain(error: Exception) -> str | None:
@@ -53,9 +51,11 @@ def print_traceback(error: BaseException) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(w in str(error) for w in OUT_OF_MEMORY)
+    if not isinstance(error, MemoryError | RuntimeError):
+        return False
+    from versatileffn.memory import is_out_of_memory  # imports torch
+
+    return is_out_of_memory(error)
 
 
 def _is_users(filename: object) -> bool:

@@ -101,11 +101,12 @@ def _measure(model: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
     from transformers import AutoModelForCausalLM
 
     from versatileffn.analysis.reuse import measure_reuse, unpadded_batches
+    from versatileffn.cli.device import choose_device
     from versatileffn.models.checkpoint import load_checkpoint, read_config
 
     config = read_config(model)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    loaded = load_checkpoint(AutoModelForCausalLM, model, config, dtype=torch.float32).to(device)
+    loaded = load_checkpoint(AutoModelForCausalLM, model, config, dtype=torch.float32)
+    loaded = loaded.to(choose_device(None))
     sequences = _sequences(model, loaded, source, limit)
     with loaded.register_forward_hook(partial(_check_finite, model)):
         return measure_reuse(loaded, list(unpadded_batches(sequences))), loaded

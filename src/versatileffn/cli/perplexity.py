@@ -46,6 +46,7 @@ def perplexity_command(
     import torch
     from rich.console import Console
 
+    from versatileffn.cli.device import choose_device
     from versatileffn.data.corpus import find_corpus
     from versatileffn.evaluation.perplexity import check_window, perplexity
     from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
@@ -63,8 +64,8 @@ def perplexity_command(
                 for document in piece:
                     yield document.text
 
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    subject = load_subject(model, torch.bfloat16 if bf16 else torch.float32, device, tokenizer)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    subject = load_subject(model, dtype, choose_device(None), tokenizer)
     check_window(subject.model, window, stride)
     with quiet_transformers(), Console(stderr=True).status("reading") as status:
         result = perplexity(

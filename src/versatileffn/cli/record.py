@@ -1,6 +1,5 @@
 """A verb's own JSON file: written over one of its kind or where nothing is, nowhere else."""
 
-import json
 import os
 import shlex
 import sys
@@ -12,6 +11,7 @@ import typer
 
 from versatileffn.errors import ConfigError
 from versatileffn.workspace.durable import check_file, write_json, writing
+from versatileffn.workspace.manifest import read_record
 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the result here, too; an older one goes.")
@@ -72,13 +72,8 @@ class RecordFile:
             write_json(self.path, {"verb": self.verb, "command": command_line(), **record})
 
     def _holds_record(self) -> bool:
-        try:
-            if self.path.stat().st_size > LARGEST:
-                return False
-            content = json.loads(self.path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(content, dict) and content.get("verb") == self.verb
+        content = read_record(self.path) if self.path.stat().st_size <= LARGEST else None
+        return content is not None and content.get("verb") == self.verb
 
     def _belongs_to(self, given: Path, ours: bool) -> bool:
         if not given.exists():

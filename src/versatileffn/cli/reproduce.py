@@ -1,11 +1,11 @@
 """`versatileffn reproduce`: the paper's protocol at a chosen scale, down to a report."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from versatileffn.cli.record import command_line
 
 
 def reproduce_command(
@@ -44,6 +44,5 @@ def reproduce_command(
 
     chosen = protocol(scale)
     folder = out if out is not None else Path("runs") / scale
-    command = shlex.join(["versatileffn", *sys.argv[1:]])
-    report = reproduce(chosen, folder, seeds=seeds, tokens=tokens, corpus=corpus, command=command)
+    report = reproduce(chosen, folder, seeds, tokens, corpus, command_line())
     typer.echo(f"\nresults: {folder / 'results.json'}\nreport:  {report}")

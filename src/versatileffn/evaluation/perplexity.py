@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from versatileffn.data.split import utf8_size
 from versatileffn.data.split_text import bits_per_byte
 from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.likelihood import target_nats
@@ -126,7 +127,7 @@ def perplexity(
     def spans() -> Iterator[Span]:
         for text in texts:
             if text:
-                sizes.append(utf8_bytes(text))
+                sizes.append(utf8_size(text))
                 ids = checked(chain([prefix], words.stream(text)))
                 yield from windows(ids, window, stride, len(sizes) - 1)
 
@@ -284,11 +285,6 @@ def _least_bytes(model: Any, input_ids_BT: Tensor, scored: int) -> int:
     kept = scored if _keeps_logits(model) else input_ids_BT.shape[1]
     numbers = 4 * d_model * input_ids_BT.numel() + vocabulary * kept * len(input_ids_BT)
     return int(numbers * next(model.parameters()).dtype.itemsize)
-
-
-def utf8_bytes(text: str) -> int:
-    """How long a text is in UTF-8, without a second copy of it."""
-    return sum(len(text[at : at + 2**20].encode()) for at in range(0, len(text), 2**20))
 
 
 def _keeps_logits(model: Any) -> bool:

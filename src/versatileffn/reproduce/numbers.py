@@ -42,10 +42,14 @@ def thousands(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
-def minutes(seconds: float) -> str:
-    """Minutes and seconds."""
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: `8 s`, `2 min 05 s`, `1 h 02 min`."""
     whole = round(seconds)
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def probability(p: float | None) -> str:
@@ -55,7 +59,7 @@ def probability(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
-FILTERS = {"fixed": fixed, "millions": millions, "thousands": thousands, "minutes": minutes}
+FILTERS = {"fixed": fixed, "millions": millions, "thousands": thousands, "clock": clock}
 
 
 def shown(record: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import TextIO
 
+from versatileffn.reproduce.numbers import clock
 from versatileffn.reproduce.stages import Stage
 
 
@@ -51,13 +52,3 @@ class Progress:
 
     def _print(self, line: str) -> None:
         print(line, file=self.stream or sys.stdout, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a person says them: `8 s`, `2 min 05 s`, `1 h 02 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -2,9 +2,9 @@
 
 A stage's hash covers its own inputs, this package's sources, the versions of the libraries, and the
 hashes and contents of the stages it needs. Its folder holds `inputs.json` from the moment the work
-starts and `stage.json`, written last, with the SHA-256 of every file it produced. A finished stage
-is skipped only if these files are still what was written. A folder that isn't taken as it is moves
-to `superseded/`; nothing is ever deleted.
+starts and `stage.json`, written last, with the SHA-256 of `inputs.json` and of every file that it
+produced. A finished stage is skipped only if these files are still what was written. A folder that
+isn't taken as it is moves to `superseded/`; nothing is ever deleted.
 """
 
 import functools
@@ -23,7 +23,7 @@ from versatileffn.workspace.folder import claim
 from versatileffn.workspace.lock import locked
 from versatileffn.workspace.manifest import FILES, damage, digests, files_of, read_record, sha256
 
-MARKER = "reproduce.json"
+MARKER, INPUTS = "reproduce.json", "inputs.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy", "scipy")
 
 
@@ -53,7 +53,7 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """What running one stage came to; `files` are the digests of what it produced."""
+    """What running one stage came to; `files` are the digests in its record."""
 
     stage: Stage
     hash: str
@@ -132,7 +132,7 @@ class StageRunner:
         started = time.monotonic()
         summary = stage.work(folder)
         seconds = time.monotonic() - started
-        files = product_digests(folder, stage.produces)
+        files = product_digests(folder, (INPUTS, *stage.produces))
         record = {"hash": digest, "seconds": seconds, "resumed": resumed, "summary": summary}
         with writing(folder):
             write_json(folder / "stage.json", {**record, FILES: files})
@@ -146,8 +146,8 @@ class StageRunner:
         record = read_record(folder / "stage.json")
         if record is None or record.get("hash") != digest:
             return None
-        files = files_of(record) or {}
-        if damage(folder, files):
+        files = files_of(record)
+        if files is None or damage(folder, files):
             report("damaged", 0.0)
             set_aside(self.root, folder, digest)
             return None
@@ -155,13 +155,13 @@ class StageRunner:
 
     def _prepare(self, folder: Path, digest: str, inputs: dict[str, Any]) -> bool:
         """Bring the folder into a state to work in; whether it continues an earlier attempt."""
-        begun = read_record(folder / "inputs.json")
+        begun = read_record(folder / INPUTS)
         if begun and begun.get("hash") == digest:
             return True
         if folder.exists() and any(folder.iterdir()):
             set_aside(self.root, folder, begun.get("hash", "unknown") if begun else "unknown")
         _make(folder)
-        write_json(folder / "inputs.json", {"hash": digest, **inputs})
+        write_json(folder / INPUTS, {"hash": digest, **inputs})
         return False
 
 

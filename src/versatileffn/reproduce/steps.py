@@ -140,7 +140,7 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
     """Everything that the report says about one trained model; little of one that diverged."""
     if not model_folder.exists():  # the record of its training says why
         return {}
-    model = _load(model_folder)
+    model = load(model_folder)
     loss = _loss(model, context)
     if loss is None:
         return {"diverged": "its held-out loss isn't finite"}
@@ -171,7 +171,8 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _load(folder: Path) -> PreTrainedModel:
+def load(folder: Path) -> PreTrainedModel:
+    """A model that a stage made, in float32."""
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
     )

@@ -10,14 +10,14 @@ what the demo's ten minutes allow.
 
 import dataclasses
 import itertools
+import shlex
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from transformers import AutoModelForCausalLM
 
 from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
@@ -70,9 +70,7 @@ def base_loss(scale: Protocol, tokens: Path, work: Path, candidate: Candidate, s
     folder = work / f"rate-{candidate.learning_rate}-batch-{candidate.batch_tokens}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     steps.train_phase(steps.Context(chosen, tokens, seed), folder, chosen.base_tokens, None)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder / "run/model", dtype=torch.float32, trust_remote_code=False
-    )
+    model = steps.load(folder / "run/model")
     dataset = PackedDataset(tokens, "train", chosen.seq_len)
     windows = unread_windows(chosen, len(dataset), seed)
     return held_out_loss(model, dataset, windows=windows).nats_per_token
@@ -120,8 +118,8 @@ def main(
     chosen = protocol(scale)
     with cpu_threads(chosen.threads):
         record = sweep(chosen, work)
-    command = "python -m versatileffn.reproduce.sweep --work runs/tiny-sweep --out results/"
-    write_json(out, {"command": command + out.name, **record})
+    command = shlex.join(["python", "-m", "versatileffn.reproduce.sweep", *sys.argv[1:]])
+    write_json(out, {"command": command, **record})
     typer.echo(f"chosen: {record['chosen']}")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from versatileffn.signals import ENDING, listening
 
 
 class StopRequest:
@@ -43,18 +43,13 @@ class StopRequest:
                 os.write(2, b"stopping after this step (Ctrl-C: at once)\n")
             self.signal = number
 
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, note) for number in heard}
-        try:
+        with listening(note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def ignore_signals(_worker: int) -> None:
     """Leave it to the training process when its readers end; they get its signals as well."""
-    for number in SIGNALS:
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -156,8 +156,8 @@ def writing(path: Path, error_class: type[VersatileFFNError] = ConfigError) -> I
                 f"{path} can't be written: the disk is full ({size_text(free_bytes(path))} free). "
                 "Free some space and run the same command again"
             ) from error
-        if not isinstance(error, OSError | ValueError):
-            raise
+        if not isinstance(error, OSError | UnicodeError) and "null byte" not in str(error):
+            raise  # a defect of ours, that no other output would mend
         reason = getattr(error, "strerror", None) or error
         raise error_class(f"{path} can't be written ({reason}): choose another output") from error
 

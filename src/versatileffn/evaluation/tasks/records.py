@@ -13,8 +13,10 @@ from typing import Any, BinaryIO
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.tasks.metrics import predictions
 from versatileffn.evaluation.tasks.requests import Item
-from versatileffn.workspace.durable import beside, open_own, write_bytes, write_json, writing
-from versatileffn.workspace.lock import LOCK, locked
+from versatileffn.workspace.durable import open_own, write_bytes, write_json, writing
+from versatileffn.workspace.folder import claim
+from versatileffn.workspace.lock import locked
+from versatileffn.workspace.manifest import read_record
 
 SETTINGS_FILE = "settings.json"
 RECORDS_FILE = "records.jsonl"
@@ -143,12 +145,9 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         write_json(path, settings)
         return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(known, dict):
-            raise ValueError("no settings")
-    except ValueError:
-        raise ConfigError(f"{path} can't be read: choose another --out") from None
+    known = read_record(path)
+    if known is None:
+        raise ConfigError(f"{path} can't be read: choose another --out")
     names = sorted(set(known) | set(settings))
     differing = [name for name in names if known.get(name) != settings.get(name)]
     if differing:
@@ -193,9 +192,4 @@ def check_own(folder: Path) -> None:
     Raises:
         ConfigError: it holds something else, or can't be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        left = beside(folder / SETTINGS_FILE).name  # by a process that was killed
-        names = {child.name for child in folder.iterdir()} - {LOCK, left}
-    if names and SETTINGS_FILE not in names:
-        raise ConfigError(f"{folder} is not empty and holds no evaluation: choose another --out")
+    claim(folder, SETTINGS_FILE, "evaluation")

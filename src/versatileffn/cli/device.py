@@ -1,0 +1,24 @@
+"""Where a verb that measures computes."""
+
+import torch
+
+from versatileffn.errors import ConfigError
+
+
+def choose_device(name: str | None) -> torch.device:
+    """A device that works: the one that is named, else CUDA, else the CPU.
+
+    Others have to be asked for: scores are summed in float64, which Apple's lacks.
+
+    Raises:
+        ConfigError: it can't be used here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # a device that is only a name can't tell
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} can't be used ({reason}): use --device cpu") from None
+    return device
