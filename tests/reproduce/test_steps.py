@@ -7,8 +7,8 @@ import pytest
 
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
-from versatileffn.reproduce.protocol import protocol
-from versatileffn.reproduce.steps import Context, usage_batches
+from versatileffn.reproduce.protocol import SCALES, protocol
+from versatileffn.reproduce.steps import Context, train_config, usage_batches
 
 SMOKE = protocol("smoke")
 
@@ -36,3 +36,13 @@ def test_use_is_measured_on_windows_from_all_over_the_split(tokens, usage_window
     wanted = min(usage_windows, len(everywhere))
     places = [index * len(everywhere) // wanted for index in range(wanted)]
     assert used == [everywhere[place] for place in places]
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("phase", ["base_tokens", "continued_tokens"])
+def test_no_evaluation_is_wasted_just_before_the_last(tmp_path, name, phase):
+    scale = protocol(name)
+    run = train_config(Context(scale, tmp_path, 0), tmp_path, getattr(scale, phase), tmp_path).run
+    every, steps = run.eval_steps, run.max_steps
+    assert len({*range(every, steps, every), steps}) <= scale.evaluations
+    assert run.save_steps % run.logging_steps == 0

@@ -96,7 +96,8 @@ def train_config(
     protocol = context.protocol
     steps = protocol.steps(token_budget)
     log_every = max(1, steps // (LINES_PER_EVALUATION * protocol.evaluations))
-    evaluate_every = LINES_PER_EVALUATION * log_every
+    # Rounded up: rounded down, the last evaluation would lie just before the one at the end.
+    evaluate_every = log_every * math.ceil(steps / (protocol.evaluations * log_every))
     return TrainConfig.model_validate(
         {
             "model": {
