@@ -18,7 +18,7 @@ PUBLISHING = ("rename", "exchange")
     ("upcycle --overwrite", 1, PUBLISHING, MODES),
     ("tokenize --overwrite", 2, PUBLISHING, MODES),
     ("evaluate", 8, (), MODES),
-    ("train", 4, PUBLISHING, MODES),
+    ("train", 6, PUBLISHING, MODES),
 ])  # fmt: skip
 def test_a_crash_loses_nothing(
     workshop: Workshop,
