@@ -31,7 +31,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 
 install: $(VENV)/.installed  ## virtual environment with the package
 
-demo: $(VENV)/.installed  ## train, upcycle, compare: a report in ten minutes on two cores
+demo: $(VENV)/.installed  ## train, upcycle, compare: a report in ten to twelve minutes on two cores
 	$(bin)/versatileffn reproduce --scale tiny --out $(OUT)
 
 test: $(VENV)/.dev  ## the default test suite

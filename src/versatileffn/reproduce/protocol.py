@@ -127,7 +127,7 @@ TINY = Protocol(
     "results/tiny-sweep.json).",
 )
 SCALES = {
-    "tiny": TINY,  # what fits into a demo's ten minutes
+    "tiny": TINY,  # what fits into a demo
     "tiny-epoch": dataclasses.replace(
         TINY, scale="tiny-epoch", continued_tokens=TINY.base_tokens, evaluations=5
     ),

@@ -5,7 +5,7 @@
 The rule, fixed before it is run: of all candidates, take the one whose dense base has the lowest
 mean loss over the seeds. The seeds are none of those that are reported, and the loss is measured on
 windows of the *train* split that this base doesn't read. Depth and width aren't tried: they are
-what the demo's ten minutes allow.
+what a demo allows.
 """
 
 import dataclasses
