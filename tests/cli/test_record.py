@@ -23,13 +23,14 @@ THESIS = {
 }
 
 
-def test_a_record_is_replaced_by_the_same_verb_only(tmp_path):
+def test_a_record_is_replaced_by_the_same_verb_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["somewhere/versatileffn", "flops", "a model"])
     path = tmp_path / "new" / "flops.json"
     RecordFile(path, "flops", []).write({"a": 1})
     RecordFile(path, "flops", []).write({"a": 2})
     written = json.loads(path.read_text())
     assert (written["verb"], written["a"]) == ("flops", 2)
-    assert written["command"].startswith("versatileffn ")
+    assert written["command"] == "versatileffn flops 'a model'"
     with pytest.raises(ConfigError, match="`versatileffn perplexity` didn't write it"):
         RecordFile(path, "perplexity", [])
 
