@@ -1,56 +1,85 @@
 """Every token runs every loop; unwanted results get weight zero. Static shapes, plain torch.
 
-With q_j = Σ_{ℓ≥j} p_ℓ, H_ℓ = H₀ + W_out Σ_{j≤ℓ} γ_j a_j gives
+With q_j = Σ_{ℓ≥j} p_ℓ, U_ℓ = Σ_{j≤ℓ} γ_j post(W_out a_j) gives
 
-    Y = λ·Y_width + (1 − λ)·Σ_ℓ p_ℓ H_ℓ
-      = H₀ + W_out[ (1 − λ)·Σ_j q_j γ_j a_j + λ·(σ + s·m) ⊙ a₁ ]
+    (Y − H)/r = λ·[σ U₁ + s·post(W_out(m ⊙ a₁))] + (1 − λ)·Σ_j q_j γ_j post(W_out a_j)
 
-so both pathways share the last down-projection and no expert is sliced out or looped over.
+Without a post-norm both pathways share the last down-projection, which then carries
+[(1 − λ)·q_1 γ_1 + λσ + λ·s·m] ⊙ a₁ + Σ_{j>1} (1 − λ)·q_j γ_j a_j, and no expert is sliced out.
 
 Legend: M tokens, D d_model, F d_hidden, L max_loops.
 """
 
 from torch import Tensor
 
-from versatileffn.execution.blend import Blend
-from versatileffn.ffn.dense import FeedForward, Norm, hidden_activations, output_bias
-from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.token_weights import TokenWeights
+from versatileffn.ffn.view import FFNView
 
 
-def run_masked(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
-    """Carry out a plan, differentiably in everything. Source: Eq. 3, 7–11.
+def run_masked(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
+    """Carry out a plan, differentiably in everything. Source: Eq. 3, 7-11.
 
     Args:
         hidden_MD: H, hidden states after attention, [M, D].
-        norm: the norm before the FFN.
-        mlp: the FFN; its linears are called.
-        plan: a flat plan for the same M tokens, hard or soft.
+        view: the FFN; its modules are called.
+        weights: of the same M tokens, hard or soft.
 
     Returns:
-        Y, [M, D].
+        (Y − H)/r, [M, D].
     """
-    depth_ML = depth_weights(plan)
-    a_MF = hidden_activations(mlp, norm(hidden_MD))
-    blend_MF = Blend.of(plan).first_loop(a_MF, depth_ML[:, :1])
-    state_MD = hidden_MD
-    for loop in range(1, plan.max_loops):
-        update_MD = mlp.down_proj(a_MF)
-        if plan.loop_gains is not None:
-            update_MD = plan.loop_gains[loop - 1].to(update_MD.dtype) * update_MD
-        state_MD = state_MD + update_MD
-        a_MF = hidden_activations(mlp, norm(state_MD))
+    if weights.uniform is not None:
+        return _uniform(hidden_MD, view, weights)
+    return (_merged if view.merges else _apart)(hidden_MD, view, weights)
+
+
+def _uniform(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
+    """The same loops for every token and no width pathway: nothing to mask."""
+    assert weights.uniform is not None
+    total_MD = _gained(view.update(view.hidden(hidden_MD)), weights, 0)
+    for loop in range(1, weights.uniform):
+        a_MF = view.hidden(view.state(hidden_MD, total_MD), loop)
+        total_MD = total_MD + _gained(view.update(a_MF, loop), weights, loop)
+    return total_MD
+
+
+def _merged(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
+    """One last down-projection for both pathways."""
+    depth_ML, bias_D = weights.depth_ML(), view.down_bias
+    a_MF = view.hidden(hidden_MD)
+    blend_MF = weights.first_loop(a_MF, depth_ML[:, :1])
+    total_MD: Tensor | None = None
+    for loop in range(1, weights.max_loops):
+        step_MD = _gained(view.down(a_MF), weights, loop - 1)
+        total_MD = step_MD if total_MD is None else total_MD + step_MD
+        a_MF = view.hidden(view.state(hidden_MD, total_MD))
         blend_MF = blend_MF + depth_ML[:, loop, None].to(a_MF.dtype) * a_MF
-    output_MD = hidden_MD + mlp.down_proj(blend_MF)
-    bias_D = output_bias(mlp)
+    output_MD: Tensor = view.down(blend_MF)
     if bias_D is None:
         return output_MD
     # W_out's bias was added once; the plan wants it once per loop and once for the width pathway.
-    times_M = depth_ML.sum(-1) + plan.lam
-    return output_MD + (times_M[:, None].to(bias_D.dtype) - 1) * bias_D
+    times_M1 = depth_ML.sum(-1, keepdim=True) + (1 - weights.kept_M1)
+    return output_MD + (times_M1.to(bias_D.dtype) - 1) * bias_D
 
 
-def depth_weights(plan: ReusePlan) -> Tensor:
-    """(1 − λ)·q_j·γ_j, the weight of each loop's activations in the output, [M, L]."""
-    remaining_ML = plan.loop_probs.flip(-1).cumsum(-1).flip(-1)
-    weights_ML = (1 - plan.lam)[:, None] * remaining_ML
-    return weights_ML if plan.loop_gains is None else weights_ML * plan.loop_gains
+def _apart(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
+    """A down-projection and a post-norm for each loop, and one for the width pathway."""
+    depth_ML = weights.depth_ML()
+    a_MF = view.hidden(hidden_MD)
+    step_MD = view.update(a_MF)
+    first_M1 = depth_ML[:, :1] if weights.shared_M1 is None else depth_ML[:, :1] + weights.shared_M1
+    output_MD = first_M1.to(step_MD.dtype) * step_MD
+    gated_MF = weights.gated(a_MF)
+    if gated_MF is not None and weights.routed_M1 is not None:
+        output_MD = output_MD + weights.routed_M1.to(step_MD.dtype) * view.update(gated_MF)
+    total_MD = _gained(step_MD, weights, 0)
+    for loop in range(1, weights.max_loops):
+        step_MD = view.update(view.hidden(view.state(hidden_MD, total_MD), loop), loop)
+        output_MD = output_MD + depth_ML[:, loop, None].to(step_MD.dtype) * step_MD
+        total_MD = total_MD + _gained(step_MD, weights, loop)
+    return output_MD
+
+
+def _gained(step_MD: Tensor, weights: TokenWeights, loop: int) -> Tensor:
+    """γ_ℓ times an update."""
+    gains_L = weights.gains_L
+    return step_MD if gains_L is None else gains_L[loop].to(step_MD.dtype) * step_MD

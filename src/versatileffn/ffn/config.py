@@ -1,110 +1,249 @@
-"""What a reused feed-forward network looks like: one frozen record for every variant."""
+"""What a reused feed-forward network looks like: one frozen record for each variant.
+
+A knob belongs to the variants that have a use for it; elsewhere it is an error. How a plan is
+carried out and where the temperature stands are settings of a running model, not part of this.
+"""
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_type_hints
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.values import check_value
 
-Variant = Literal["dense", "k-loop", "moe", "versatile"]
 Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
 ReuseGains = Literal["fixed", "learned"]
-Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
 MOST_LOOPS = 2**10
 """Of any count of loops: each costs a feed-forward network, and a forward pass has to end."""
+Variant = TypeVar("Variant", bound="FFNConfig")
+VARIANTS: dict[str, type["FFNConfig"]] = {}
 
 
 @dataclass(frozen=True)
 class FFNConfig:
-    """How one feed-forward network is used, for every variant.
-
-    Source: arXiv 2512.14531, Eq. 3–13, and its baselines.
-
-    Args:
-        variant: `versatile` (the paper), or a baseline: `dense`, `k-loop`, `moe`.
-        num_experts: N, virtual experts (versatile) or real small experts (moe).
-        top_k: K, experts selected for each token.
-        d_expert: f, hidden neurons of one expert; None means ⌊d_hidden / N⌋.
-        max_loops: L, the most often that a token may pass through the FFN (versatile).
-        num_loops: how often every token passes through the FFN (k-loop).
-        fusion: how width and depth meet. `difficulty` is Eq. 3 with λ of Eq. 13; `average` fixes
-            λ = ½; `width` and `depth` keep one pathway (width with the full FFN as shared expert).
-        loop_mix: `hard` is one-hot with a straight-through gradient; `soft` mixes all loops.
-        reuse_gains: `fixed` is the paper's form; `learned` starts exactly at the dense FFN.
-        normed_controller: the controller reads norm(H) instead of H.
-        router_aux_loss_coef: weight of the balance loss in the training loss.
-        tau: temperature τ of Eq. 10. Training anneals it; `soft` mixes use it at inference too.
-        execution: which executor carries out a plan, see `execution/select.py`.
+    """How one feed-forward network is used: `Versatile`, `KLoop`, `MoE` or `Dense`.
 
     Raises:
         ConfigError: a value is unknown or out of range, with the remedy.
     """
 
-    variant: Variant = "versatile"
+    variant: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        VARIANTS[cls.variant] = cls
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value: Any = getattr(self, field.name)
+            check_value(field.name, value, hints[field.name])
+            if field.name in ("max_loops", "num_loops") and value > MOST_LOOPS:
+                raise ConfigError(
+                    f"{field.name}={value:,} must be at most {MOST_LOOPS:,}: lower it"
+                )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "FFNConfig":
+        """The record that `to_dict` wrote, or that a person wrote in YAML.
+
+        Args:
+            fields: `variant` (by default `versatile`) and knobs of that variant.
+
+        Raises:
+            ConfigError: the variant is unknown, or the knob is another variant's or nobody's.
+        """
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"{fields!r} must be a mapping of a variant and its knobs")
+        knobs = dict(fields)
+        variant = knobs.pop("variant", Versatile.variant)
+        check_value("variant", variant, Literal[tuple(VARIANTS)])
+        return build(VARIANTS[variant], knobs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The variant and its knobs as plain data."""
+        return {"variant": self.variant, **dataclasses.asdict(self)}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some knobs changed, checked again."""
+        return build(type(self), {**dataclasses.asdict(self), **changes})
+
+    @property
+    def loops(self) -> int:
+        """L, the most often that a token passes through the FFN."""
+        return 1
+
+    @property
+    def has_router(self) -> bool:
+        """Whether tokens select experts, virtual or real."""
+        return False
+
+    @property
+    def starts_exactly(self) -> bool:
+        """Whether a freshly converted model computes the dense model's function."""
+        return getattr(self, "reuse_gains", "learned") == "learned"
+
+    def expert_size(self, d_hidden: int) -> int:
+        """Hidden neurons of one expert (f) beside or in an FFN of `d_hidden` neurons; 0 without.
+
+        Raises:
+            ConfigError: there is no neuron for an expert, or the virtual experts don't fit.
+        """
+        return 0
+
+    def warn_unused_neurons(self, d_hidden: int) -> int:
+        """Warn about, and count, the hidden neurons that no virtual expert owns. Source: Eq. 4-5."""
+        return 0
+
+
+def build(variant: type[Variant], knobs: Mapping[str, Any]) -> Variant:
+    """One variant's record.
+
+    Raises:
+        ConfigError: a knob is another variant's, or nobody's.
+    """
+    known = [field.name for field in dataclasses.fields(variant)]
+    for name in knobs:
+        if name not in known:
+            owners = [v for v, c in VARIANTS.items() if name in c.__dataclass_fields__]
+            whose = f"belongs to {' and '.join(owners)}" if owners else "is no variant's"
+            raise ConfigError(
+                f"{name}={knobs[name]!r} {whose}: {variant.variant} knows {known or 'no knobs'}"
+            )
+    return variant(**knobs)
+
+
+@dataclass(frozen=True)
+class Dense(FFNConfig):
+    """The FFN as it is, once for every token: the control."""
+
+    variant: ClassVar[str] = "dense"
+
+
+@dataclass(frozen=True)
+class KLoop(FFNConfig):
+    """The whole FFN, k times for every token. Source: the paper's k-Loop baseline.
+
+    Args:
+        num_loops: k.
+        reuse_gains: `fixed` is the paper's form; `learned` starts exactly at the dense FFN.
+        loop_rank: rank of what each loop after the first adds to the weights; None adds nothing.
+    """
+
+    variant: ClassVar[str] = "k-loop"
+    num_loops: int = 2
+    reuse_gains: ReuseGains = "fixed"
+    loop_rank: int | None = None
+
+    @property
+    def loops(self) -> int:
+        """k."""
+        return self.num_loops
+
+    @property
+    def starts_exactly(self) -> bool:
+        """With learned gains, or where there is one loop."""
+        return self.reuse_gains == "learned" or self.num_loops == 1
+
+
+@dataclass(frozen=True)
+class MoE(FFNConfig):
+    """The FFN plus N real small experts, K for each token. Source: the baseline of Table 2.
+
+    Args:
+        num_experts: N.
+        top_k: K, experts selected for each token.
+        d_expert: f, hidden neurons of one expert; None means ⌊d_hidden / N⌋.
+        reuse_gains: with `learned` the experts' W_out starts at 0, so exactly at the dense FFN.
+        router_aux_loss_coef: weight of the balance loss in the training loss.
+    """
+
+    variant: ClassVar[str] = "moe"
+    num_experts: int = 8
+    top_k: int = 2
+    d_expert: int | None = None
+    reuse_gains: ReuseGains = "fixed"
+    router_aux_loss_coef: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_experts(self.num_experts, self.top_k, self.router_aux_loss_coef)
+
+    @property
+    def has_router(self) -> bool:
+        """Always."""
+        return True
+
+    def expert_size(self, d_hidden: int) -> int:
+        """f: ⌊d_hidden / N⌋ unless it is given."""
+        return size_of_expert(self.d_expert, self.num_experts, d_hidden)
+
+
+@dataclass(frozen=True)
+class Versatile(FFNConfig):
+    """One FFN reused in width and depth. Source: arXiv 2512.14531, Eq. 3-13.
+
+    Args:
+        num_experts: N, virtual experts.
+        top_k: K, experts selected for each token.
+        d_expert: f, hidden neurons of one expert; None means ⌊d_hidden / N⌋.
+        max_loops: L, the most often that a token may pass through the FFN.
+        fusion: how width and depth meet. `difficulty` is Eq. 3 with λ of Eq. 13; `average` fixes
+            λ = ½; `width` and `depth` keep one pathway (width with the full FFN as shared expert).
+        loop_mix: `hard` is one-hot with a straight-through gradient; `soft` mixes all loops.
+        reuse_gains: `fixed` is the paper's form; `learned` starts exactly at the dense FFN.
+        loop_rank: rank of what each loop after the first adds to the weights; None adds nothing.
+        controller: who decides, by its name in the registry, see `ffn/registry.py`.
+        normed_controller: the controller reads norm(H) instead of H.
+        router_aux_loss_coef: weight of the balance loss in the training loss.
+    """
+
+    variant: ClassVar[str] = "versatile"
     num_experts: int = 8
     top_k: int = 2
     d_expert: int | None = None
     max_loops: int = 4
-    num_loops: int = 2
     fusion: Fusion = "difficulty"
     loop_mix: LoopMix = "hard"
     reuse_gains: ReuseGains = "fixed"
+    loop_rank: int | None = None
+    controller: str = "linear"
     normed_controller: bool = False
     router_aux_loss_coef: float = 1e-5
-    tau: float = 5.0
-    execution: Execution = "auto"
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            check_value(name, getattr(self, name), hint)
-        for name in ("max_loops", "num_loops"):
-            if getattr(self, name) > MOST_LOOPS:
-                raise ConfigError(
-                    f"{name}={getattr(self, name):,} must be at most {MOST_LOOPS:,}: lower it"
-                )
-        if self.top_k > self.num_experts:
-            raise ConfigError(
-                f"top_k={self.top_k} exceeds num_experts={self.num_experts}: "
-                "a token can't select more experts than there are; lower top_k"
-            )
-        if not self.tau > 0:
-            raise ConfigError(f"tau={self.tau!r} must be positive: it divides the loop logits")
-        if self.router_aux_loss_coef < 0:
-            raise ConfigError(f"router_aux_loss_coef={self.router_aux_loss_coef!r} is negative")
+        super().__post_init__()
+        check_experts(self.num_experts, self.top_k, self.router_aux_loss_coef)
+
+    @property
+    def loops(self) -> int:
+        """L; one where only the width pathway is kept."""
+        return self.max_loops if self.uses_depth else 1
 
     @property
     def uses_width(self) -> bool:
         """Whether the width pathway, and so a router, exists."""
-        return self.variant == "versatile" and self.fusion != "depth"
+        return self.fusion != "depth"
 
     @property
     def uses_depth(self) -> bool:
         """Whether the depth pathway, and so a loop predictor, exists."""
-        return self.variant == "versatile" and self.fusion != "width"
+        return self.fusion != "width"
 
     @property
     def has_router(self) -> bool:
-        """Whether tokens select experts, virtual or real, so that there is a balance loss."""
-        return self.uses_width or self.variant == "moe"
+        """With a width pathway."""
+        return self.uses_width
 
     def expert_size(self, d_hidden: int) -> int:
-        """Hidden neurons of one expert in an FFN of `d_hidden` neurons (f).
-
-        Raises:
-            ConfigError: the N experts of f neurons don't fit into `d_hidden` (versatile only:
-                its experts are slices, those of `moe` have weights of their own).
-        """
-        d_expert = self.d_expert if self.d_expert is not None else d_hidden // self.num_experts
-        if d_expert < 1:
-            raise ConfigError(
-                f"num_experts={self.num_experts} leaves no neuron for an expert of an FFN with "
-                f"d_hidden={d_hidden}: lower num_experts"
-            )
+        """f: ⌊d_hidden / N⌋ unless it is given; 0 without a width pathway."""
+        if not self.uses_width:
+            return 0
+        d_expert = size_of_expert(self.d_expert, self.num_experts, d_hidden)
         needed = self.num_experts * d_expert
-        if self.uses_width and needed > d_hidden:
+        if needed > d_hidden:
             raise ConfigError(
                 f"num_experts·d_expert = {self.num_experts}·{d_expert} = {needed} exceeds "
                 f"d_hidden={d_hidden}: lower num_experts, or d_expert to at most "
@@ -113,10 +252,7 @@ class FFNConfig:
         return d_expert
 
     def warn_unused_neurons(self, d_hidden: int) -> int:
-        """Warn about, and count, the hidden neurons that no expert owns.
-
-        Source: Eq. 4–5; the pathway then uses N·f of F neurons.
-        """
+        """Of F neurons the width pathway uses N·f. Source: Eq. 4-5."""
         unused = d_hidden - self.num_experts * self.expert_size(d_hidden) if self.uses_width else 0
         if unused:
             warnings.warn(
@@ -126,6 +262,33 @@ class FFNConfig:
             )
         return unused
 
-    def replace(self, **changes: object) -> "FFNConfig":
-        """A copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+def size_of_expert(d_expert: int | None, num_experts: int, d_hidden: int) -> int:
+    """f, as given or ⌊d_hidden / N⌋.
+
+    Raises:
+        ConfigError: that leaves none.
+    """
+    if d_expert is not None:
+        return d_expert
+    if num_experts > d_hidden:
+        raise ConfigError(
+            f"num_experts={num_experts} leaves no neuron for an expert of an FFN with "
+            f"d_hidden={d_hidden}: lower num_experts"
+        )
+    return d_hidden // num_experts
+
+
+def check_experts(num_experts: int, top_k: int, router_aux_loss_coef: float) -> None:
+    """Refuse what no router can do.
+
+    Raises:
+        ConfigError: K exceeds N, or the balance loss would be maximized.
+    """
+    if top_k > num_experts:
+        raise ConfigError(
+            f"top_k={top_k} exceeds num_experts={num_experts}: "
+            "a token can't select more experts than there are; lower top_k"
+        )
+    if router_aux_loss_coef < 0:
+        raise ConfigError(f"router_aux_loss_coef={router_aux_loss_coef!r} is negative")

@@ -3,16 +3,37 @@
 Legend: M tokens, D d_model, F d_hidden, f d_expert, N num_experts, K top_k, S = M·K assignments.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.balance import balance_loss
 from versatileffn.ffn.controller import select_experts
-from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN, FeedForward, FFNOutput, Norm
-from versatileffn.ffn.losses import balance_loss
+from versatileffn.ffn.view import Activation, FFNView
 from versatileffn.ffn.wide import WideLinear, at_least_float32
+
+
+@dataclass
+class Routing:
+    """How each token was routed to real experts.
+
+    Args:
+        router_logits: [..., N].
+        top_k: K.
+    """
+
+    router_logits: Tensor
+    top_k: int
+
+    def balance_loss(self, mask: Tensor | None = None) -> Tensor:
+        """How unevenly these tokens choose, a scalar.
+
+        Args:
+            mask: tokens that count (nonzero), of the leading shape; None counts all.
+        """
+        return balance_loss(self.router_logits, self.top_k, mask)
 
 
 class SparseExperts(nn.Module):
@@ -25,7 +46,7 @@ class SparseExperts(nn.Module):
         num_experts: N.
         d_expert: f, hidden neurons of one expert.
         top_k: K.
-        activation: a name from `ACTIVATIONS`.
+        act: φ is act(gate)·up where gated, else act(up); the dense FFN's.
         gated: each expert is gated.
 
     Attributes:
@@ -40,7 +61,7 @@ class SparseExperts(nn.Module):
         num_experts: int,
         d_expert: int,
         top_k: int,
-        activation: str = "silu",
+        act: Activation = F.silu,
         gated: bool = True,
     ) -> None:
         super().__init__()
@@ -49,7 +70,7 @@ class SparseExperts(nn.Module):
         width = 2 * d_expert if gated else d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, width, d_model))
         self.down_proj = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
-        self.act_fn = ACTIVATIONS[activation]
+        self.act_fn = act
         self.reset_parameters()
 
     @torch.no_grad()
@@ -57,6 +78,14 @@ class SparseExperts(nn.Module):
         """Draw all weights from N(0, std²)."""
         for weight in (self.router.weight, self.gate_up_proj, self.down_proj):
             nn.init.normal_(weight, std=std)
+
+    def beside(self, hidden: Tensor, view: FFNView) -> tuple[Tensor, Routing]:
+        """post(FFN(norm H) + Σ_k g_k E_k(norm H)), [..., D] -> [..., D], and the routing."""
+        x = view.norm(hidden)
+        sparse, router_logits = self(x)
+        out = view.down(view.phi(view.project(x))) + sparse
+        out = out if view.post_norm is None else view.post_norm(out)
+        return out, Routing(router_logits, self.top_k)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_k g_k W_out,k φ(W_proj,k x).
@@ -105,53 +134,3 @@ def grouped_linear(rows_S: Tensor, weight_Noi: Tensor, sizes_N: Tensor) -> Tenso
         return F.grouped_mm(rows_S, weight_Noi.transpose(1, 2), offs=offsets_N)
     groups = rows_S.split(sizes_N.tolist())
     return torch.cat([F.linear(rows, w) for rows, w in zip(groups, weight_Noi, strict=True)])
-
-
-class MoEFFN(DenseFFN):
-    """Y = H + FFN(norm H) + Σ_k g_k E_k(norm H). Source: the MoE baseline of Table 2.
-
-    Args:
-        d_model, d_hidden: D and F.
-        config: `num_experts`, `top_k` and `d_expert` (⌊F/N⌋ by default) are used.
-        activation, gated: of the dense FFN and of the experts.
-        dense: further arguments of `DenseFFN`.
-
-    Raises:
-        ConfigError: the config is none, or describes another variant.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        d_hidden: int,
-        config: FFNConfig,
-        *,
-        activation: str = "silu",
-        gated: bool = True,
-        **dense: object,
-    ) -> None:
-        if not isinstance(config, FFNConfig) or config.variant != "moe":
-            raise ConfigError(f"config={config!r} must be an FFNConfig with variant='moe'")
-        super().__init__(d_model, d_hidden, activation=activation, gated=gated, **dense)  # type: ignore[arg-type]
-        self.experts = SparseExperts(
-            d_model,
-            config.num_experts,
-            config.expert_size(d_hidden),
-            config.top_k,
-            activation,
-            gated,
-        )
-
-    def forward(self, hidden: Tensor) -> FFNOutput:
-        """[..., D] -> [..., D], with the balance loss."""
-        new_hidden, router_logits = moe(hidden, self.norm, self.mlp, self.experts)
-        return FFNOutput(new_hidden, balance_loss(router_logits, self.experts.top_k))
-
-
-def moe(
-    hidden: Tensor, norm: Norm, mlp: FeedForward, experts: SparseExperts
-) -> tuple[Tensor, Tensor]:
-    """Dense FFN and sparse experts on one normed input: new hidden states and router logits."""
-    x = norm(hidden)
-    sparse, router_logits = experts(x)
-    return hidden + mlp(x) + sparse, router_logits

@@ -5,23 +5,30 @@ Legend: M tokens (or any leading shape), K top_k, L max_loops, N num_experts.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from versatileffn.errors import PlanError
-from versatileffn.ffn.experts import ExpertSlices
+from versatileffn.ffn.balance import balance_loss
+from versatileffn.ffn.config import Fusion
+from versatileffn.ffn.experts import ExpertSlices, spread_gates
+from versatileffn.ffn.token_weights import TokenWeights
 
-PER_TOKEN = (
-    "loop_count",
-    "loop_probs",
-    "lam",
-    "gates",
-    "experts",
-    "router_logits",
-    "loop_logits",
-)
+PER_TOKEN = {
+    "loop_count": 0,
+    "loop_probs": 1,
+    "lam": 0,
+    "gates": 1,
+    "experts": 1,
+    "router_logits": 1,
+    "loop_logits": 1,
+    "balance_logits": 1,
+}
+"""Fields with an entry for each token, and how many dimensions the entry has."""
+REQUIRED = ("loop_count", "loop_probs", "lam")
 
 
 @dataclass
@@ -37,20 +44,26 @@ class ReusePlan:
             rely on Σ p = 1.
         lam: λ of Eq. 13, weight of the width pathway, [M].
         hard: p is one-hot, so a token may stop after ℓ̂ loops.
-        gates: g of Eq. 7, [M, K]; None without a width pathway.
-        experts: selected experts, int64, [M, K]; None without a width pathway.
-        slices: the neurons of each expert; None without a width pathway.
+        fusion: how λ follows from p; None where it doesn't, and edits leave λ alone.
+        uniform: every token takes this many loops and λ = 0, which is known without looking.
+        gates: g of Eq. 7, [M, K]; None where no virtual experts are routed to.
+        experts: selected experts, int64, [M, K]; None without.
+        slices: the neurons of each expert; None without.
         shared: σ, how much of the full FFN joins the width pathway.
         width_gain: s, gain of the routed experts, [1] or a scalar; None means 1.
         loop_gains: γ, gain of each loop, [L]; None means 1.
         router_logits: W_g·H, [M, N].
         loop_logits: W_loop·H, [M, L].
+        balance_logits: logits whose choices the balance loss evens out, [M, N].
+        balance_top_k: how many of them each token chooses.
     """
 
     loop_count: Tensor
     loop_probs: Tensor
     lam: Tensor
     hard: bool = True
+    fusion: Fusion | None = None
+    uniform: int | None = None
     gates: Tensor | None = None
     experts: Tensor | None = None
     slices: ExpertSlices | None = None
@@ -59,6 +72,8 @@ class ReusePlan:
     loop_gains: Tensor | None = None
     router_logits: Tensor | None = None
     loop_logits: Tensor | None = None
+    balance_logits: Tensor | None = None
+    balance_top_k: int = 1
 
     @property
     def max_loops(self) -> int:
@@ -70,12 +85,66 @@ class ReusePlan:
         """E[L] = Σ ℓ·p_ℓ, the difficulty of each token, [M]. Source: Eq. 12."""
         return expected_loops(self.loop_probs)
 
-    def flatten(self) -> "ReusePlan":
+    def balance_loss(self, mask: Tensor | None = None) -> Tensor | None:
+        """How unevenly these tokens choose, a scalar; None where there is nothing to even out.
+
+        Args:
+            mask: tokens that count (nonzero), of the plan's leading shape; None counts all.
+        """
+        if self.balance_logits is None:
+            return None
+        return balance_loss(self.balance_logits, self.balance_top_k, mask)
+
+    def with_loops(self, loop_count: Tensor) -> Self:
+        """The same tokens with other loop counts: p becomes one-hot there, and λ follows.
+
+        Args:
+            loop_count: 1-based int64, of the plan's leading shape.
+
+        Raises:
+            PlanError: the shape is another, or a count is none of 1 … L.
+        """
+        if loop_count.shape != self.loop_count.shape:
+            raise PlanError(
+                f"loop counts of shape {tuple(loop_count.shape)} given to a plan for tokens of "
+                f"shape {tuple(self.loop_count.shape)}: give one for each token"
+            )
+        check_counts(loop_count, self.max_loops)
+        probs = one_hot_loops(loop_count, self.max_loops).to(self.loop_probs.dtype)
+        lam = self.lam if self.fusion is None else width_share(self.fusion, probs)
+        return replace(
+            self, loop_count=loop_count, loop_probs=probs, lam=lam, hard=True, uniform=None
+        )
+
+    def with_gains(self, loop_gains: Tensor | None, width_gain: Tensor | None) -> Self:
+        """The same decisions with learned gains beside the full FFN as shared expert (σ = 1).
+
+        Args:
+            loop_gains: γ, [L]; None means 1.
+            width_gain: s, [1]; None means 1.
+        """
+        shared = 0.0 if self.fusion == "depth" else 1.0  # λ = 0 without a width pathway
+        return replace(self, loop_gains=loop_gains, width_gain=width_gain, shared=shared)
+
+    def flatten(self) -> Self:
         """The same plan with all leading dimensions folded into one."""
         lead = self.loop_count.dim()
         if lead == 1:
             return self
         return self._map_tokens(lambda value: value.reshape(-1, *value.shape[lead:]))
+
+    def weights(self) -> TokenWeights:
+        """What executors are given: the weights of a flat plan's tokens."""
+        lam_M1 = self.lam[:, None]
+        shared_M1 = lam_M1 * self.shared if self.shared else None
+        routed_M1 = gates_MN = None
+        if self.gates is not None and self.experts is not None and self.slices is not None:
+            gates_MN = spread_gates(self.gates, self.experts, self.slices.num_experts)
+            routed_M1 = lam_M1 if self.width_gain is None else lam_M1 * self.width_gain
+        return TokenWeights(
+            self.loop_count, self.loop_probs, 1 - lam_M1, shared_M1, routed_M1, gates_MN,
+            self.slices, self.loop_gains, self.shared, self.hard, self.uniform,
+        )  # fmt: skip
 
     def check(self, d_hidden: int | None = None) -> None:
         """Check a plan that someone made or edited; executors read different fields and trust they
@@ -95,17 +164,13 @@ class ReusePlan:
         """Every field is what it should be and speaks of the same tokens."""
         if not isinstance(self.hard, bool):
             raise PlanError(f"hard={self.hard!r} must be True or False")
-        for name in PER_TOKEN:
+        lead = getattr(self.loop_count, "shape", ())
+        for name, own in PER_TOKEN.items():
             value = getattr(self, name)
-            required = name in ("loop_count", "loop_probs", "lam")
-            if not isinstance(value, Tensor) and (required or value is not None):
-                raise PlanError(f"{name}={value!r} must be a tensor")
-        lead = self.loop_count.shape
-        for name in PER_TOKEN:
-            value = getattr(self, name)
-            own = 0 if name in ("loop_count", "lam") else 1  # dimensions after those of tokens
-            if value is None:
+            if value is None and name not in REQUIRED:
                 continue
+            if not isinstance(value, Tensor):
+                raise PlanError(f"{name}={value!r} must be a tensor")
             if value.shape[: len(lead)] != lead or value.dim() != len(lead) + own:
                 raise PlanError(
                     f"{name} has shape {tuple(value.shape)} in a plan for tokens of shape "
@@ -114,13 +179,17 @@ class ReusePlan:
 
     def _check_loops(self) -> None:
         """Loop counts, p and γ agree."""
-        if self.loop_count.dtype != torch.int64:
-            raise PlanError(f"loop_count must be int64, not {self.loop_count.dtype}")
-        if not ((self.loop_count >= 1) & (self.loop_count <= self.max_loops)).all():
-            raise PlanError(f"loop_count must lie in 1 to max_loops={self.max_loops}")
+        check_counts(self.loop_count, self.max_loops)
+        if self.uniform is not None and (
+            self.lam.any() or not self.hard or (self.loop_count != self.uniform).any()
+        ):
+            raise PlanError(
+                f"uniform={self.uniform} promises that many loops and λ = 0 for each token, which "
+                "isn't so: set uniform to None"
+            )
         probs = self.loop_probs.detach()
         if self.hard:
-            one_hot = torch.nn.functional.one_hot(self.loop_count - 1, self.max_loops)
+            one_hot = one_hot_loops(self.loop_count, self.max_loops)
             if not torch.equal(probs, one_hot.to(probs.dtype)):
                 raise PlanError("a hard plan needs loop_probs that are one-hot at loop_count")
         elif not ((probs.sum(-1) - 1).abs() < 1e-2).all():
@@ -132,20 +201,20 @@ class ReusePlan:
             )
 
     def _check_width(self, d_hidden: int | None) -> None:
-        """Gates, experts and slices are there together and agree, or the plan doesn't need them."""
+        """Gates, experts and slices are there together and agree, or not at all."""
         parts = {"gates": self.gates, "experts": self.experts, "slices": self.slices}
         missing = [name for name, value in parts.items() if value is None]
         if len(missing) == len(parts):
-            if self.lam.any():
+            if self.fusion is not None and self.lam.any():
                 raise PlanError(
-                    "a plan without gates, experts and slices has no width pathway: give them, or "
-                    "set lam to 0"
+                    f"a plan with fusion={self.fusion!r} and λ > 0 lacks gates, experts and slices: "
+                    "give them, set lam to 0, or set fusion to None to mix with H + σF(H) alone"
                 )
             return
         if self.gates is None or self.experts is None or self.slices is None:
             raise PlanError(
-                f"a plan with a width pathway lacks {' and '.join(missing)}: give gates, experts "
-                "and slices, or none of them and lam = 0"
+                f"a plan with virtual experts lacks {' and '.join(missing)}: give gates, experts "
+                "and slices, or none of them"
             )
         if self.gates.shape != self.experts.shape:
             raise PlanError(
@@ -165,7 +234,7 @@ class ReusePlan:
                 f"d_hidden={d_hidden}: make the plan with this layer's controller"
             )
 
-    def take(self, tokens: Tensor | slice) -> "ReusePlan":
+    def take(self, tokens: Tensor | slice) -> Self:
         """The plan of some tokens, in the order given.
 
         Args:
@@ -173,11 +242,37 @@ class ReusePlan:
         """
         return self._map_tokens(lambda value: value[tokens])
 
-    def _map_tokens(self, change: Callable[[Tensor], Tensor]) -> "ReusePlan":
+    def _map_tokens(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply `change` to each field that has one entry per token."""
         values: dict[str, Any] = {name: getattr(self, name) for name in PER_TOKEN}
         changed = {name: change(v) for name, v in values.items() if v is not None}
         return replace(self, **changed)  # type: ignore[arg-type]
+
+
+def check_counts(loop_count: Tensor, max_loops: int) -> None:
+    """Refuse what are no loop counts.
+
+    Raises:
+        PlanError: one isn't of 1 … L, or they are no whole numbers.
+    """
+    if loop_count.dtype != torch.int64:
+        raise PlanError(f"loop_count must be int64, not {loop_count.dtype}")
+    if not ((loop_count >= 1) & (loop_count <= max_loops)).all():
+        raise PlanError(f"loop_count must lie in 1 to max_loops={max_loops}")
+
+
+def one_hot_loops(loop_count: Tensor, max_loops: int) -> Tensor:
+    """p of tokens that stop after ℓ̂ loops, [M] -> [M, L] int64."""
+    return F.one_hot(loop_count - 1, max_loops)
+
+
+def width_share(fusion: Fusion, loop_probs: Tensor) -> Tensor:
+    """λ, the weight of the width pathway, [M]. Source: Eq. 13; ½ for plain averaging."""
+    max_loops = loop_probs.shape[-1]
+    if fusion == "difficulty":
+        return (max_loops - expected_loops(loop_probs)) / max_loops
+    constant = {"average": 0.5, "width": 1.0, "depth": 0.0}[fusion]
+    return loop_probs.new_full(loop_probs.shape[:-1], constant)
 
 
 def expected_loops(loop_probs_ML: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def check_value(name: str, value: object, hint: object) -> None:
     Args:
         name: as the user wrote it.
         value: what the user gave.
-        hint: bool, int (a count), float, a Literal of strings, or `int | None`.
+        hint: bool, str, int (a count), float, a Literal of strings, or `int | None`.
 
     Raises:
         ConfigError: with the remedy.
@@ -27,6 +27,9 @@ def check_value(name: str, value: object, hint: object) -> None:
     elif hint is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{name}={value!r} must be True or False")
+    elif hint is str:
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{name}={value!r} must be a name")
     elif hint is float:
         if (
             isinstance(value, bool)

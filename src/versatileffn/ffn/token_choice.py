@@ -1,0 +1,57 @@
+"""Token choice, as in Mixture-of-Recursions: one router picks each token's depth, and its gate
+says how much of that depth counts.
+
+Legend: M tokens, D d_model, L max_loops.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from versatileffn.errors import ConfigError
+from versatileffn.ffn.config import Versatile
+from versatileffn.ffn.plan import ReusePlan, one_hot_loops
+from versatileffn.ffn.registry import register_controller
+from versatileffn.ffn.wide import WideLinear, at_least_float32
+
+
+@register_controller("token-choice")
+class TokenChoiceController(nn.Module):
+    """ℓ̂ = argmax softmax(W H) and Y = H + g_ℓ̂ (H_ℓ̂ − H), with a balance loss over depths.
+
+    Source: Mixture-of-Recursions (arXiv 2507.10524), token-choice routing, for one FFN instead of
+    a block of layers. With learned gains the rest of the weight, 1 − g, is the dense FFN's, so
+    that the start is exact.
+
+    Args:
+        d_model: D.
+        d_hidden: F, unused: there are no virtual experts.
+        config: the layer's settings.
+
+    Attributes:
+        loop_head: D -> L.
+
+    Raises:
+        ConfigError: the config asks for a width pathway or a soft mix.
+    """
+
+    def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None:
+        super().__init__()
+        if config.fusion != "depth" or config.loop_mix != "hard":
+            raise ConfigError(
+                f"controller='token-choice' has no use for fusion={config.fusion!r} and "
+                f"loop_mix={config.loop_mix!r}: it needs fusion='depth' and loop_mix='hard'"
+            )
+        self.loop_head = WideLinear(d_model, config.max_loops)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """Draw the linear map from N(0, std²)."""
+        nn.init.normal_(self.loop_head.weight, std=std)
+
+    def forward(self, hidden: Tensor) -> ReusePlan:
+        """Decide for each token of hidden states [..., D], without noise."""
+        logits = at_least_float32(self.loop_head(hidden))
+        gate, choice = logits.softmax(-1).max(-1)
+        probs = one_hot_loops(choice + 1, logits.shape[-1]).to(logits.dtype)
+        return ReusePlan(choice + 1, probs, lam=1 - gate, loop_logits=logits, balance_logits=logits)
