@@ -44,7 +44,7 @@ def _uniform(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
 
 def _merged(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     """One last down-projection for both pathways."""
-    depth_ML, bias_D = weights.depth_ML(), view.down_bias
+    depth_ML, bias_D = weights.depth_weights(), view.down_bias
     a_MF = view.hidden(hidden_MD)
     blend_MF = weights.first_loop(a_MF, depth_ML[:, :1])
     total_MD: Tensor | None = None
@@ -63,7 +63,7 @@ def _merged(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
 
 def _apart(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     """A down-projection and a post-norm for each loop, and one for the width pathway."""
-    depth_ML = weights.depth_ML()
+    depth_ML = weights.depth_weights()
     a_MF = view.hidden(hidden_MD)
     step_MD = view.update(a_MF)
     first_M1 = depth_ML[:, :1] if weights.shared_M1 is None else depth_ML[:, :1] + weights.shared_M1

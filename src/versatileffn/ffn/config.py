@@ -94,7 +94,7 @@ class FFNConfig:
         return 0
 
     def warn_unused_neurons(self, d_hidden: int) -> int:
-        """Warn about, and count, the hidden neurons that no virtual expert owns. Source: Eq. 4-5."""
+        """Warn of, and count, hidden neurons that no virtual expert owns. Source: Eq. 4-5."""
         return 0
 
 

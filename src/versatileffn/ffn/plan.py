@@ -207,7 +207,7 @@ class ReusePlan:
         if len(missing) == len(parts):
             if self.fusion is not None and self.lam.any():
                 raise PlanError(
-                    f"a plan with fusion={self.fusion!r} and λ > 0 lacks gates, experts and slices: "
+                    f"fusion={self.fusion!r} and λ > 0, but no gates, experts and slices: "
                     "give them, set lam to 0, or set fusion to None to mix with H + σF(H) alone"
                 )
             return

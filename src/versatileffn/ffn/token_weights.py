@@ -52,8 +52,7 @@ class TokenWeights:
         """L."""
         return self.probs_ML.shape[-1]
 
-    @property
-    def routed_MN(self) -> Tensor | None:
+    def routed_weights(self) -> Tensor | None:
         """λ·s·g spread over the experts: the width pathway as a weight on a₁."""
         if self.routed_M1 is None or self.gates_MN is None:
             return None
@@ -68,8 +67,8 @@ class TokenWeights:
         }
         return replace(self, **by_token)
 
-    def depth_ML(self) -> Tensor:
-        """(1 − λ)·q_j·γ_j with q_j = Σ_{ℓ≥j} p_ℓ, the weight of each loop's update in Y, [M, L]."""
+    def depth_weights(self) -> Tensor:
+        """(1 − λ)·q_j·γ_j with q_j = Σ_{ℓ≥j} p_ℓ, weighs each loop's update, [M, L]."""
         remaining_ML = self.probs_ML.flip(-1).cumsum(-1).flip(-1)
         weights_ML = self.kept_M1 * remaining_ML
         return weights_ML if self.gains_L is None else weights_ML * self.gains_L
@@ -86,7 +85,7 @@ class TokenWeights:
             out: where to put the result; may be `a_MF`. Only without gradients.
         """
         rest_M1 = depth_M1 if self.shared_M1 is None else depth_M1 + self.shared_M1
-        routed_MN = self.routed_MN
+        routed_MN = self.routed_weights()
         if routed_MN is None or self.slices is None:
             return torch.mul(a_MF, rest_M1.to(a_MF.dtype), out=out)
         weights_MN = (rest_M1 + routed_MN).to(a_MF.dtype)
@@ -94,7 +93,7 @@ class TokenWeights:
 
     def routed(self, a_MF: Tensor) -> Tensor | None:
         """λ·s·m ⊙ a₁, the experts' part of it, [M, F]; None without experts."""
-        return self._by_expert(self.routed_MN, a_MF)
+        return self._by_expert(self.routed_weights(), a_MF)
 
     def gated(self, a_MF: Tensor) -> Tensor | None:
         """m ⊙ a₁, what goes through a W_out of its own where a post-norm follows, [M, F]."""
