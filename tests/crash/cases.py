@@ -216,5 +216,6 @@ def all_cases(folder: Path) -> list[Case]:
         Case("perplexity --json", perplexity, (perplexity,), "p.json"),
         Case("reproduce", ["reproduce", "--scale", "smoke", "--corpus", texts, "--out", "out"],
              unstable=rf"{of_checkpoint}|report\.(md|html)$|\.png$",
-             elsewhere=r"/train/run/|/\.tokens\.partial-\w+/", function="crash.cases:with_two_arms"),
+             elsewhere=r"/train/run/|/\.tokens\.partial-\w+/",
+             function="crash.cases:with_two_arms"),
     ]  # fmt: skip
