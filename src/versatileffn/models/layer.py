@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
@@ -103,7 +104,10 @@ class ReuseLayer(Reuse):
             update, decided = self.reuse(hidden, self.ffn_view())
             if decisions is not None:
                 decisions.add(decided)
-            return update
+            if self.family.dropout is None:
+                return update
+            share = getattr(getattr(self, self.family.mlp), self.family.dropout)
+            return F.dropout(update, share, self.training)
 
         parts: dict[str, Callable[[Tensor], Tensor]] = {self.family.mlp: ffn}
         if self.norm_name is not None and not self.reads_stream:
