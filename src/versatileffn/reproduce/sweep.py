@@ -23,10 +23,10 @@ from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.held_out import held_out_loss
-from versatileffn.provenance import versions
+from versatileffn.provenance import machine, versions
 from versatileffn.reproduce import steps
 from versatileffn.reproduce.protocol import Protocol, protocol
-from versatileffn.reproduce.run import cpu_threads, device_record
+from versatileffn.reproduce.run import cpu_threads
 from versatileffn.reproduce.stages import LIBRARIES
 from versatileffn.workspace.durable import write_json
 
@@ -105,7 +105,7 @@ def sweep(scale: Protocol, work: Path, corpus: str | None = None) -> dict[str, A
         "tried": tried,
         "chosen": min(tried, key=lambda record: record["mean_nats"]),
         "versions": versions(*LIBRARIES),
-        "device": device_record(),
+        "device": machine(),
     }
 
 

@@ -14,6 +14,7 @@ from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError, DivergedError
 from versatileffn.models.checkpoint import without_progress_bars
+from versatileffn.provenance import device_name as device_name  # of `versatileffn.cli.flops`
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.callbacks import LastStepCallback, TauCallback
@@ -26,7 +27,6 @@ from versatileffn.training.init import build_model, model_config
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogFileCallback
 from versatileffn.training.progress import ProgressCallback, SpeedCallback
-from versatileffn.training.record import device_name as device_name
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
 from versatileffn.training.sizes import check_sizes

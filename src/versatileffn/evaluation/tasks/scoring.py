@@ -15,7 +15,7 @@ from versatileffn.evaluation.tasks.modes import Mode, check_finite, choose_mode
 from versatileffn.evaluation.tasks.products import check_onednn, products
 from versatileffn.evaluation.tasks.requests import Item
 from versatileffn.evaluation.tasks.tree import Batch, Planned, collate, plan_item
-from versatileffn.memory import check_memory, naming_memory
+from versatileffn.memory import check_memory, forward_bytes, naming_memory
 from versatileffn.models.mode import evaluating
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}
@@ -110,13 +110,11 @@ class Scorer:
             yield from scored
 
     def _least_bytes(self, plans: list[Planned], mode: Mode) -> int:
-        """Memory that a batch takes at the very least: masks, a few hidden states, logits."""
+        """Memory that a batch takes at the very least."""
         width = max(len(plan.tree) for plan in plans)
         tokens = (len(plans) if mode.batch else 1) * width
-        vocabulary, d_model = self.model.get_input_embeddings().weight.shape
-        numbers = 4 * tokens * d_model + (0 if mode.select else tokens * vocabulary)
         masks = tokens * width * (2 + self.dtype.itemsize) if mode.share else 0
-        return int(numbers * self.dtype.itemsize + masks)
+        return forward_bytes(self.model, tokens, 0 if mode.select else tokens) + masks
 
     def _check_vocabulary(self, items: Sequence[Item]) -> None:
         largest = max(max((*r.query, *r.targets)) for item in items for r in item.requests)
