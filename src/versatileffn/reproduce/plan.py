@@ -1,6 +1,5 @@
 """A protocol as a list of stages: who needs whom, and what each one's hash covers."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from versatileffn.data.default_corpus import default_corpus_name
 from versatileffn.data.meta import TokenMeta
+from versatileffn.ffn.config import Dense
 from versatileffn.reproduce import steps
 from versatileffn.reproduce.protocol import Arm, Protocol
 from versatileffn.reproduce.results import BASE
@@ -109,11 +109,11 @@ def _arm_stages(
     label = f"seed {context.seed} · {arm.title} · "
     start, start_model = train_base, root / train_base / "run/model"
     stages = []
-    if arm.ffn.variant != "dense":
+    if not isinstance(arm.ffn, Dense):
         start = f"{top}/convert"
         work = partial(steps.convert, context, arm, start_model)
         start_model = root / start / "model"
-        inputs = {**shared, "ffn": dataclasses.asdict(arm.ffn)}
+        inputs = {**shared, "ffn": arm.ffn.to_dict()}
         stages += [
             Stage(
                 start,
@@ -206,13 +206,7 @@ def _relative_cost(protocol: Protocol, arm: Arm | None) -> float:
     """Rough FLOPs per token of a forward pass, for the time left only."""
     shape = protocol.architecture
     D, F, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    passes = 1.0
-    if arm is not None and arm.ffn.variant == "k-loop":
-        passes = arm.ffn.num_loops
-    elif arm is not None and arm.ffn.variant == "versatile":
-        passes = arm.ffn.max_loops + 0.5
-    elif arm is not None and arm.ffn.variant == "moe":
-        passes = 2.0
+    passes = 1.0 if arm is None else arm.ffn.loops + 0.5 * arm.ffn.has_router
     return 2.0 * (layers * (4 * D * D + passes * 3 * D * F) + protocol.vocab_size * D)
 
 

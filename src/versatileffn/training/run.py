@@ -17,7 +17,7 @@ from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.provenance import device_name as device_name  # of `versatileffn.cli.flops`
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.callbacks import LastStepCallback, TauCallback
+from versatileffn.training.callbacks import LastStepCallback, TauCallback, anneals
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.checkpoints import prune, step_of
 from versatileffn.training.config import TrainConfig
@@ -188,7 +188,7 @@ def _add_callbacks(
     speed: SpeedCallback,
     resumed_step: int,
 ) -> None:
-    if trainer.telemetry.variant == "versatile":
+    if anneals(trainer.unwrapped):
         trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
     if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))
