@@ -147,7 +147,7 @@ def without_memory(config: Any) -> Any:
 def _layer_cost(layer: Any, ffn: FFNConfig, d_model: int) -> tuple[int, int, int, int, int]:
     """`once`, `again`, `experts`, `width_down` and `controller` of one layer."""
     token = torch.empty(1, 1, d_model, device="meta")
-    view = layer.view()
+    view = layer.ffn_view()
 
     def loop(number: int) -> int:
         return _counted(lambda: view.update(view.hidden(token, number), number))

@@ -65,7 +65,7 @@ def tokenize(protocol: Protocol, corpus: str | None, folder: Path) -> dict[str, 
 
 
 def train_phase(
-    context: Context, folder: Path, token_budget: int, init_from: Path | None
+    context: Context, token_budget: int, init_from: Path | None, folder: Path
 ) -> dict[str, Any]:
     """Train from scratch (the base) or from a checkpoint; resumes what it finds in the folder.
 

@@ -69,7 +69,7 @@ def base_loss(scale: Protocol, tokens: Path, work: Path, candidate: Candidate, s
     chosen = dataclasses.replace(scale, evaluations=1, **dataclasses.asdict(candidate))
     folder = work / f"rate-{candidate.learning_rate}-batch-{candidate.batch_tokens}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    steps.train_phase(steps.Context(chosen, tokens, seed), folder, chosen.base_tokens, None)
+    steps.train_phase(steps.Context(chosen, tokens, seed), chosen.base_tokens, None, folder)
     model = steps.load(folder / "run/model")
     dataset = PackedDataset(tokens, "train", chosen.seq_len)
     windows = unread_windows(chosen, len(dataset), seed)
