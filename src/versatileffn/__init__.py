@@ -8,17 +8,23 @@ from versatileffn.signals import end_while_importing, is_command_line
 if is_command_line():  # what follows takes seconds
     end_while_importing()
 
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
 from versatileffn.ffn.plan import ReusePlan
-from versatileffn.ffn.versatile import VersatileFFN
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.ffn.registry import register_controller
+from versatileffn.layer import VersatileFFN
+from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM
 from versatileffn.upcycle import upcycle
 
 __all__ = [
+    "Dense",
     "FFNConfig",
+    "KLoop",
+    "MoE",
     "ReusePlan",
+    "Versatile",
     "VersatileFFN",
     "VersatileLlamaConfig",
     "VersatileLlamaForCausalLM",
+    "register_controller",
     "upcycle",
 ]

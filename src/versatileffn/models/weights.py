@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from versatileffn.errors import CheckpointError
-from versatileffn.memory import check_memory
 from versatileffn.models.trust import trusts_remote_code
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -105,8 +104,8 @@ def check_stored(names: set[str], stored: dict[str, str], source: object) -> Non
             )
 
 
-def skeleton(model_class: Any, config: PreTrainedConfig) -> nn.Module:
-    """The model without memory for its weights: names, shapes and sizes."""
+def skeleton(config: PreTrainedConfig, model_class: Any = AutoModelForCausalLM) -> nn.Module:
+    """The model of a config without memory for its weights: names, shapes and sizes."""
     automatic = hasattr(model_class, "from_config")
     options = {"trust_remote_code": trusts_remote_code()} if automatic else {}
     build = model_class.from_config if automatic else model_class
@@ -115,25 +114,9 @@ def skeleton(model_class: Any, config: PreTrainedConfig) -> nn.Module:
         return build(deepcopy(config), **options)
 
 
-def check_size(
-    model: nn.Module, dtype: torch.dtype | None, loaded: int, what: str, remedy: str
-) -> None:
-    """Refuse a model that doesn't fit into memory.
-
-    Args:
-        model: a skeleton.
-        dtype: in which it will be kept; None where nobody says.
-        loaded: bytes of it that are in memory already.
-        what: how to call it.
-        remedy: what to do where it doesn't fit.
-
-    Raises:
-        ResourceError: with the memory needed and available.
-    """
-    bytes_each = SMALLEST_WEIGHT if dtype is None else dtype.itemsize
-    numbers = sum(tensor.numel() for tensor in model.parameters())
-    buffers = sum(tensor.numel() * tensor.dtype.itemsize for tensor in model.buffers())
-    check_memory(numbers * bytes_each + buffers - loaded, what, remedy)
+def parameter_count(config: PreTrainedConfig) -> int:
+    """Parameters of the model of a config, tied ones once."""
+    return sum(parameter.numel() for parameter in skeleton(config).parameters())
 
 
 def _find(source: str, name: str, options: dict[str, Any]) -> Path | None:
