@@ -35,12 +35,12 @@ def device_name(device: Any) -> str:
     return f"{device.type} ({platform.machine()})"
 
 
-def machine() -> dict[str, Any]:
-    """What computes here by default, without naming the machine."""
+def machine(accelerator: bool = True) -> dict[str, Any]:
+    """What computes here, not by the machine's name: the accelerator, if any, else the CPU."""
     import torch
 
     name = f"CPU ({_cpu_model()})"
-    if torch.cuda.is_available():
+    if accelerator and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     return {"name": name, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
 
