@@ -7,7 +7,6 @@ are routers and loop predictors: the paper leaves them out too, and `controller`
 What a real forward pass executes is measured in `executed.py`, not here.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import Dense, FFNConfig, MoE, Versatile
-from versatileffn.models.family import is_reuse, model_class, reuse_config
+from versatileffn.models.family import is_reuse, reuse_config
+from versatileffn.models.weights import skeleton
 
 Accounting = Literal["paper", "ours"]
 
@@ -130,18 +130,11 @@ def model_cost(config: Any) -> ModelCost:
         CheckpointError: the family is unknown.
     """
     ffn = ffn_of(config)
-    model = without_memory(config if is_reuse(config) else reuse_config(config, ffn))
+    model: Any = skeleton(config if is_reuse(config) else reuse_config(config, ffn)).eval()
     layers = [_layer_cost(layer, ffn, config.hidden_size) for layer in model.reuse_layers()]
     once, again, experts, width_down, controller = map(sum, zip(*layers, strict=True))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelCost(ffn, parameters, once, again, experts, width_down, controller)
-
-
-def without_memory(config: Any) -> Any:
-    """A model in evaluation mode whose tensors have shapes and no values."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of unused neurons, where it is built to run
-        return model_class(config)(config).eval()
 
 
 def _layer_cost(layer: Any, ffn: FFNConfig, d_model: int) -> tuple[int, int, int, int, int]:
