@@ -71,8 +71,9 @@ class Reuse(nn.Module):
         self.loop_weights: LowRankLoops | None = None
         if isinstance(config, MoE):
             self.experts = SparseExperts(
-                d_model, config.num_experts, d_expert, config.top_k, view.act, view.gated
-            )
+                d_model, config.num_experts, d_expert, config.top_k, view.act, view.gated,
+                silent=config.reuse_gains == "learned",
+            )  # fmt: skip
             return
         versatile = isinstance(config, Versatile)
         self.controller = (

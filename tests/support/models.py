@@ -1,8 +1,12 @@
 """Tiny models of every variant."""
 
+import dataclasses
+
 import torch
 
 import versatileffn as vf
+from versatileffn.ffn.config import VARIANTS as CLASSES
+from versatileffn.ffn.config import FFNConfig
 
 SHAPE = {
     "vocab_size": 97,
@@ -17,23 +21,32 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 VARIANTS = {
-    "dense": {"ffn_variant": "dense"},
-    "k-loop": {"ffn_variant": "k-loop", "num_loops": 3},
-    "k-loop-learned": {"ffn_variant": "k-loop", "num_loops": 3, "reuse_gains": "learned"},
-    "moe": {"ffn_variant": "moe"},
-    "versatile": {"ffn_variant": "versatile"},
-    "versatile-learned": {"ffn_variant": "versatile", "reuse_gains": "learned"},
+    "dense": {"variant": "dense"},
+    "k-loop": {"variant": "k-loop", "num_loops": 3},
+    "k-loop-learned": {"variant": "k-loop", "num_loops": 3, "reuse_gains": "learned"},
+    "moe": {"variant": "moe"},
+    "versatile": {"variant": "versatile"},
+    "versatile-learned": {"variant": "versatile", "reuse_gains": "learned"},
 }
+KNOBS = {"variant"} | {f.name for cls in CLASSES.values() for f in dataclasses.fields(cls)}
 
 
-def make_model(seed=0, **settings) -> vf.VersatileLlamaForCausalLM:
+def make_config(**settings) -> vf.VersatileLlamaConfig:
+    """A tiny Llama's config: the variant's knobs, and whatever else differs from `SHAPE`."""
+    reuse = {name: value for name, value in settings.items() if name in KNOBS}
+    rest = {name: value for name, value in settings.items() if name not in KNOBS}
+    return vf.VersatileLlamaConfig(**(SHAPE | rest), reuse=FFNConfig.from_dict(reuse).to_dict())
+
+
+def make_model(seed=0, execution="auto", **settings) -> vf.VersatileLlamaForCausalLM:
     """A model whose learned gains stand off zero, so that they matter."""
     torch.manual_seed(seed)
-    model = vf.VersatileLlamaForCausalLM(vf.VersatileLlamaConfig(**(SHAPE | settings)))
+    model = vf.VersatileLlamaForCausalLM(make_config(**settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gain" in name:
                 parameter.fill_(0.5)
+    model.set_execution(execution)
     return model.eval()
 
 

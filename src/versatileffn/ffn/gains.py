@@ -26,6 +26,12 @@ class ReuseGains(nn.Module):
         self.loop_gains = nn.Parameter(torch.zeros(loops - 1)) if loops > 1 else None
         self.width_gain = nn.Parameter(torch.zeros(1)) if width else None
 
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """Set all gains to 0, whatever the scale of other new weights."""
+        for gain in self.parameters():
+            nn.init.zeros_(gain)
+
     def forward(self, plan: ReusePlan) -> ReusePlan:
         """The same decisions, carried out with these gains."""
         return plan.with_gains(

@@ -48,6 +48,7 @@ class SparseExperts(nn.Module):
         top_k: K.
         act: φ is act(gate)·up where gated, else act(up); the dense FFN's.
         gated: each expert is gated.
+        silent: W_out starts at 0, so that at first the experts add nothing.
 
     Attributes:
         router: D -> N.
@@ -63,9 +64,11 @@ class SparseExperts(nn.Module):
         top_k: int,
         act: Activation = F.silu,
         gated: bool = True,
+        silent: bool = False,
     ) -> None:
         super().__init__()
         self.num_experts, self.top_k, self.gated = num_experts, top_k, gated
+        self.silent = silent
         self.router = WideLinear(d_model, num_experts)
         width = 2 * d_expert if gated else d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, width, d_model))
@@ -75,9 +78,11 @@ class SparseExperts(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
-        """Draw all weights from N(0, std²)."""
+        """Draw all weights from N(0, std²); W_out is 0 where experts start silent."""
         for weight in (self.router.weight, self.gate_up_proj, self.down_proj):
             nn.init.normal_(weight, std=std)
+        if self.silent:
+            nn.init.zeros_(self.down_proj)
 
     def beside(self, hidden: Tensor, view: FFNView) -> tuple[Tensor, Routing]:
         """post(FFN(norm H) + Σ_k g_k E_k(norm H)), [..., D] -> [..., D], and the routing."""

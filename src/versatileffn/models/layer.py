@@ -1,81 +1,113 @@
-"""What turns a family's decoder layer into one whose FFN is reused."""
+"""A family's decoder layer whose FFN is reused, run by the family's own forward pass."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import ReuseController
-from versatileffn.ffn.dense import ACTIVATIONS
-from versatileffn.ffn.gains import LoopGains
-from versatileffn.ffn.kloop import k_loop
-from versatileffn.ffn.moe import SparseExperts, moe
-from versatileffn.ffn.versatile import versatile
-from versatileffn.models.base import Decisions
-
-MOE_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+from versatileffn.errors import ConfigError
+from versatileffn.ffn.view import FFNView
+from versatileffn.layer import Reuse
+from versatileffn.models.decisions import Decisions
+from versatileffn.models.table import Family
 
 
-class ReuseLayer(nn.Module):
-    """Mixin for a decoder layer that owns `post_attention_layernorm` and `mlp`.
+class LayerView:
+    """A layer as its family's forward pass sees it: some parts are others, the rest is the layer's.
 
-    The family's modules stay where a dense checkpoint has them. A variant adds at most one:
-    `controller` (versatile), `experts` (moe), or `gains` (k-loop with learned gains).
+    Args:
+        layer: is left as it is.
+        parts: by the names under which the forward pass looks for them.
     """
 
-    post_attention_layernorm: Any
-    mlp: Any
+    def __init__(self, layer: nn.Module, parts: dict[str, Callable[[Tensor], Tensor]]) -> None:
+        self._layer, self._parts = layer, parts
 
-    def add_reuse(self, config: FFNConfig, d_model: int, d_hidden: int, activation: str) -> None:
-        """Create what the variant needs beside the dense FFN.
+    def __getattr__(self, name: str) -> Any:
+        parts = self._parts
+        return parts[name] if name in parts else getattr(self._layer, name)
 
-        Args:
-            config: the variant.
-            d_model, d_hidden: D and F.
-            activation: the family's name of φ, for real experts.
-        """
-        self.reuse = config
-        self.controller: ReuseController | None = None
-        self.experts: SparseExperts | None = None
-        self.gains: LoopGains | None = None
-        if config.variant == "versatile":
-            self.controller = ReuseController(d_model, d_hidden, config)
-        elif config.variant == "moe":
-            self.experts = SparseExperts(
-                d_model,
-                config.num_experts,
-                config.expert_size(d_hidden),
-                config.top_k,
-                MOE_ACTIVATIONS.get(activation, activation),
-                gated=getattr(self.mlp, "gate_proj", None) is not None,
+
+def unchanged(x: Tensor) -> Tensor:
+    """What a norm becomes that the FFN's executors apply themselves."""
+    return x
+
+
+class ReuseLayer(Reuse):
+    """Mixin for a family's decoder layer.
+
+    The family's modules stay where a dense checkpoint has them; its forward pass sees the identity
+    in place of the FFN's norms, and the reuse in place of the FFN.
+
+    Attributes:
+        family: how the family calls its parts.
+        own_forward: the family's, a plain function.
+    """
+
+    family: ClassVar[Family]
+    own_forward: ClassVar[Callable[..., Any]]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        family, mlp = self.family, getattr(self, self.family.mlp)
+        lacking = [n for n in (*family.proj, family.act, family.down) if not hasattr(mlp, n)]
+        if lacking:
+            raise ConfigError(
+                f"a {type(mlp).__name__} of {config.model_type} has no {lacking[0]}: only dense "
+                "FFNs are reused, so give a model without experts of its own"
             )
-        elif (
-            config.variant == "k-loop" and config.reuse_gains == "learned" and config.num_loops > 1
-        ):
-            self.gains = LoopGains(config.num_loops)
+        beside = family.parallel or getattr(config, "use_parallel_residual", False)
+        self.reads_stream = family.shared_norm is not None and beside
+        self.norm_name = family.shared_norm if self.reads_stream else family.norm
+        down = getattr(mlp, family.down)
+        self.add_reuse(config.ffn(), down.out_features, down.in_features, self.ffn_view())
+        self.set_tau(config.tau)
 
-    def apply_ffn(self, hidden: Tensor, decisions: Decisions | None = None) -> Tensor:
-        """Norm, FFN and residual in the way the variant reuses them, [B, T, D] -> [B, T, D].
+    def set_tau(self, tau: float) -> None:
+        """Set τ wherever the controller has one; a controller may wrap another."""
+        for module in () if self.controller is None else self.controller.modules():
+            if hasattr(module, "tau"):
+                module.tau = tau
+
+    def ffn_view(self) -> FFNView:
+        """The dense FFN as executors see it."""
+        family, mlp = self.family, getattr(self, self.family.mlp)
+        return FFNView(
+            norm=unchanged if self.norm_name is None else getattr(self, self.norm_name),
+            proj=tuple(getattr(mlp, name) for name in family.proj),
+            act=getattr(mlp, family.act),
+            down=getattr(mlp, family.down),
+            gated=family.gated,
+            post_norm=None if family.post_norm is None else getattr(self, family.post_norm),
+            scale=1.0 if family.scale is None else getattr(self, family.scale),
+            loop_weights=getattr(self, "loop_weights", None),
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        decisions: Decisions | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The family's own forward pass, its FFN reused.
 
         Args:
-            hidden: H, hidden states after attention.
+            hidden_states: the residual stream before the layer, [B, T, D].
+            args, kwargs: of the family's forward pass.
             decisions: is handed what was decided and carried out; None if nobody asks.
         """
-        norm, mlp = self.post_attention_layernorm, self.mlp
-        if self.controller is not None:
-            hidden, plan = versatile(hidden, norm, mlp, self.controller, self.reuse)
-            if decisions is not None:
-                decisions.add(plan.router_logits, plan)
-            return hidden
-        if self.experts is not None:
-            hidden, router_logits = moe(hidden, norm, mlp, self.experts)
-            if decisions is not None:
-                decisions.add(router_logits)
-            return hidden
-        loops = self.reuse.num_loops if self.reuse.variant == "k-loop" else 1
-        return k_loop(hidden, norm, mlp, loops, None if self.gains is None else self.gains())
 
+        def ffn(x: Tensor) -> Tensor:
+            hidden = hidden_states if self.reads_stream else x
+            update, decided = self.reuse(hidden, self.ffn_view())
+            if decisions is not None:
+                decisions.add(decided)
+            return update
 
-def supports_activation(activation: str) -> bool:
-    """Whether real experts can be built with this activation of Transformers'."""
-    return MOE_ACTIVATIONS.get(activation, activation) in ACTIVATIONS
+        parts: dict[str, Callable[[Tensor], Tensor]] = {self.family.mlp: ffn}
+        if self.norm_name is not None and not self.reads_stream:
+            parts[self.norm_name] = unchanged
+        if self.family.post_norm is not None:
+            parts[self.family.post_norm] = unchanged
+        return type(self).own_forward(LayerView(self, parts), hidden_states, *args, **kwargs)

@@ -1,0 +1,138 @@
+"""A family's heads: their own forward pass and loss, with the balance loss and what was decided."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.modeling_outputs import (
+    MoeCausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.utils import can_return_tuple
+
+from versatileffn.ffn.moe import Routing
+from versatileffn.ffn.plan import ReusePlan
+from versatileffn.models.base import ReusePreTrainedModel
+from versatileffn.models.decisions import Decisions
+
+
+@dataclass
+class ReuseCausalLMOutput(MoeCausalLMOutputWithPast):
+    """Transformers' MoE output, with the plans.
+
+    Args:
+        loss: nats per token; in training mode with `router_aux_loss_coef · aux_loss` added.
+        aux_loss: the balance loss, averaged over layers; None without a router.
+        router_logits: one [B·T, N] for each layer, when asked for.
+        reuse_plans: what each layer decided, with `output_reuse_plans=True`.
+    """
+
+    reuse_plans: tuple[ReusePlan | Routing, ...] | None = None
+
+
+@dataclass
+class ReuseClassifierOutput(SequenceClassifierOutputWithPast):
+    """Transformers' output of a classifier, with the fields of `ReuseCausalLMOutput`."""
+
+    aux_loss: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+    reuse_plans: tuple[ReusePlan | Routing, ...] | None = None
+
+
+class ReuseHead(ReusePreTrainedModel):
+    """Mixin for a family's model with a head.
+
+    Attributes:
+        output_class: what it returns.
+        shifts_labels: labels are tokens, each predicted at the position before it.
+    """
+
+    output_class: ClassVar[type[Any]]
+    shifts_labels: ClassVar[bool]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_router_logits: bool | None = None,
+        output_reuse_plans: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The family's own, with the balance loss.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, T], 0 for padding; the balance loss leaves padding out.
+            labels: as the family's forward pass wants them.
+            num_items_in_batch: labels of the whole batch when this call sees one micro-batch of
+                it, as Trainer passes it. The balance loss is then weighted by this micro-batch's
+                share, so accumulation averages it instead of adding it up.
+            output_router_logits: record router logits and compute `aux_loss`. By default when
+                the config says so, and whenever a loss is computed in training mode.
+            output_reuse_plans: return what each layer decided.
+            kwargs: of the family's forward pass.
+
+        Raises:
+            ConfigError: the balance loss should train a router but has no gradient.
+        """
+        adds_balance = self.training and labels is not None
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits or adds_balance
+        if output_router_logits or output_reuse_plans:
+            kwargs["decisions"] = decisions = Decisions()
+        else:
+            decisions = None
+        if num_items_in_batch is not None:
+            kwargs["num_items_in_batch"] = num_items_in_batch
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            return_dict=True,
+            **kwargs,
+        )
+        if decisions is None:
+            return self.output_class(**outputs)
+        decisions.complete = True
+        fields = dict(outputs)
+        if output_router_logits:
+            self.check_balance_gradient(decisions)
+            aux_loss = decisions.balance_loss(attention_mask)
+            fields |= {"router_logits": decisions.router_logits(), "aux_loss": aux_loss}
+            if adds_balance and aux_loss is not None:
+                counted = labels[..., 1:] if self.shifts_labels else labels
+                counted = kwargs.get("shift_labels", counted)
+                share = share_of_batch(counted, num_items_in_batch)
+                balance = self.router_aux_loss_coef * share * aux_loss.to(outputs.loss.device)
+                fields["loss"] = outputs.loss + balance
+        if output_reuse_plans:
+            fields["reuse_plans"] = tuple(decisions.made)
+        return self.output_class(**fields)
+
+
+class ReuseForCausalLM(ReuseHead):
+    """Mixin for a family's causal language model; generation is Transformers' own."""
+
+    output_class = ReuseCausalLMOutput
+    shifts_labels = True
+
+
+class ReuseForSequenceClassification(ReuseHead):
+    """Mixin for a family's classifier of sequences."""
+
+    output_class = ReuseClassifierOutput
+    shifts_labels = False
+
+
+def share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+    """The part of the batch's labels that this micro-batch holds; 1 if it is all.
+
+    Counted as Trainer counts them: shifted labels where the batch has them, else all labels but
+    each row's first.
+    """
+    if num_items_in_batch is None:
+        return 1.0
+    return (labels != -100).sum() / num_items_in_batch
