@@ -14,11 +14,12 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig, Versatile
-from versatileffn.ffn.view import FFNView
 from versatileffn.imports import imported
 from versatileffn.layer import NEW_TENSORS
+from versatileffn.models.base import new_tensors_drawn
 from versatileffn.models.checkpoint import load_checkpoint, read_config
 from versatileffn.models.family import is_reuse, model_class, reuse_config
+from versatileffn.models.layer import ReuseLayer
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.models.trust import RemoteCodeError, remote_code
 from versatileffn.workspace.durable import write_json
@@ -153,13 +154,13 @@ def upcycle(
                 "wrong, or its dtype too narrow"
             )
         weights = dense.state_dict()
-        model = load_checkpoint(new_class, source, new_config, NEW_TENSORS, weights=weights)
+        with new_tensors_drawn():
+            model = load_checkpoint(new_class, source, new_config, NEW_TENSORS, weights=weights)
     model.generation_config = _generation_config(dense, source)
     layers = model.reuse_layers()
     if config.variant == "moe" and config.starts_exactly:
         for layer in layers:
             torch.nn.init.zeros_(layer.experts.down_proj)
-    view = layers[0].view()
     return model, Receipt(
         source=str(source),
         variant=config.variant,
@@ -172,8 +173,8 @@ def upcycle(
             if name not in weights
         },
         family=dense_config.model_type,
-        layout=layout(config, view, layers[0].parallel),
-        unused_neurons=config.warn_unused_neurons(view.down.in_features),
+        layout=layout(layers[0], model.config),
+        unused_neurons=config.warn_unused_neurons(layers[0].ffn_view().down.in_features),
         dtype=str(model.dtype).removeprefix("torch."),
         probe_tokens=probe_ids.shape[-1],
         logit_difference=(_logits(model, probe_ids) - expected).abs().max().item(),
@@ -182,28 +183,20 @@ def upcycle(
     )
 
 
-def layout(config: FFNConfig, view: FFNView, parallel: bool) -> str:
-    """Where a family's norms stand, and what the width pathway costs for it.
-
-    Args:
-        config: the variant.
-        view: a layer's FFN.
-        parallel: it stands beside attention.
-    """
-    before = not isinstance(view.norm, torch.nn.Identity)
-    norms = "post-norm" if not before else "pre-norm" if view.post_norm is None else "pre- and post-norm"
-    said = [norms]
-    if isinstance(config, Versatile) and config.uses_width:
-        said[0] += ": " + (
-            "width is a blend of loop 1's activations, no matrix product"
+def layout(layer: ReuseLayer, config: PreTrainedConfig) -> str:
+    """Where a family's norms stand, and what the width pathway costs for it."""
+    view, family, ffn = layer.ffn_view(), layer.family, layer.reuse_config
+    places = (("pre", layer.norm_name), ("post", family.post_norm))
+    said = " and ".join(f"{place}-norm" for place, norm in places if norm is not None)
+    if isinstance(ffn, Versatile) and ffn.uses_width:
+        said += (
+            ": width is a blend of loop 1's activations, no matrix product"
             if view.merges
-            else "the width pathway pays its own down-projection, none while s = 0"
+            else ": the width pathway pays its own down-projection, none while s = 0"
         )
-    if parallel:
-        said.append("beside attention, so decisions read the residual stream before the layer")
-    if view.scale != 1:
-        said.append(f"residual scale {view.scale:g}")
-    return "; ".join(said)
+    if family.parallel or getattr(config, "use_parallel_residual", False):
+        said += "; beside attention: decisions read the residual stream before the layer"
+    return said if view.scale == 1 else f"{said}; residual scale {view.scale:g}"
 
 
 def is_dense(config: PreTrainedConfig) -> bool:

@@ -6,9 +6,8 @@ from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from versatileffn.ffn.config import VARIANTS, FFNConfig
@@ -32,20 +31,11 @@ Target = StrEnum("Target", {name.upper(): name for name in reversed(VARIANTS)}) 
 
 def _option(knob: Knob) -> Any:
     """The option that a knob is; left out, it is the record's business."""
-    options = get_args(knob.hint)
-    choices = [option for option in options if isinstance(option, str)]
-    kind = next(iter(kind for kind in options if kind is not type(None)), knob.hint)
     default = "learned" if knob.name == "reuse_gains" else knob.default
-    shown = "" if default is None else f"  [default: {default}]"
-    return Annotated[
-        (str if choices else kind) | None,
-        typer.Option(
-            OPTIONS.get(knob.name, f"--{knob.name.replace('_', '-')}"),
-            help=f"{knob.text} ({', '.join(knob.variants)}){shown}",
-            click_type=click.Choice(choices) if choices else None,
-            show_default=False,
-        ),
-    ]
+    name = OPTIONS.get(knob.name, f"--{knob.name.replace('_', '-')}")
+    text = f"{knob.text} ({', '.join(knob.variants)})"
+    shown = False if default is None else str(default)
+    return Annotated[knob.hint | None, typer.Option(name, help=text, show_default=shown)]
 
 
 def _with_knobs(command: Any) -> Any:

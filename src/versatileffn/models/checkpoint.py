@@ -192,6 +192,7 @@ def load_checkpoint(
             f"{source} has {len(unexpected)} weights its config doesn't know, {unexpected[0]} "
             "among them: its config.json and weights don't belong together"
         )
+    files.align(model)
     _check_finite(model, weights or (), source)
     return model.eval()
 

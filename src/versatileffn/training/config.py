@@ -54,7 +54,7 @@ FFN = Annotated[
     FFNConfig | None,
     PlainValidator(_ffn),
     PlainSerializer(lambda ffn: ffn and ffn.to_dict()),
-    WithJsonSchema({"type": "object"}),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]}),
 ]
 """One of the records of `ffn/config.py`, written as a mapping."""
 
@@ -67,7 +67,7 @@ class ModelSection(Section):
         description="Checkpoint folder or hub id to start from; optimizer state is not taken over.",
     )
     architecture: Architecture | None = Field(
-        None, description="Sizes of a model from scratch, under LlamaConfig's names."
+        None, description="Family and sizes of a model from scratch."
     )
     ffn: FFN = Field(
         None,
