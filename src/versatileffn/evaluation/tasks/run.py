@@ -141,7 +141,7 @@ def _answer(
     if missing:
         scorer.choose([item for some in items.values() for item in some])
     for item, log_likelihoods in scorer.score(missing):
-        record = Record.of(item, log_likelihoods, str(scorer.mode))
+        record = Record.of(item, log_likelihoods, scorer.mode)
         if store is not None:
             store.add(record)
         found[item.task, item.index] = record
