@@ -2,24 +2,27 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError, PlanError
 from versatileffn.execution.select import Execution, execute
-from versatileffn.ffn import token_choice  # noqa: F401 - registers itself
 from versatileffn.ffn.config import FFNConfig, MoE, Versatile
-from versatileffn.ffn.controller import ConstantController
+from versatileffn.ffn.controller import ConstantController, LinearController
 from versatileffn.ffn.gains import ReuseGains
 from versatileffn.ffn.loop_weights import LowRankLoops
 from versatileffn.ffn.mlp import MLP
 from versatileffn.ffn.moe import Routing, SparseExperts
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.registry import make_controller
+from versatileffn.ffn.token_choice import TokenChoiceController
 from versatileffn.ffn.values import check_value
 from versatileffn.ffn.view import FFNView
 
 NEW_TENSORS = ("controller.", "gains.", "loop_weights.", "experts.")
 """What the names of all tensors begin with that a variant adds to its layer."""
+OURS = (LinearController, ConstantController, TokenChoiceController)
+"""Controllers whose plans are right without a look at them."""
 
 
 class FFNOutput(NamedTuple):
@@ -64,7 +67,7 @@ class Reuse(nn.Module):
             ConfigError: the variant doesn't fit the FFN, or its controller is unknown.
         """
         d_expert = config.expert_size(d_hidden)
-        self.reuse_config = config
+        self.reuse_config, self.reuse_d_hidden = config, d_hidden
         self.controller: Any = None
         self.experts: SparseExperts | None = None
         self.gains: ReuseGains | None = None
@@ -90,9 +93,15 @@ class Reuse(nn.Module):
             self.loop_weights = LowRankLoops(sizes, config.loops, rank)
 
     def decide(self, hidden: Tensor, view: FFNView) -> ReusePlan:
-        """What to do for each token of hidden states [..., D], gains included."""
+        """What to do for each token of hidden states [..., D], gains included.
+
+        Raises:
+            PlanError: someone else's controller made a plan that contradicts itself.
+        """
         normed = isinstance(self.reuse_config, Versatile) and self.reuse_config.normed_controller
         plan: ReusePlan = self.controller(view.norm(hidden) if normed else hidden)
+        if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
+            plan.check(self.reuse_d_hidden)
         return plan if self.gains is None else self.gains(plan)
 
     def reuse(

@@ -4,11 +4,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 from versatileffn.data.packed import PackedDataset
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import Versatile
+from versatileffn.models.family import model_class
 from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.arguments import training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.init import new_model
 from versatileffn.training.trainer import ReuseTrainer, whole_batches
 
 ARCHITECTURE = {
@@ -25,9 +25,8 @@ def test_norms_biases_and_gains_do_not_decay_and_embeddings_do(make_config, tmp_
     config = make_config()
     data = PackedDataset(config.data.tokens, "train", 32)
     plan = plan_batches(config, len(data), 1)
-    model = new_model(
-        architecture_config(Architecture(**ARCHITECTURE), FFNConfig(reuse_gains="learned"))
-    )
+    made = architecture_config(Architecture(**ARCHITECTURE), Versatile(reuse_gains="learned"))
+    model = model_class(made)(made)
     args = training_arguments(config, plan, tmp_path, eval_batch_size=8)
     trainer = ReuseTrainer(model, args, plan, data, data, 256, 3.0)
     decays, spared = trainer.create_optimizer().param_groups
@@ -39,8 +38,8 @@ def test_norms_biases_and_gains_do_not_decay_and_embeddings_do(make_config, tmp_
         "model.norm.weight",
         f"{layer}input_layernorm.weight",
         f"{layer}post_attention_layernorm.weight",
-        f"{layer}controller.width_gain",
-        f"{layer}controller.loop_gains",
+        f"{layer}gains.width_gain",
+        f"{layer}gains.loop_gains",
     }
     assert (decays["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     decayed_names = {names[id(p)] for p in decays["params"]}

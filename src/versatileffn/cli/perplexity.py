@@ -52,8 +52,7 @@ def perplexity_command(
     from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
     from versatileffn.models.checkpoint import quiet_transformers
-    from versatileffn.provenance import versions
-    from versatileffn.training.run import device_name
+    from versatileffn.provenance import device_name, versions
 
     out = RecordFile(json, "perplexity", [model, tokenizer, *text], overwrite) if json else None
     corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]

@@ -1,69 +1,166 @@
-"""A layer as the packed training pass reads it: its norm, its φ and its weights as tensors.
+"""An FFN as the packed passes use it: by calling its modules, or by reading its weights.
 
 Legend: D d_model, F d_hidden, R rows (tokens).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from versatileffn.execution.activation import Phi
 from versatileffn.execution.norms import AnyNorm, RMSNorm
-from versatileffn.ffn.dense import FeedForward, Norm, linears
+from versatileffn.execution.plain import has_plain_linears
+from versatileffn.ffn.view import FFNView, Norm
+
+
+class Layer(Protocol):
+    """What a packed forward pass asks for."""
+
+    @property
+    def norm(self) -> Norm:
+        """The norm before the FFN."""
+        ...
+
+    @property
+    def phi(self) -> Phi:
+        """φ, which leaves what it is given."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """r."""
+        ...
+
+    @property
+    def b_out(self) -> Tensor | None:
+        """W_out's bias, [D]."""
+        ...
+
+    def project(self, x_RD: Tensor) -> list[Tensor]:
+        """W_proj x, one tensor for each linear map."""
+        ...
+
+    def activate(self, projected: Sequence[Tensor]) -> Tensor:
+        """a = φ of these, which it may overwrite, [R, F]."""
+        ...
+
+    def down(self, a_RF: Tensor) -> Tensor:
+        """W_out a and its bias, [R, D]."""
+        ...
+
+
+class CalledLayer:
+    """Calls the modules, so that whatever wraps them takes part.
+
+    Args:
+        view: the FFN.
+    """
+
+    def __init__(self, view: FFNView) -> None:
+        self.view, self.phi = view, Phi(view.act, view.gated)
+        self.norm, self.scale, self.b_out = view.norm, view.scale, view.down_bias
+        self.in_place = has_plain_linears(view)
+
+    def project(self, x_RD: Tensor) -> list[Tensor]:
+        """W_proj x."""
+        return [linear(x_RD) for linear in self.view.proj]
+
+    def activate(self, projected: Sequence[Tensor]) -> Tensor:
+        """a, in memory that no hook may have kept."""
+        if self.in_place:
+            return self.phi.in_place(projected)
+        a_RF = self.phi(projected)
+        return a_RF.clone() if a_RF is projected[0] else a_RF
+
+    def down(self, a_RF: Tensor) -> Tensor:
+        """W_out a."""
+        out: Tensor = self.view.down(a_RF)
+        return out
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What there is to multiply with.
+class ReadLayer:
+    """The weights of an FFN, for the passes that differentiate by hand.
 
     Args:
         norm: the norm.
-        mlp: says what φ is; its weights are not read.
-        linears: gate (if any) and up, each [F, D], and down, [D, F], in the dtype of the matrix
-            products.
+        phi: φ.
+        w_proj, b_proj: weights [·, D] and biases of W_proj's linear maps.
+        w_out, b_out: weight [D, F] and bias of W_out. All in the dtype of the matrix products.
+        scale: r.
         autocast: the dtype that autocast asked for; None where it is off.
     """
 
     norm: RMSNorm | AnyNorm
-    mlp: FeedForward
-    linears: Sequence[Tensor]
+    phi: Phi
+    w_proj: Sequence[Tensor]
+    b_proj: Sequence[Tensor | None]
+    w_out: Tensor
+    b_out: Tensor | None
+    scale: float
     autocast: torch.dtype | None
 
     @classmethod
-    def of(cls, norm: Norm, mlp: FeedForward, like: Tensor) -> "Layer":
+    def of(cls, view: FFNView, like: Tensor) -> Self:
         """Read plain modules, casting weights to autocast's dtype where it is on.
 
         Args:
-            norm, mlp: modules for which `reads_plain_weights` holds.
+            view: an FFN that merges and for which `why_called` has no reason.
             like: hidden states; autocast is asked about their device.
         """
-        device = like.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        weights = [linear.weight for linear in linears(mlp)]
-        if autocast is not None and like.dtype != torch.float64:  # which it leaves alone
-            weights = [weight.to(autocast) for weight in weights]
-        known = RMSNorm.of(norm) or AnyNorm.of(cast(nn.Module, norm), autocast)
-        return cls(known, mlp, weights, autocast)
+        autocast = autocast_dtype(like)
 
-    def with_weights(self, norm: Sequence[Tensor], linears: Sequence[Tensor]) -> "Layer":
-        """The same layer, with weights that autograd has handed back; () to hold none."""
-        return replace(self, norm=self.norm.with_weights(norm), linears=linears)
+        def read(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or autocast is None or like.dtype == torch.float64:
+                return tensor  # autocast leaves float64 alone
+            return tensor.to(autocast)
 
-    @property
-    def proj(self) -> Sequence[Tensor]:
-        """Gate and up, or up alone."""
-        return self.linears[:-1]
+        weights = [(read(linear.weight), read(linear.bias)) for linear in view.linears]  # type: ignore[arg-type]
+        (*proj, out) = cast(list[tuple[Tensor, Tensor | None]], weights)
+        norm = RMSNorm.of(view.norm) or AnyNorm.of(cast(nn.Module, view.norm), autocast)
+        return cls(
+            norm, Phi(view.act, view.gated), [w for w, _ in proj], [b for _, b in proj], *out,
+            view.scale, autocast,
+        )  # fmt: skip
 
     @property
-    def down(self) -> Tensor:
-        """W_out, [D, F]."""
-        return self.linears[-1]
+    def tensors(self) -> list[Tensor]:
+        """What autograd is to differentiate, in the order of `with_tensors`."""
+        found = [*self.norm.weights, *self.w_proj, *self.b_proj, self.w_out, self.b_out]
+        return [tensor for tensor in found if tensor is not None]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """The same layer with the tensors that autograd has handed back."""
+        given = iter(tensors)
+        return replace(
+            self,
+            norm=self.norm.with_weights([next(given) for _ in self.norm.weights]),
+            w_proj=[next(given) for _ in self.w_proj],
+            b_proj=[None if bias is None else next(given) for bias in self.b_proj],
+            w_out=next(given),
+            b_out=None if self.b_out is None else next(given),
+        )
 
     def project(self, x_RD: Tensor) -> list[Tensor]:
-        """W_proj x, each [R, F]."""
+        """W_proj x."""
         if self.autocast is not None:
-            x_RD = x_RD.to(self.down.dtype)
-        return [F.linear(x_RD, weight) for weight in self.proj]
+            x_RD = x_RD.to(self.w_out.dtype)
+        return [F.linear(x_RD, w, b) for w, b in zip(self.w_proj, self.b_proj, strict=True)]
+
+    def activate(self, projected: Sequence[Tensor]) -> Tensor:
+        """a."""
+        return self.phi.in_place(projected)
+
+    def down(self, a_RF: Tensor) -> Tensor:
+        """W_out a."""
+        return F.linear(a_RF, self.w_out, self.b_out)
+
+
+def autocast_dtype(like: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on the device of `like`; None where it is off."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -57,7 +57,8 @@ def _merged(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     if bias_D is None:
         return output_MD
     # W_out's bias was added once; the plan wants it once per loop and once for the width pathway.
-    times_M1 = depth_ML.sum(-1, keepdim=True) + (1 - weights.kept_M1)
+    times_M1, width_M1 = depth_ML.sum(-1, keepdim=True), weights.width_bias_M1
+    times_M1 = times_M1 if width_M1 is None else times_M1 + width_M1
     return output_MD + (times_M1.to(bias_D.dtype) - 1) * bias_D
 
 
@@ -68,15 +69,32 @@ def _apart(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     step_MD = view.update(a_MF)
     first_M1 = depth_ML[:, :1] if weights.shared_M1 is None else depth_ML[:, :1] + weights.shared_M1
     output_MD = first_M1.to(step_MD.dtype) * step_MD
-    gated_MF = weights.gated(a_MF)
-    if gated_MF is not None and weights.routed_M1 is not None:
-        output_MD = output_MD + weights.routed_M1.to(step_MD.dtype) * view.update(gated_MF)
+    width_MD = width_update(view, weights, a_MF)
+    output_MD = output_MD if width_MD is None else output_MD + width_MD
     total_MD = _gained(step_MD, weights, 0)
     for loop in range(1, weights.max_loops):
         step_MD = view.update(view.hidden(view.state(hidden_MD, total_MD), loop), loop)
         output_MD = output_MD + depth_ML[:, loop, None].to(step_MD.dtype) * step_MD
         total_MD = total_MD + _gained(step_MD, weights, loop)
     return output_MD
+
+
+def width_update(view: FFNView, weights: TokenWeights, a_MF: Tensor) -> Tensor | None:
+    """What the experts add where nothing merges, λs·post(W_out(m ⊙ a₁)), [M, D]; None without them.
+
+    Without a post-norm W_out's bias is in the width pathway once, as everywhere else: not times s,
+    and not again where the full FFN joins.
+    """
+    gated_MF, bias_D = weights.gated(a_MF), view.down_bias
+    if gated_MF is None or weights.routed_M1 is None or weights.width_bias_M1 is None:
+        return None
+    update_MD = view.update(gated_MF)
+    width_MD = weights.routed_M1.to(update_MD.dtype) * update_MD
+    if bias_D is None or view.post_norm is not None:
+        return width_MD
+    times_M1 = weights.width_bias_M1 - weights.routed_M1
+    times_M1 = times_M1 if weights.shared_M1 is None else times_M1 - weights.shared_M1
+    return width_MD + times_M1.to(bias_D.dtype) * bias_D
 
 
 def _gained(step_MD: Tensor, weights: TokenWeights, loop: int) -> Tensor:

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from versatileffn.execution.plain import is_watched
-from versatileffn.ffn.dense import Norm
+from versatileffn.ffn.view import Norm
 
+ROUNDS_FIRST = frozenset(
+    f"{family}RMSNorm"
+    for family in "Llama Mistral Ministral Ministral3 Qwen2 Qwen3 SmolLM3 Granite Phi3".split()
+)
+"""Transformers' names of one and the same norm; those of other families compute others."""
 NormBackward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """From d_x to the gradient of the state, [R, D], and of the norm's weights."""
 
@@ -35,12 +40,12 @@ class RMSNorm:
 
     @classmethod
     def of(cls, norm: Norm) -> "RMSNorm | None":
-        """Recognize torch's RMSNorm and Llama's, unless hooked or wrapped; None for others."""
+        """Recognize torch's RMSNorm and `ROUNDS_FIRST`, unless hooked or wrapped; None for others."""
         if not isinstance(norm, nn.Module) or is_watched(norm):
             return None
         if type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None:
             return cls(norm.weight, norm.eps, rounds_first=False)
-        if type(norm).__name__ == "LlamaRMSNorm":
+        if type(norm).__name__ in ROUNDS_FIRST:
             return cls(norm.weight, norm.variance_epsilon, rounds_first=True)  # type: ignore[arg-type]
         return None
 
@@ -50,8 +55,8 @@ class RMSNorm:
         return (self.weight,)
 
     def with_weights(self, weights: Sequence[Tensor]) -> "RMSNorm":
-        """The same norm with other weights; () to hold none."""
-        return replace(self, weight=weights[0] if weights else torch.empty(0))
+        """The same norm with other weights."""
+        return replace(self, weight=weights[0])
 
     def __call__(self, state_RD: Tensor) -> Tensor:
         """x, [R, D]."""
@@ -103,14 +108,14 @@ class AnyNorm:
         return cls(module, tuple(module.parameters()), autocast)
 
     def with_weights(self, weights: Sequence[Tensor]) -> "AnyNorm":
-        """The same norm with other weights; () to hold none."""
+        """The same norm with other weights."""
         return replace(self, weights=tuple(weights))
 
     def __call__(self, state_RD: Tensor) -> Tensor:
         """x, [R, D]."""
         names = [name for name, _ in self.module.named_parameters()]
         weights = dict(zip(names, self.weights, strict=True))
-        with torch.autocast(state_RD.device.type, self.autocast, enabled=self.autocast is not None):
+        with autocast_as(state_RD, self.autocast):
             return functional_call(self.module, weights, state_RD)
 
     def with_backward(self, state_RD: Tensor) -> tuple[Tensor, NormBackward]:
@@ -135,3 +140,11 @@ class AnyNorm:
             ]
 
         return x_RD.detach(), backward
+
+
+def autocast_as(like: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast on the device of `like` to a dtype, or off for None.
+
+    It keeps no copies: one that was cast without gradients would later stand where they are wanted.
+    """
+    return torch.autocast(like.device.type, dtype, enabled=dtype is not None, cache_enabled=False)

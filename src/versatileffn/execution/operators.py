@@ -7,67 +7,69 @@ Legend: M tokens, D d_model, L max_loops, N num_experts.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from versatileffn.execution.activation import activate_in_place, is_swiglu
-from versatileffn.execution.blend import Blend
+from versatileffn.execution.activation import Phi
 from versatileffn.execution.flops import backward_flops, forward_flops, planned_loops
-from versatileffn.execution.layer import Layer
+from versatileffn.execution.gradients import Gradients, Saved, Wanted
+from versatileffn.execution.layer import ReadLayer
 from versatileffn.execution.norms import RMSNorm
-from versatileffn.execution.packed import Steps, run_steps
+from versatileffn.execution.order import run_in_order
+from versatileffn.execution.packed import PackedForward
 from versatileffn.execution.packed_training import (
     refuse_second_derivative,
     run_backward,
     run_forward,
 )
-from versatileffn.execution.plain import reads_plain_weights
-from versatileffn.ffn.dense import FeedForward, Norm
+from versatileffn.execution.plain import why_called
 from versatileffn.ffn.experts import ExpertSlices
-from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.token_weights import TokenWeights
+from versatileffn.ffn.view import FFNView
+
+SWIGLU = Phi(F.silu, gated=True)
 
 
-def is_operable(norm: Norm, mlp: FeedForward) -> bool:
-    """Whether a layer can be described to an operator: plain weights, an RMSNorm, SwiGLU."""
-    return reads_plain_weights(norm, mlp) and RMSNorm.of(norm) is not None and is_swiglu(mlp)
+def why_no_operator(view: FFNView) -> str | None:
+    """Why a layer can't be described to an operator; None if it can."""
+    reason = why_called(view)
+    if reason is not None:
+        return reason
+    if not view.merges:
+        return "each loop has a down-projection of its own"
+    if RMSNorm.of(view.norm) is None:
+        return "the norm isn't an RMSNorm that is known"
+    return None if Phi(view.act, view.gated).is_swiglu else "φ isn't SwiGLU"
 
 
-def run_operator(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
+def run_operator(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     """Carry out a hard plan within a compiled graph, with gradients or without.
 
     Source: Algorithms 1 and 2; see `packed.py` and `packed_training.py`.
 
     Args:
         hidden_MD: H, hidden states after attention, [M, D].
-        norm, mlp: a layer for which `is_operable` holds.
-        plan: a flat, hard plan for the same M tokens.
+        view: an FFN for which `why_no_operator` has no reason.
+        weights: of the same M tokens.
 
     Returns:
-        Y, [M, D].
+        (Y − H)/r, [M, D].
     """
-    layer, blend, known = Layer.of(norm, mlp, hidden_MD), Blend.of(plan), RMSNorm.of(norm)
-    assert known is not None
-    slices = blend.slices or ExpertSlices(1, 1, 1)
+    layer = ReadLayer.of(view, hidden_MD)
+    assert isinstance(layer.norm, RMSNorm)
+    slices = weights.slices or ExpertSlices(1, 1, 1)
+    biases = [bias is not None for bias in layer.b_proj]
     arguments = Arguments(
-        hidden_MD.contiguous(),
-        plan.loop_count,
-        plan.loop_probs,
-        blend.kept_M1,
-        blend.shared_M1,
-        blend.routed_MN,
-        plan.loop_gains,
-        known.weight,
-        list(layer.linears),
-        known.eps,
-        known.rounds_first,
-        [slices.num_experts, slices.d_expert, slices.d_hidden],
-        blend.shared,
+        hidden_MD.contiguous(), weights.loop_count, weights.probs_ML, weights.kept_M1,
+        weights.shared_M1, weights.routed_M1, weights.gates_MN, weights.gains_L, layer.tensors,
+        layer.norm.eps, layer.norm.rounds_first, biases, layer.b_out is not None, layer.scale,
+        [slices.num_experts, slices.d_expert, slices.d_hidden], weights.shared,
         layer.autocast is not None,
-    )
+    )  # fmt: skip
     if torch.is_grad_enabled():
         return packed_forward(*arguments)[0]
     return packed(*arguments)
@@ -78,51 +80,60 @@ class Arguments(NamedTuple):
 
     hidden_MD: Tensor
     loop_count_M: Tensor
-    loop_probs_ML: Tensor
+    probs_ML: Tensor
     kept_M1: Tensor
-    shared_M1: Tensor
-    routed_MN: Tensor | None
-    loop_gains_L: Tensor | None
-    norm_weight_D: Tensor
-    linears: list[Tensor]
+    shared_M1: Tensor | None
+    routed_M1: Tensor | None
+    gates_MN: Tensor | None
+    gains_L: Tensor | None
+    tensors: list[Tensor]
     eps: float
     rounds_first: bool
+    biases: list[bool]
+    bias: bool
+    scale: float
     slices: list[int]
     shared: float
     autocast: bool
 
     @property
-    def layer(self) -> Layer:
+    def layer(self) -> ReadLayer:
         """The layer that is described."""
-        norm = RMSNorm(self.norm_weight_D, self.eps, self.rounds_first)
-        autocast = self.linears[-1].dtype if self.autocast else None
-        return Layer(norm, cast(FeedForward, SwiGLU()), self.linears, autocast)
+        one = self.tensors[0]
+        described = ReadLayer(
+            RMSNorm(one, self.eps, self.rounds_first), SWIGLU, [one] * len(self.biases),
+            [one if bias else None for bias in self.biases], one, one if self.bias else None,
+            self.scale, self.tensors[1].dtype if self.autocast else None,
+        )  # fmt: skip
+        return described.with_tensors(self.tensors)
 
     @property
-    def blend(self) -> Blend:
+    def weights(self) -> TokenWeights:
         """The weights of each token."""
-        slices = None if self.routed_MN is None else ExpertSlices(*self.slices)
-        return Blend(self.kept_M1, self.shared, self.shared_M1, self.routed_MN, slices)
+        return TokenWeights(
+            *self[1:7], None if self.gates_MN is None else ExpertSlices(*self.slices),
+            self.gains_L, self.shared,
+        )  # fmt: skip
 
     @property
     def max_loops(self) -> int:
         """L."""
-        return self.loop_probs_ML.shape[-1]
+        return self.probs_ML.shape[-1]
 
-
-class SwiGLU:
-    """Stands for an FFN of which only φ is used; an operator is given its weights."""
-
-    act_fn = staticmethod(F.silu)
-    gate_proj = True
+    @property
+    def matrices(self) -> list[Tensor]:
+        """W_proj and W_out."""
+        return [*self.layer.w_proj, self.layer.w_out]
 
 
 SCHEMA = (
-    "Tensor hidden, Tensor loop_count, Tensor loop_probs, Tensor kept, Tensor shared_share, "
-    "Tensor? routed, Tensor? loop_gains, Tensor norm_weight, Tensor[] linears, float eps, "
-    "bool rounds_first, int[] slices, float shared, bool autocast"
+    "Tensor hidden, Tensor loop_count, Tensor probs, Tensor kept, Tensor? shared_share, "
+    "Tensor? routed, Tensor? gates, Tensor? gains, Tensor[] tensors, float eps, bool rounds_first, "
+    "bool[] biases, bool bias, float scale, int[] slices, float shared, bool autocast"
 )
 """`Arguments`, in the language of operators."""
+TENSORS = 8
+"""So many of them, from the first on, are tensors or None; then comes the list."""
 define = partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 
 
@@ -130,21 +141,7 @@ define = partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.cudag
 def packed(*arguments: Any) -> Tensor:
     """`run_packed` on tensors, [M, D]."""
     given = Arguments(*arguments)
-    layer = given.layer
-    steps = Steps(
-        layer.norm,
-        layer.project,
-        partial(activate_in_place, layer.mlp),
-        partial(F.linear, weight=layer.down),
-    )
-    return run_steps(
-        given.hidden_MD,
-        steps,
-        given.loop_count_M,
-        given.max_loops,
-        given.blend,
-        given.loop_gains_L,
-    )
+    return run_in_order(given.hidden_MD, given.weights, partial(PackedForward, given.layer))
 
 
 @packed.register_fake
@@ -154,17 +151,10 @@ def _(*arguments: Any) -> Tensor:
 
 @define("versatileffn::packed_forward", schema=f"({SCHEMA}) -> (Tensor, Tensor)")
 def packed_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """`run_recomputed` on tensors: Y, [M, D], and U_1 … U_{L−1} in order, [L − 1, M, D]."""
+    """`run_recomputed` on tensors: (Y − H)/r, [M, D], and U_1 … U_{L−1} in order, [L − 1, M, D]."""
     given = Arguments(*arguments)
     output_MD, run = run_forward(
-        given.layer,
-        given.blend,
-        given.loop_gains_L,
-        given.loop_count_M,
-        given.max_loops,
-        given.hidden_MD,
-        all_loops=True,
-        keep_activations=False,
+        given.layer, given.weights, given.hidden_MD, "states", all_loops=True
     )
     nothing = given.hidden_MD.new_empty(0, *given.hidden_MD.shape)
     return output_MD, torch.stack(run.totals) if run.totals else nothing
@@ -182,24 +172,14 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     schema=f"(Tensor d_output, Tensor totals, {SCHEMA}) -> Tensor[]",
 )
 def packed_backward(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> list[Tensor]:
-    """Gradients of hidden, p, 1 − λ, λσ, routed, γ, the norm's weight and the linears.
+    """`Gradients` of hidden, p, 1 − λ, λσ, λs, gates, γ, and the layer's tensors.
 
     Where there is nothing to differentiate, an empty tensor stands for None.
     """
     given = Arguments(*arguments)
-    grads = run_backward(
-        given.layer,
-        given.blend,
-        given.loop_gains_L,
-        given.loop_count_M,
-        given.max_loops,
-        given.hidden_MD,
-        list(totals),
-        [],
-        d_output_MD,
-        all_loops=True,
-        wanted=[True] * (1 + len(given.linears)),
-    )
+    wanted = Wanted(probs=True, kept=True, layer=[True] * len(given.tensors))
+    saved = Saved(given.hidden_MD, list(totals))
+    grads = run_backward(given.layer, given.weights, saved, d_output_MD, wanted).in_order()
     nothing = given.hidden_MD.new_empty(0)
     return [nothing.clone() if grad is None else grad.contiguous() for grad in grads]
 
@@ -208,43 +188,32 @@ def packed_backward(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> lis
 def _(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> list[Tensor]:
     given = Arguments(*arguments)
     nothing = given.hidden_MD.new_empty(0)
-    has_sigma = given.routed_MN is not None and given.shared
-    like = [
-        given.hidden_MD,
-        given.loop_probs_ML,
-        given.kept_M1,
-        given.shared_M1 if has_sigma else nothing,
-        nothing if given.routed_MN is None else given.routed_MN,
-        nothing if given.loop_gains_L is None else given.loop_gains_L,
-        given.norm_weight_D,
-        *given.linears,
-    ]
+    like = [nothing if t is None else t for t in (given[0], *given[2:TENSORS], *given.tensors)]
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in like]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     given = Arguments(*inputs)
-    ctx.save_for_backward(output[1], *given[:8], *given.linears)
-    ctx.settings = given[9:]
+    ctx.save_for_backward(output[1], *given[:TENSORS], *given.tensors)
+    ctx.settings = given[TENSORS + 1 :]
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, d_output_MD: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     totals, *saved = ctx.saved_tensors
-    given = Arguments(*saved[:8], saved[8:], *ctx.settings)  # type: ignore[call-arg]
+    given = Arguments(*saved[:TENSORS], saved[TENSORS:], *ctx.settings)  # type: ignore[call-arg]
     grads = packed_backward(d_output_MD.contiguous(), totals, *given)
-    d_hidden, d_probs, d_kept, d_shared, d_routed, d_gains, d_norm, *d_linears = grads
-    has_width = given.routed_MN is not None
+    named = Gradients(*grads[: TENSORS - 1], layer=list(grads[TENSORS - 1 :]))
     return (
-        d_hidden,
+        named.hidden,
         None,
-        d_probs,
-        d_kept,
-        d_shared if has_width and given.shared else None,
-        d_routed if has_width else None,
-        None if given.loop_gains_L is None else d_gains,
-        d_norm,
-        d_linears,
+        named.probs,
+        named.kept,
+        None if given.shared_M1 is None else named.shared,
+        None if given.routed_M1 is None else named.routed,
+        None if given.gates_MN is None else named.gates,
+        None if given.gains_L is None else named.gains,
+        named.layer,
         *(None for _ in ctx.settings),
     )
 
@@ -260,16 +229,16 @@ packed_backward.register_autograd(_refuse)
 @register_flop_formula(torch.ops.versatileffn.packed, get_raw=True)
 def _(*arguments: Any, out_val: Any = None) -> int:
     given = Arguments(*arguments)
-    return forward_flops(planned_loops(given.loop_count_M), given.linears)
+    return forward_flops(planned_loops(given.loop_count_M), given.matrices)
 
 
 @register_flop_formula(torch.ops.versatileffn.packed_forward, get_raw=True)
 def _(*arguments: Any, out_val: Any = None) -> int:
     given = Arguments(*arguments)
-    return forward_flops(len(given.hidden_MD) * given.max_loops, given.linears)
+    return forward_flops(len(given.hidden_MD) * given.max_loops, given.matrices)
 
 
 @register_flop_formula(torch.ops.versatileffn.packed_backward, get_raw=True)
 def _(d_output_MD: Tensor, totals: Tensor, *arguments: Any, out_val: Any = None) -> int:
     given = Arguments(*arguments)
-    return backward_flops(given.loop_count_M, given.max_loops, given.linears)
+    return backward_flops(given.loop_count_M, given.max_loops, given.matrices)

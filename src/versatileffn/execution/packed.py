@@ -1,209 +1,211 @@
-"""Each token runs its own ℓ̂ loops and stops: Σ ℓ̂ FFN applications, no more. For inference.
+"""Each token runs its own ℓ̂ loops and stops: Σ ℓ̂ FFN applications, no more.
 
-With U_ℓ = H_ℓ − H₀, a token's last down-projection carries the blend of its last loop and of the
-virtual experts, and the shared part of the width pathway is σ·U₁, which loop 1 already computed:
+A token's last down-projection carries the blend of its last loop and of the virtual experts, and
+the shared part of the width pathway is σ·U₁, which loop 1 already computed:
 
-    Y = H₀ + λσU₁ + (1 − λ) U_{ℓ̂−1} + W_out[ (1 − λ) γ_ℓ̂ a_ℓ̂ + λ s·m ⊙ a₁ ]        for ℓ̂ > 1
+    (Y − H₀)/r = λσU₁ + (1 − λ) U_{ℓ̂−1} + W_out[ (1 − λ) γ_ℓ̂ a_ℓ̂ + λ s·m ⊙ a₁ ]        for ℓ̂ > 1
 
-Legend: M tokens, D d_model, F d_hidden, L max_loops, R tokens still running.
+One forward pass serves inference, which keeps nothing, and training (`packed_training.py`), which
+keeps states or also activations, and may have to run every loop for every token.
+
+Legend: M tokens, D d_model, F d_hidden, L max_loops, R tokens still running; H_ℓ = H₀ + r·U_ℓ.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from versatileffn.errors import PlanError
-from versatileffn.execution.activation import activate_in_place
-from versatileffn.execution.blend import Blend
-from versatileffn.execution.order import count_active, longest_first
-from versatileffn.execution.plain import is_plain
-from versatileffn.ffn.dense import FeedForward, Norm, activate, linears, output_bias
-from versatileffn.ffn.plan import ReusePlan
-
-BLOCK = 512
-"""Tokens at once on the CPU: enough for matrix products at full speed, few enough that their
-hidden activations stay in memory that the process has already touched."""
+from versatileffn.execution.layer import CalledLayer, Layer
+from versatileffn.execution.order import Count, run_in_order
+from versatileffn.ffn.token_weights import TokenWeights
+from versatileffn.ffn.view import FFNView
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The steps of one loop.
-
-    Args:
-        norm: the norm before the FFN.
-        project: x -> gate (if any) and up, which phi may overwrite.
-        phi: a from these.
-        down: a -> W_out a, with its bias if it has one.
-        bias_D: W_out's bias.
-    """
-
-    norm: Norm
-    project: Callable[[Tensor], list[Tensor]]
-    phi: Callable[[Sequence[Tensor]], Tensor]
-    down: Callable[[Tensor], Tensor]
-    bias_D: Tensor | None = None
-
-    @classmethod
-    def of(cls, norm: Norm, mlp: FeedForward) -> "Steps":
-        """Call a layer's modules, so that whatever wraps them takes part."""
-        *proj, down = linears(mlp)
-        bias_D = output_bias(mlp)
-
-        def project(x_RD: Tensor) -> list[Tensor]:
-            return [linear(x_RD) for linear in proj]
-
-        if is_plain(mlp):
-            return cls(norm, project, lambda values: activate_in_place(mlp, values), down, bias_D)
-
-        def phi(values: Sequence[Tensor]) -> Tensor:
-            a_RF = activate(mlp, *values)
-            return a_RF.clone() if a_RF is values[0] else a_RF  # what a hook may have kept
-
-        return cls(norm, project, phi, down, bias_D)
-
-
-def run_packed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
+def run_packed(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     """Carry out a hard plan without gradients. Source: Algorithm 2.
 
     Args:
         hidden_MD: H, hidden states after attention, [M, D].
-        norm: the norm before the FFN.
-        mlp: the FFN; its linears are called.
-        plan: a flat plan for the same M tokens.
+        view: an FFN that merges; its linears are called.
+        weights: of the same M tokens.
 
     Returns:
-        Y, [M, D].
+        (Y − H)/r, [M, D].
 
     Raises:
         PlanError: the plan is soft, so no token may stop early.
     """
-    if not plan.hard:
+    check_hard(weights)
+    return run_in_order(hidden_MD, weights, partial(PackedForward, CalledLayer(view)))
+
+
+def check_hard(weights: TokenWeights) -> None:
+    """Refuse what lets no token stop.
+
+    Raises:
+        PlanError: the plan is soft.
+    """
+    if not weights.hard:
         raise PlanError("a soft plan mixes all loops: it needs execution='masked'")
-    steps = Steps.of(norm, mlp)
-    return run_steps(
-        hidden_MD, steps, plan.loop_count, plan.max_loops, Blend.of(plan), plan.loop_gains
-    )
 
 
-def run_steps(
-    hidden_MD: Tensor,
-    steps: Steps,
-    loop_count_M: Tensor,
-    max_loops: int,
-    blend: Blend,
-    gains_L: Tensor | None,
-) -> Tensor:
-    """`run_packed` for a plan in parts, [M, D]."""
-    count = count_active(loop_count_M, max_loops)
-    if not hidden_MD.is_cuda and set(count()) <= {0, len(hidden_MD)}:  # all alike: in order
-        return _run_blocks(hidden_MD, steps, blend, gains_L, count)
-    order_M = longest_first(loop_count_M)
-    sorted_MD = _run_blocks(
-        hidden_MD.index_select(0, order_M), steps, blend.take(order_M), gains_L, count
-    )
-    return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD)
-
-
-def _run_blocks(
-    start_MD: Tensor,
-    steps: Steps,
-    blend: Blend,
-    gains_L: Tensor | None,
-    count: Callable[[], list[int]],
-) -> Tensor:
-    """Run tokens that are in order, a block at a time, [M, D]."""
-    tokens = len(start_MD)
-    if start_MD.is_cuda or tokens <= BLOCK:
-        return _run(start_MD, steps, blend, gains_L, count)
-    output_MD = torch.empty_like(start_MD)
-    for first in range(0, tokens, BLOCK):
-        rows = slice(first, min(first + BLOCK, tokens))
-        here = [min(max(running - first, 0), rows.stop - first) for running in count()]
-        output_MD[rows] = _run(
-            start_MD[rows], steps, blend.take(rows), gains_L, partial(list, here)
-        )
-    return output_MD
-
-
-def _run(
-    start_MD: Tensor,
-    steps: Steps,
-    blend: Blend,
-    gains_L: Tensor | None,
-    count: Callable[[], list[int]],
-) -> Tensor:
-    """Run the loops over a shrinking prefix of tokens, [M, D]."""
-    output_MD = torch.empty_like(start_MD)
-    total_RD = _Total(blend.shared)
-    width_RF = None  # λ·s·m ⊙ a₁ of the tokens still running
-    running, loop = len(start_MD), 0
-    while running:
-        x_RD = steps.norm(total_RD.state(start_MD[:running]))
-        a_RF = steps.phi(steps.project(x_RD))
-        staying = count()[loop + 1]
-        stay, leave = slice(staying), slice(staying, running)
-        gain = None if gains_L is None else gains_L[loop]
-        if loop == 0 and staying:
-            width_RF = blend.take(stay).routed(a_RF[stay])
-        if staying < running:
-            leaving = blend.take(leave)
-            weight_R1 = leaving.kept_M1 if gain is None else leaving.kept_M1 * gain
-            if loop == 0:
-                leaving.first_loop(a_RF[leave], weight_R1, out=a_RF[leave])
-            elif width_RF is None:
-                a_RF[leave] *= weight_R1.to(a_RF.dtype)
-            else:
-                w_R1 = weight_R1.to(a_RF.dtype)
-                torch.addcmul(width_RF[leave], a_RF[leave], w_R1, out=a_RF[leave])
-        update_RD = steps.down(a_RF)
-        if staying < running:
-            if steps.bias_D is not None:
-                # W_out's bias was added once; the plan wants (1 − λ)γ of it, and λ for the width
-                # pathway, whose shared part has it from loop 1.
-                missing = 1.0 if loop == 0 else 1.0 - blend.shared
-                times_R1 = weight_R1 + missing * (1 - leaving.kept_M1)
-                update_RD[leave] += (times_R1 - 1).to(update_RD.dtype) * steps.bias_D
-            base_RD = total_RD.base(start_MD[leave], leave, leaving.kept_M1)
-            torch.add(base_RD, update_RD[leave], out=output_MD[leave])
-        if staying:
-            total_RD.add(update_RD[stay].to(start_MD.dtype), gain)
-        running, loop = staying, loop + 1
-    return output_MD
-
-
-class _Total:
-    """U_ℓ of the tokens still running, and σ·U₁.
+class PackedForward:
+    """One forward pass over tokens that are in order.
 
     Args:
-        shared: σ.
+        layer: what to multiply with.
+        weights: of the tokens.
+        count: tokens that run loop 1, 2, … L, then 0.
+        keep: what to keep for a backward pass: `nothing`, `states` or `activations`.
+        all_loops: run every loop for every token, as the gradient of p needs.
+
+    Attributes:
+        totals: after the call, where states are kept, U_1 … U_{L−1}, of all tokens or (without
+            `all_loops`) of those still running.
+        projected: after the call, where activations are kept, for each loop what W_proj gave the
+            tokens that run it, then with `all_loops` a_L of the tokens that don't run loop L.
     """
 
-    def __init__(self, shared: float) -> None:
-        self.shared = shared
-        self.sum_RD: Tensor | None = None
-        self.shared_RD: Tensor | None = None
+    def __init__(
+        self,
+        layer: Layer,
+        weights: TokenWeights,
+        count: Count,
+        keep: str = "nothing",
+        all_loops: bool = False,
+    ) -> None:
+        self.layer, self.weights, self.count = layer, weights, count
+        self.keep, self.all_loops = keep, all_loops
+        self.totals: list[Tensor] = []
+        self.projected: list[Tensor] = []
+        self.exit_MF: Tensor | None = None  # what each token's last down-projection multiplies
+        self.base_MD: Tensor | None = None  # λσU₁ + (1 − λ) U_{ℓ̂−1}
+        self.width_RF: Tensor | None = None  # λ·s·m ⊙ a₁ of the tokens still running
+        self.first_MD: Tensor | None = None  # W_out a₁, before its gain
+        self.bias_times_M1: Tensor | None = None  # how often the plan wants W_out's bias at the end
 
-    def state(self, start_RD: Tensor) -> Tensor:
-        """H_ℓ, [R, D], from H₀."""
-        return start_RD if self.sum_RD is None else start_RD + self.sum_RD
+    def __call__(self, start_MD: Tensor) -> Tensor:
+        """(Y − H₀)/r, [M, D], from H₀."""
+        tokens = running = len(start_MD)
+        total_MD: Tensor | None = None
+        for loop in range(self.weights.max_loops):
+            rows = tokens if self.all_loops else running
+            state_MD = state(start_MD[:rows], total_MD, self.layer.scale)
+            x_MD = self.layer.norm(state_MD)
+            a_RF = self._activate(x_MD[:running], self.keep == "activations")
+            rest_RF = self._activate(x_MD[running:], False) if running < rows else None
+            staying = self.count()[loop + 1]
+            self._leave(loop, a_RF, slice(staying, running), total_MD, tokens)
+            if loop + 1 == self.weights.max_loops or not (staying or self.all_loops):
+                if rest_RF is not None and self.keep == "activations":
+                    self.projected.append(rest_RF)
+                break
+            step_MD = self._step(a_RF, rest_RF, tokens if self.all_loops else staying)
+            step_MD = step_MD.to(start_MD.dtype)
+            self.first_MD = step_MD if self.first_MD is None else self.first_MD
+            gain = gain_of(self.weights, loop)
+            if gain is not None:
+                step_MD = gain.to(step_MD.dtype) * step_MD
+            # A total may be what a hook has kept of W_out's output: it isn't written to.
+            total_MD = step_MD if total_MD is None else total_MD[: len(step_MD)] + step_MD
+            if self.keep != "nothing":
+                self.totals.append(total_MD)
+            running = staying
+        return self._finish().to(start_MD.dtype)
 
-    def base(self, start_RD: Tensor, leave: slice, kept_R1: Tensor) -> Tensor:
-        """What tokens that leave have before their last update: H₀ + λσU₁ + (1 − λ)U_{ℓ̂−1}."""
-        if self.sum_RD is None:
-            return start_RD
-        kept_R1 = kept_R1.to(start_RD.dtype)
-        if self.shared_RD is None:
-            return torch.addcmul(start_RD, self.sum_RD[leave], kept_R1)
-        return start_RD + torch.lerp(self.shared_RD[leave], self.sum_RD[leave], kept_R1)
+    def _activate(self, x_RD: Tensor, keep: bool) -> Tensor:
+        """a = φ(W_proj x), [R, F]."""
+        projected = self.layer.project(x_RD)
+        if not keep:
+            return self.layer.activate(projected)
+        self.projected += projected
+        return self.layer.phi(projected)
 
-    def add(self, step_RD: Tensor, gain: Tensor | None) -> None:
-        """Go on with the tokens that stay, by one more γ·W_out a."""
-        if self.sum_RD is None and self.shared:
-            self.shared_RD = self.shared * step_RD
-        if gain is not None:
-            step_RD = gain.to(step_RD.dtype) * step_RD
-        # `sum_RD` may be what a hook has kept of W_out's output: it isn't written to.
-        self.sum_RD = step_RD if self.sum_RD is None else self.sum_RD[: len(step_RD)] + step_RD
+    def _step(self, a_RF: Tensor, rest_RF: Tensor | None, rows: int) -> Tensor:
+        """W_out a for the tokens that have a next state, [rows, D]."""
+        if rest_RF is None:
+            return self.layer.down(a_RF[:rows])
+        return torch.cat([self.layer.down(a_RF), self.layer.down(rest_RF)])
+
+    def _leave(
+        self, loop: int, a_RF: Tensor, leave: slice, total_MD: Tensor | None, tokens: int
+    ) -> None:
+        """Lay down what the last down-projection of tokens that leave multiplies and adds to."""
+        if loop == 0 and leave.start:
+            self.width_RF = self.weights.take(slice(leave.start)).routed(a_RF[: leave.start])
+        if leave.start == leave.stop and tokens:
+            return
+        everybody = leave == slice(0, tokens)
+        if self.exit_MF is None:
+            # Where all leave at once, a is nobody's any more.
+            in_place = everybody and not self.all_loops and self.keep != "activations"
+            self.exit_MF = a_RF if in_place else a_RF.new_empty(tokens, a_RF.shape[1])
+        weights, exit_RF = self.weights.take(leave), self.exit_MF[leave]
+        gain = gain_of(weights, loop)
+        depth_R1 = weights.kept_M1 if gain is None else weights.kept_M1 * gain
+        if loop == 0:
+            weights.first_loop(a_RF[leave], depth_R1, out=exit_RF)
+        elif self.width_RF is None:
+            torch.mul(a_RF[leave], depth_R1.to(a_RF.dtype), out=exit_RF)
+        else:
+            depth_R1 = depth_R1.to(a_RF.dtype)
+            torch.addcmul(self.width_RF[leave], a_RF[leave], depth_R1, out=exit_RF)
+        if self.layer.b_out is not None:
+            times_R1 = bias_times(weights, loop)
+            if self.bias_times_M1 is None:
+                self.bias_times_M1 = times_R1.new_empty(tokens, 1)
+            self.bias_times_M1[leave] = times_R1
+        if total_MD is None or self.first_MD is None:
+            return
+        kept_R1 = weights.kept_M1.to(total_MD.dtype)
+        base_RD = before_last(self.first_MD[leave], total_MD[leave], kept_R1, weights.shared)
+        if everybody:
+            self.base_MD = base_RD
+            return
+        if self.base_MD is None:
+            self.base_MD = total_MD.new_zeros(tokens, total_MD.shape[1])
+        self.base_MD[leave] = base_RD
+
+    def _finish(self) -> Tensor:
+        """Every token's last down-projection, [M, D]."""
+        assert self.exit_MF is not None
+        update_MD = self.layer.down(self.exit_MF)
+        if self.layer.b_out is not None and self.bias_times_M1 is not None:
+            # It was added once.
+            update_MD = update_MD + (self.bias_times_M1 - 1).to(update_MD.dtype) * self.layer.b_out
+        return update_MD if self.base_MD is None else self.base_MD + update_MD
+
+
+def state(start_RD: Tensor, total_RD: Tensor | None, scale: float) -> Tensor:
+    """H_ℓ = H₀ + r·U_ℓ, [R, D]."""
+    if total_RD is None:
+        return start_RD
+    return torch.add(start_RD, total_RD, alpha=scale) if scale != 1 else start_RD + total_RD
+
+
+def before_last(first_RD: Tensor, total_RD: Tensor, kept_R1: Tensor, shared: float) -> Tensor:
+    """λσU₁ + (1 − λ) U_ℓ, [R, D]; exactly U₁ where σ = 1 and U_ℓ = U₁."""
+    if not shared:
+        return total_RD * kept_R1
+    return torch.lerp(shared * first_RD, total_RD, kept_R1)
+
+
+def gain_of(weights: TokenWeights, loop: int) -> Tensor | None:
+    """γ of a loop, which counts from 0; None for 1."""
+    return None if weights.gains_L is None else weights.gains_L[loop]
+
+
+def bias_times(weights: TokenWeights, loop: int) -> Tensor:
+    """How often the plan wants W_out's bias beside what the U before the last loop hold, [R, 1].
+
+    (1 − λ)γ in the last loop and what the width pathway has, whose shared part loop 1 held.
+    """
+    gain, width_R1 = gain_of(weights, loop), weights.width_bias_M1
+    times_R1 = weights.kept_M1 if gain is None else weights.kept_M1 * gain
+    if width_R1 is None:
+        return times_R1
+    if loop and weights.shared_M1 is not None:
+        width_R1 = width_R1 - weights.shared_M1
+    return times_R1 + width_R1

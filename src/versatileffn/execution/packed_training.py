@@ -1,21 +1,23 @@
 """The exact gradient of a hard plan for L forward and ℓ̂ backward FFN applications a token.
 
 With straight-through one-hot p no gradient flows through loops after ℓ̂; they matter only through
-the scalars ⟨∂Y, H_ℓ⟩ in the gradient of p. So every loop runs forward, but only a token's first ℓ̂
-are differentiated. With v = W_outᵀ ∂Y, the gradients of gates, gains and λ are dot products of v
-with activations that are there anyway. Tokens are ordered by loop count, so those still running
-are a prefix.
+the scalars ⟨G, U_ℓ⟩ in the gradient of p, G being that of the update. So every loop runs forward,
+but only a token's first ℓ̂ are differentiated; where p has no gradient, only they run. With
+v = W_outᵀ G, the gradients of gates, gains and λ are dot products of v with activations that are
+there anyway. Tokens are ordered by loop count, so those still running are a prefix.
 
 Two memory modes. `run_recomputed` saves states alone, H₀ and U₁ … U_{L−1}, L·D values a token, and
 its backward pass projects once more; `run_packed_training` also saves what W_proj gave in a token's
-ℓ̂ loops, 2·F·ℓ̂ values, and a_L where ℓ̂ < L, F values.
+ℓ̂ loops, 2·F·ℓ̂ values, and a_L where ℓ̂ < L, F values. An FFN that doesn't merge takes
+`run_stepwise_training`, which saves states (`stepwise.py`).
 
 The gradient is written by hand, so it can't be differentiated again: whoever tries is told.
 
-Legend: M tokens, D d_model, F d_hidden, L max_loops, N num_experts; U_ℓ = H_ℓ − H₀.
+Legend: M tokens, D d_model, F d_hidden, L max_loops, N num_experts; H_ℓ = H₀ + r·U_ℓ.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, pairwise
 from typing import Any, NoReturn
@@ -24,99 +26,100 @@ import torch
 from torch import Tensor
 
 from versatileffn.errors import ConfigError
-from versatileffn.execution.blend import Blend
-from versatileffn.execution.layer import Layer
+from versatileffn.execution.gradients import Gradients, Saved, Wanted
+from versatileffn.execution.layer import ReadLayer
+from versatileffn.execution.norms import autocast_as
 from versatileffn.execution.order import count_active, longest_first
+from versatileffn.execution.packed import PackedForward, check_hard
 from versatileffn.execution.packed_backward import PackedBackward
-from versatileffn.execution.packed_forward import PackedForward
-from versatileffn.ffn.dense import FeedForward, Norm
-from versatileffn.ffn.plan import ReusePlan
+from versatileffn.execution.stepwise import SteppedLayer, StepwiseBackward, StepwiseForward
+from versatileffn.ffn.token_weights import TokenWeights
+from versatileffn.ffn.view import FFNView
+
+BY_TOKEN = ("loop_count", "probs_ML", "kept_M1", "shared_M1", "routed_M1", "gates_MN", "gains_L")
+"""The tensors of `TokenWeights`; all but the first have gradients."""
 
 
-def run_packed_training(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
+def run_packed_training(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     """Carry out a hard plan, differentiably, doing only the work that the gradient needs.
 
     Source: Algorithm 1 with one-hot p; docs/algebra.md for the gradient.
 
     Args:
         hidden_MD: H, hidden states after attention, [M, D].
-        norm: the norm before the FFN, a module.
-        mlp: an FFN for which `reads_plain_weights` holds.
-        plan: a flat, hard plan for the same M tokens.
+        view: an FFN that merges and for which `why_called` has no reason.
+        weights: of the same M tokens.
 
     Returns:
-        Y, [M, D]. Its gradient in `loop_probs` is right up to a constant for each token, which
-        no parametrization with Σ p = 1 can see.
+        (Y − H)/r, [M, D]. Its gradient in p is right up to a constant for each token, which no
+        parametrization with Σ p = 1 can see.
+
+    Raises:
+        PlanError: the plan is soft.
     """
-    return _apply(hidden_MD, norm, mlp, plan, keep_activations=True)
+    return _apply(ReadLayer.of(view, hidden_MD), hidden_MD, weights, "activations")
 
 
-def run_recomputed(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
+def run_recomputed(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     """`run_packed_training` in the mode that saves states only."""
-    return _apply(hidden_MD, norm, mlp, plan, keep_activations=False)
+    return _apply(ReadLayer.of(view, hidden_MD), hidden_MD, weights, "states")
+
+
+def run_stepwise_training(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
+    """`run_recomputed` for an FFN that doesn't merge, by autograd within each loop."""
+    return _apply(SteppedLayer.of(view, hidden_MD), hidden_MD, weights, "states")
 
 
 def _apply(
-    hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan, keep_activations: bool
+    layer: ReadLayer | SteppedLayer, hidden_MD: Tensor, weights: TokenWeights, keep: str
 ) -> Tensor:
-    assert plan.hard
-    layer, blend = Layer.of(norm, mlp, hidden_MD), Blend.of(plan)
-    return _PackedTraining.apply(
-        layer, blend, plan.loop_count, keep_activations,
-        hidden_MD, plan.loop_probs, blend.kept_M1, blend.shared_M1, blend.routed_MN,
-        plan.loop_gains, *layer.norm.weights, *layer.linears,
-    )  # fmt: skip
+    check_hard(weights)
+    by_token = [getattr(weights, name) for name in BY_TOKEN]
+    output_MD: Tensor = _PackedTraining.apply(
+        layer, weights, keep, hidden_MD, *by_token, *layer.tensors
+    )
+    return output_MD
 
 
 class _PackedTraining(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        layer: Layer,
-        blend: Blend,
-        loop_count_M: Tensor,
-        keep_activations: bool,
+        layer: ReadLayer | SteppedLayer,
+        weights: TokenWeights,
+        keep: str,
         hidden_MD: Tensor,
-        loop_probs_ML: Tensor,
-        kept_M1: Tensor,
-        shared_M1: Tensor,
-        routed_MN: Tensor | None,
-        loop_gains_L: Tensor | None,
-        *weights: Tensor,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        all_loops = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]
-        output_MD, run = run_forward(
-            layer, blend, loop_gains_L, loop_count_M, loop_probs_ML.shape[-1], hidden_MD,
-            all_loops, keep_activations,
-        )  # fmt: skip
+        # of H, then of `BY_TOKEN`, then of the layer
+        needs = ctx.needs_input_grad[3:]
+        ctx.wanted = Wanted(needs[2], needs[3], needs[1 + len(BY_TOKEN) :])
+        output_MD, run = run_forward(layer, weights, hidden_MD, keep, ctx.wanted.probs)
         # What is saved is held by autograd alone, which frees it, moves it and guards it.
-        ctx.layer, ctx.all_loops = layer.with_weights((), ()), all_loops
-        ctx.blend, ctx.max_loops = (blend.shared, blend.slices), loop_probs_ML.shape[-1]
-        parts = (layer.norm.weights, layer.linears, run.totals, run.saved)
+        nothing = hidden_MD.new_empty(0)
+        ctx.layer = layer.with_tensors([nothing] * len(layer.tensors))
+        ctx.weights = replace(weights, **{name: None for name in BY_TOKEN})  # type: ignore[arg-type]
+        parts = (tensors[: len(BY_TOKEN)], layer.tensors, run.totals, run.projected)
         ctx.sizes = [len(part) for part in parts]
-        ctx.save_for_backward(
-            hidden_MD, loop_count_M, kept_M1, shared_M1, routed_MN, loop_gains_L,
-            *chain.from_iterable(parts),
-        )  # fmt: skip
+        ctx.save_for_backward(hidden_MD, *chain.from_iterable(parts))
         return output_MD
 
     @staticmethod
     def backward(ctx: Any, d_output_MD: Tensor) -> tuple[Tensor | None, ...]:
         gradients = partial(_PackedTraining.gradients, ctx)
-        return (None, None, None, None, *_Once.apply(gradients, d_output_MD, *ctx.saved_tensors))
+        return (None, None, None, *_Once.apply(gradients, d_output_MD, *ctx.saved_tensors))
 
     @staticmethod
     def gradients(ctx: Any, d_output_MD: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_MD, loop_count_M, kept_M1, shared_M1, routed_MN, gains_L, *rest = saved
-        norm_weights, linears, totals, projected = _split(rest, ctx.sizes)
-        shared, slices = ctx.blend
+        hidden_MD, *rest = saved
+        by_token, tensors, totals, projected = _split(rest, ctx.sizes)
+        weights = replace(ctx.weights, **dict(zip(BY_TOKEN, by_token, strict=True)))
         grads = run_backward(
-            ctx.layer.with_weights(norm_weights, linears),
-            Blend(kept_M1, shared, shared_M1, routed_MN, slices),
-            gains_L, loop_count_M, ctx.max_loops, hidden_MD, totals, projected, d_output_MD,
-            ctx.all_loops, ctx.needs_input_grad[10:],
+            ctx.layer.with_tensors(tensors), weights, Saved(hidden_MD, totals, projected),
+            d_output_MD, ctx.wanted,
         )  # fmt: skip
-        return tuple(grads)
+        hidden, *others = grads.in_order()
+        return (hidden, None, *others)  # None for the loop counts
 
 
 class _Once(torch.autograd.Function):
@@ -150,61 +153,61 @@ def refuse_second_derivative() -> NoReturn:
 
 
 def run_forward(
-    layer: Layer,
-    blend: Blend,
-    gains_L: Tensor | None,
-    loop_count_M: Tensor,
-    max_loops: int,
+    layer: ReadLayer | SteppedLayer,
+    weights: TokenWeights,
     hidden_MD: Tensor,
+    keep: str,
     all_loops: bool,
-    keep_activations: bool,
-) -> tuple[Tensor, PackedForward]:
-    """Order the tokens, run forward, and put Y, [M, D], back into place."""
-    order_M = longest_first(loop_count_M)
-    active = count_active(loop_count_M, max_loops)()
-    run = PackedForward(layer, blend.take(order_M), gains_L, active, all_loops, keep_activations)
-    with torch.autocast(hidden_MD.device.type, enabled=False):
+) -> tuple[Tensor, PackedForward | StepwiseForward]:
+    """Order the tokens, run forward, and put the updates, [M, D], back into place.
+
+    Args:
+        layer, weights, keep, all_loops: see `PackedForward`.
+        hidden_MD: H₀.
+
+    Returns:
+        (Y − H₀)/r, and the pass with what it kept, in order.
+    """
+    order_M = longest_first(weights.loop_count)
+    count, weights = count_active(weights.loop_count, weights.max_loops), weights.take(order_M)
+    run: PackedForward | StepwiseForward
+    if isinstance(layer, SteppedLayer):
+        run = StepwiseForward(layer.view, weights, count, all_loops)
+    else:
+        run = PackedForward(layer, weights, count, keep, all_loops)
+    with autocast_as(hidden_MD, layer.autocast if isinstance(layer, SteppedLayer) else None):
         sorted_MD = run(hidden_MD.index_select(0, order_M))
     return torch.empty_like(sorted_MD).index_copy_(0, order_M, sorted_MD), run
 
 
 def run_backward(
-    layer: Layer,
-    blend: Blend,
-    gains_L: Tensor | None,
-    loop_count_M: Tensor,
-    max_loops: int,
-    hidden_MD: Tensor,
-    totals: Sequence[Tensor],
-    saved: Sequence[Tensor],
+    layer: ReadLayer | SteppedLayer,
+    weights: TokenWeights,
+    saved: Saved,
     d_output_MD: Tensor,
-    all_loops: bool,
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
+    wanted: Wanted,
+) -> Gradients:
     """Order the tokens again, run backward, and put gradients back into place.
 
-    Returns:
-        Gradients of hidden, p, 1 − λ, λσ, routed, γ, and of the weights that are wanted.
+    Args:
+        layer, weights: as the forward pass had them.
+        saved: what it kept; its `start_MD` not yet in order.
+        d_output_MD: the gradient of the updates.
+        wanted: which gradients are asked for.
     """
-    order_M = longest_first(loop_count_M)
-    active = count_active(loop_count_M, max_loops)()
-    with torch.autocast(d_output_MD.device.type, enabled=False):
-        run = PackedBackward(
-            layer, blend.take(order_M), gains_L, active, hidden_MD.index_select(0, order_M),
-            totals, saved, d_output_MD.index_select(0, order_M),
-        )  # fmt: skip
-        by_token: list[Tensor | None] = [run.chain(), None, None]
-        if all_loops:
-            by_token[1:] = run.depth_gradients(loop_count_M[order_M])
-        by_token += run.width_gradients()
-        weights = run.weight_gradients(wanted)
-    inverse_M = torch.empty_like(order_M)
-    inverse_M[order_M] = torch.arange(len(order_M), device=order_M.device)
-    unsorted = [g if g is None else g.index_select(0, inverse_M) for g in by_token]
-    return [*unsorted, run.gain_gradients(), *weights]
+    order_M = longest_first(weights.loop_count)
+    active = count_active(weights.loop_count, weights.max_loops)()
+    saved = replace(saved, start_MD=saved.start_MD.index_select(0, order_M))
+    make = StepwiseBackward if isinstance(layer, SteppedLayer) else PackedBackward
+    with autocast_as(d_output_MD, None):
+        run = make(  # type: ignore[operator]
+            layer, weights.take(order_M), active, saved, d_output_MD.index_select(0, order_M)
+        )
+        grads: Gradients = run(wanted)
+    return grads.back_in_place(order_M)
 
 
-def _split(values: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
+def _split(values: Sequence[Tensor], sizes: list[int]) -> list[list[Tensor]]:
     """Cut a list into consecutive parts."""
     ends = [0, *accumulate(sizes)]
-    return [values[start:stop] for start, stop in pairwise(ends)]
+    return [list(values[start:stop]) for start, stop in pairwise(ends)]

@@ -1,11 +1,27 @@
-"""Whether an FFN's weights are what they seem."""
+"""Whether an FFN is what it seems, so that its weights may be read instead of its modules called."""
 
 from torch import Tensor, nn
 
-from versatileffn.ffn.dense import FeedForward, Norm, linears
+from versatileffn.ffn.view import FFNView
 
 
-def is_plain(mlp: FeedForward) -> bool:
+def why_called(view: FFNView) -> str | None:
+    """Why hand-written gradients may not read an FFN's weights; None if they may."""
+    if not has_plain_linears(view):
+        return (
+            "a linear map isn't a plain nn.Linear without hooks (adapters, quantization, "
+            "offloading and parametrizations aren't)"
+        )
+    parts = (view.norm, view.post_norm, view.loop_weights)
+    if not all(part is None or isinstance(part, nn.Module) for part in parts):
+        return "a norm isn't a module"
+    act = view.act
+    if isinstance(act, nn.Module) and (list(act.parameters()) or getattr(act, "inplace", False)):
+        return "φ has weights of its own, or works in place"
+    return None
+
+
+def has_plain_linears(view: FFNView) -> bool:
     """Whether calling each linear is one matrix product with its weight, and nobody watches.
 
     Adapters, quantized weights, offloading and parametrizations change what calling a linear does;
@@ -15,7 +31,7 @@ def is_plain(mlp: FeedForward) -> bool:
         type(linear) is nn.Linear
         and type(linear.weight) in (Tensor, nn.Parameter)
         and not is_watched(linear)
-        for linear in linears(mlp)
+        for linear in view.linears
     )
 
 
@@ -28,13 +44,4 @@ def is_watched(module: nn.Module) -> bool:
             module._backward_hooks,
             module._backward_pre_hooks,
         )
-    )
-
-
-def reads_plain_weights(norm: Norm, mlp: FeedForward) -> bool:
-    """Whether the weights may be read instead of calling the linears: plain and bias-free."""
-    return (
-        isinstance(norm, nn.Module)
-        and is_plain(mlp)
-        and all(linear.bias is None for linear in linears(mlp))
     )

@@ -1,15 +1,77 @@
-"""Which executor carries out a plan."""
+"""Which executor carries out a plan, and why.
 
-from typing import Literal
+| asked for     | circumstances                                              | executor           |
+|---------------|------------------------------------------------------------|--------------------|
+| `auto`        | the same loops for every token (dense, k-loop)             | masked: no mask    |
+| `auto`        | eager, hard plan, gradients off                            | packed             |
+| `auto`        | eager, hard plan, gradients on, plain weights              | packed_training    |
+| `auto`        | torch.compile, hard plan, plain weights, RMSNorm, SwiGLU   | operator           |
+| `auto`        | anything else, and under torch.func                        | masked             |
+| `masked`      | always valid                                               | masked             |
+| `packed`      | as `auto`, dense and k-loop too, a ConfigError for masked  |                    |
+| `recompute`   | as `packed`, but training keeps states only                | recomputed         |
+| `triton`      | gradients off, CUDA, what the kernels support              | triton             |
+| `triton`      | gradients off otherwise                                    | a ConfigError      |
+| `triton`      | gradients on, or under torch.func                          | as `auto`          |
 
+Where a norm follows W_out, or weights differ by loop, `stepwise` takes the place of packed, and
+`stepwise_training`, which keeps states only, that of packed_training and recomputed.
+
+Packed training, the operator's too, has no second derivatives and says so; masked has them.
+Weights are plain when each linear is an unwrapped `nn.Linear` without hooks: no adapter, no
+quantization, no offloading. The operator always keeps states only in training. A recorded graph
+other than torch.compile's (export, tracing, CUDA graphs) must hold for other tokens too, so it
+takes static shapes: every token then runs all L loops.
+
+What was chosen outside of torch.compile, and why, is remembered: `execution_choices()` has it for
+a run's record. What falls back from what was asked for is also logged, once for each reason.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
-from versatileffn.errors import PlanError
+from versatileffn.errors import ConfigError, PlanError
+from versatileffn.execution.kernels.custom_op import run_triton
+from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.masked import run_masked
+from versatileffn.execution.operators import run_operator, why_no_operator
+from versatileffn.execution.packed import run_packed
+from versatileffn.execution.packed_training import (
+    run_packed_training,
+    run_recomputed,
+    run_stepwise_training,
+)
+from versatileffn.execution.plain import why_called
+from versatileffn.execution.stepwise import run_stepwise
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.token_weights import TokenWeights
 from versatileffn.ffn.view import FFNView
 
 Execution = Literal["auto", "masked", "packed", "recompute", "triton"]
+Executor = Callable[[Tensor, FFNView, TokenWeights], Tensor]
+logger = logging.getLogger(__name__)
+
+
+class Choice(NamedTuple):
+    """An executor, and why it was chosen.
+
+    Args:
+        name: what it is called in records.
+        run: carries out a plan.
+        reason: why it is this one.
+        fallback: it isn't what was asked for, or what `auto` would mean to a user.
+    """
+
+    name: str
+    run: Executor
+    reason: str
+    fallback: bool = False
 
 
 def execute(
@@ -21,6 +83,7 @@ def execute(
         (Y − H)/r, what the family adds to the residual stream.
 
     Raises:
+        ConfigError: the execution asked for isn't valid here.
         PlanError: plan and hidden states differ in their leading shape.
     """
     if plan.loop_count.shape != hidden.shape[:-1]:
@@ -29,4 +92,130 @@ def execute(
             f"{tuple(hidden.shape)}: the leading dimensions must agree"
         )
     hidden_MD, weights = hidden.reshape(-1, hidden.shape[-1]), plan.flatten().weights()
-    return run_masked(hidden_MD, view, weights).view_as(hidden)
+    choice = select_executor(execution, hidden_MD, view, weights)
+    if not torch.compiler.is_compiling():
+        _remember(execution, choice)
+    return choice.run(hidden_MD, view, weights).view_as(hidden)
+
+
+def select_executor(
+    execution: Execution, hidden_MD: Tensor, view: FFNView, weights: TokenWeights
+) -> Choice:
+    """Choose by the table above.
+
+    Raises:
+        ConfigError: what was asked for isn't valid here.
+    """
+    if execution == "masked":
+        return Choice("masked", run_masked, "asked for")
+    if execution == "triton":
+        return _triton(hidden_MD, view, weights)
+    if execution == "auto" and weights.uniform is not None:
+        return Choice("masked", run_masked, "the same loops for every token: nothing to mask")
+    masked = _why_masked(view, weights)
+    if masked is None:
+        return _packed(execution, view)
+    reason, expected = masked
+    if execution == "auto":
+        return Choice("masked", run_masked, reason, fallback=not expected)
+    raise ConfigError(
+        f"execution={execution!r} is impossible here ({reason}): use execution='auto'"
+    )
+
+
+def _why_masked(view: FFNView, weights: TokenWeights) -> tuple[str, bool] | None:
+    """Why no token may stop early, and whether that is no surprise; None if tokens may."""
+    if not weights.hard:
+        return "a soft plan mixes all loops: only loop_mix='hard' lets tokens stop", True
+    if _is_transformed():
+        return "torch.func or forward-mode differentiation wants to see every operation", False
+    if _is_compiling():
+        reason = why_no_operator(view)
+        return None if reason is None else (f"under torch.compile, {reason}", True)
+    if _is_recorded(weights):
+        return "a graph is recorded, which must hold for other tokens too", True
+    if torch.is_grad_enabled():
+        reason = why_called(view)
+        return None if reason is None else (f"in training, {reason}", False)
+    return None
+
+
+def _packed(execution: Execution, view: FFNView) -> Choice:
+    """What lets tokens stop early."""
+    if _is_compiling():
+        return Choice("operator", run_operator, "a hard plan within torch.compile")
+    training = torch.is_grad_enabled()
+    if not view.merges:
+        reason = "each loop has a down-projection of its own"
+        if training:
+            return Choice("stepwise_training", run_stepwise_training, reason)
+        return Choice("stepwise", run_stepwise, reason)
+    if not training:
+        return Choice("packed", run_packed, "a hard plan without gradients")
+    if execution == "recompute":
+        return Choice("recomputed", run_recomputed, "asked for")
+    return Choice("packed_training", run_packed_training, "a hard plan with plain weights")
+
+
+def _triton(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Choice:
+    """The kernels, or in training what `auto` takes.
+
+    Raises:
+        ConfigError: they aren't valid here.
+    """
+    if torch.is_grad_enabled() or _is_transformed():
+        other = select_executor("auto", hidden_MD, view, weights)
+        return other._replace(reason="the kernels have no gradients", fallback=True)
+    reason = unsupported(hidden_MD, view, weights)
+    if reason is not None:
+        raise ConfigError(f"execution='triton' is impossible here ({reason}): use 'auto'")
+    return Choice("triton", run_triton, "asked for")
+
+
+def _is_compiling() -> bool:
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+
+
+def _is_recorded(weights: TokenWeights) -> bool:
+    """Whether a graph is being recorded, which must not depend on the values of this plan."""
+    loop_count = weights.loop_count
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or loop_count.is_meta
+        or isinstance(loop_count, FakeTensor)
+        or (loop_count.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation wants to see every operation."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+_choices: set[tuple[str, str]] = set()
+
+
+def execution_choices() -> list[dict[str, str]]:
+    """Which executors this process has used so far and why, for a run's record.
+
+    Returns:
+        `executor` and `reason` of each distinct choice. What torch.compile traced isn't among
+        them.
+    """
+    return [{"executor": name, "reason": reason} for name, reason in sorted(_choices)]
+
+
+def forget_choices() -> None:
+    """Start a record anew; what was logged is logged again."""
+    _choices.clear()
+
+
+def _remember(execution: Execution, choice: Choice) -> None:
+    """Record a choice, and say so the first time that it isn't what was expected."""
+    key = choice.name, choice.reason
+    if key in _choices:
+        return
+    _choices.add(key)
+    if choice.fallback:
+        logger.warning("execution=%r falls back to %r: %s", execution, choice.name, choice.reason)

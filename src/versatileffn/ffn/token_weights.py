@@ -58,6 +58,14 @@ class TokenWeights:
             return None
         return self.routed_M1 * self.gates_MN
 
+    @property
+    def width_bias_M1(self) -> Tensor | None:
+        """How often the width pathway adds W_out's bias where no post-norm follows; None for never.
+
+        Once, λ, whatever the gates are; without experts with the full FFN alone, λσ.
+        """
+        return self.shared_M1 if self.gates_MN is None else 1 - self.kept_M1
+
     def take(self, tokens: Tensor | slice) -> "TokenWeights":
         """The weights of some tokens, in the order given."""
         by_token = {

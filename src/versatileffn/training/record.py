@@ -1,12 +1,11 @@
 """The end of a run: the model in its place, and run.json, which says that it is finished."""
 
-import platform
 from typing import Any
 
 import torch
 
 from versatileffn.imports import imported
-from versatileffn.provenance import versions
+from versatileffn.provenance import device_name, versions
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import check_weights
 from versatileffn.training.inputs import inputs_sha256
@@ -90,10 +89,3 @@ def _summary(
         "eval_tokens": trainer.eval_window_count * (config.data.seq_len - 1),
         "files": {f"model/{name}": digest for name, digest in digests(folder.model).items()},
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called: the accelerator's name, or the processor's architecture."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()})"

@@ -14,9 +14,10 @@ from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError, DivergedError
 from versatileffn.models.checkpoint import without_progress_bars
+from versatileffn.provenance import device_name as device_name  # of `versatileffn.cli.flops`
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.callbacks import LastStepCallback, TauCallback
+from versatileffn.training.callbacks import LastStepCallback, TauCallback, anneals
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.checkpoints import prune, step_of
 from versatileffn.training.config import TrainConfig
@@ -26,7 +27,6 @@ from versatileffn.training.init import build_model, model_config, set_execution
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogFileCallback
 from versatileffn.training.progress import ProgressCallback, SpeedCallback
-from versatileffn.training.record import device_name as device_name
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
 from versatileffn.training.sizes import check_sizes
@@ -189,7 +189,7 @@ def _add_callbacks(
     speed: SpeedCallback,
     resumed_step: int,
 ) -> None:
-    if trainer.telemetry.variant == "versatile":
+    if anneals(trainer.unwrapped):
         trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
     if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))

@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from versatileffn.data.split_text import bits_per_byte
 from versatileffn.training.batches import BatchPlan, WindowBatches
+from versatileffn.training.callbacks import anneals
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
@@ -157,14 +158,15 @@ class ReuseTrainer(Trainer):
 
     def _step_details(self) -> dict[str, float]:
         details: dict[str, float] = {"tokens": self.state.global_step * self.tokens_per_step}
-        if self.telemetry.variant == "versatile":
+        if anneals(self.unwrapped):
             details["tau"] = self.unwrapped.config.tau
         details["tokens_crc32"] = self.telemetry.take_fed()
-        names, means = self.telemetry.take()
-        if means is not None:
-            means = self.accelerator.reduce(means, "mean")
-            details.update(zip(names, means.tolist(), strict=True))
-        details.update(learned_gains(cast(nn.Module, self.model)))
+        values = dict(sorted(self.telemetry.take().items()))
+        if values:
+            mine = torch.tensor(list(values.values()), device=self.args.device)
+            means = self.accelerator.reduce(mine, "mean").tolist()
+            details.update(zip(values, means, strict=True))
+        details.update(learned_gains(self.unwrapped))
         return details
 
     # Held-out loss.

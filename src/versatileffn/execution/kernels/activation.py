@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def activation(x, ACT: tl.constexpr):
-    """One of `ffn.dense.ACTIVATIONS`, by name, in float32."""
+    """One of `ffn.mlp.ACTIVATIONS`, by name, in float32."""
     if ACT == "silu":
         y = x * tl.sigmoid(x)
     elif ACT == "gelu":

@@ -1,6 +1,8 @@
 """The entrance: a custom operator, so that a compiled model has no graph break around it.
 
-Legend: M tokens, D d_model, F d_hidden, K top_k, L max_loops.
+Experimental: these kernels have never run on a GPU, so `auto` doesn't choose them.
+
+Legend: M tokens, D d_model, F d_hidden, L max_loops.
 """
 
 from typing import Any
@@ -10,103 +12,56 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from versatileffn.execution.flops import forward_flops, longest_for_all, planned_loops
-from versatileffn.execution.kernels.support import activation_name, unsupported
+from versatileffn.execution.kernels.support import activation_name
 from versatileffn.execution.norms import RMSNorm
-from versatileffn.ffn.dense import FeedForward, Norm
-from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.token_weights import TokenWeights
+from versatileffn.ffn.view import FFNView
+
+SCHEMA = (
+    "Tensor hidden, Tensor norm, float eps, Tensor[] proj, Tensor down, str activation, "
+    "Tensor loop_count, Tensor kept, Tensor? routed, Tensor? owners, Tensor? gains, float shared, "
+    "int max_loops"
+)
+"""`launch.Work`, in the language of operators."""
 
 
-def run_triton(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> Tensor:
+def run_triton(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     """Carry out a hard plan without gradients, on CUDA. Source: Algorithm 2.
 
     Args:
         hidden_MD: H, hidden states after attention, [M, D].
-        norm: the RMSNorm before the FFN, a module.
-        mlp: the FFN; its weights are read.
-        plan: a flat plan for the same M tokens, for which `unsupported` has no reason.
+        view: an FFN whose weights are read.
+        weights: of the same M tokens; `unsupported` has no reason against both.
 
     Returns:
-        Y, [M, D].
+        (Y − H)/r, [M, D].
     """
-    slices, gates = plan.slices, plan.gates
-    rms = RMSNorm.of(norm)
-    assert rms is not None
-    gate_proj = getattr(mlp, "gate_proj", None)
+    norm, slices = RMSNorm.of(view.norm), weights.slices
+    assert norm is not None
+    routed_MN, kept_M = weights.routed_weights(), weights.kept_M1[:, 0].contiguous()
+    owner_F = None if slices is None else slices.owner_of_neuron(hidden_MD.device)
     return reuse_forward(
-        hidden_MD,
-        rms.weight,
-        rms.eps,
-        None if gate_proj is None else gate_proj.weight,
-        mlp.up_proj.weight,
-        mlp.down_proj.weight,
-        str(activation_name(mlp)),
-        plan.loop_count,
-        plan.lam,
-        gates,
-        plan.experts if gates is not None else None,
-        plan.width_gain if gates is not None else None,
-        plan.loop_gains,
-        plan.shared if gates is not None else 0.0,
-        plan.max_loops,
-        0 if slices is None or gates is None else slices.num_experts,
-        0 if slices is None or gates is None else slices.d_expert,
-    )
+        hidden_MD.contiguous(), norm.weight, norm.eps, [linear.weight for linear in view.proj],
+        view.down.weight, str(activation_name(view)), weights.loop_count.contiguous(), kept_M,
+        None if routed_MN is None else routed_MN.contiguous(), owner_F, weights.gains_L,
+        weights.shared, weights.max_loops,
+    )  # fmt: skip
 
 
-def supports(hidden_MD: Tensor, norm: Norm, mlp: FeedForward, plan: ReusePlan) -> bool:
-    """Whether `run_triton` may carry out this plan here; `unsupported` says why not."""
-    return unsupported(hidden_MD, norm, mlp, plan) is None
-
-
-@torch.library.custom_op("versatileffn::reuse_forward", mutates_args=())
-def reuse_forward(
-    hidden_MD: Tensor,
-    norm_D: Tensor,
-    eps: float,
-    gate_FD: Tensor | None,
-    up_FD: Tensor,
-    down_DF: Tensor,
-    activation: str,
-    loop_count_M: Tensor,
-    lam_M: Tensor,
-    gates_MK: Tensor | None,
-    experts_MK: Tensor | None,
-    width_gain: Tensor | None,
-    loop_gains_L: Tensor | None,
-    shared: float,
-    max_loops: int,
-    num_experts: int,
-    expert_size: int,
-) -> Tensor:
-    """Y of a hard plan, [M, D]. The arguments are those of `launch.Work`."""
+@torch.library.custom_op(
+    "versatileffn::reuse_forward", mutates_args=(), schema=f"({SCHEMA}) -> Tensor"
+)
+def reuse_forward(hidden_MD: Tensor, *arguments: Any) -> Tensor:
+    """(Y − H)/r of a hard plan, [M, D]. The arguments are those of `launch.Work`."""
     from versatileffn.execution.kernels.launch import Work, run_few, run_many
 
     if len(hidden_MD) == 0:
         return torch.empty_like(hidden_MD)
-    work = Work(
-        hidden_MD.contiguous(),
-        norm_D.contiguous(),
-        eps,
-        gate_FD,
-        up_FD,
-        down_DF,
-        activation,
-        loop_count_M.contiguous(),
-        lam_M.contiguous(),
-        None if gates_MK is None else gates_MK.contiguous(),
-        None if experts_MK is None else experts_MK.contiguous(),
-        width_gain,
-        loop_gains_L,
-        shared,
-        max_loops,
-        num_experts,
-        expert_size,
-    )
-    few = _are_few(hidden_MD)
+    work, run = Work(hidden_MD, *arguments), run_few if _are_few(hidden_MD) else run_many
     if not hidden_MD.is_cuda:
-        return run_few(work) if few else run_many(work)
+        return run(work)
     with torch.cuda.device(hidden_MD.device):
-        return run_few(work) if few else run_many(work)
+        return run(work)
 
 
 @reuse_forward.register_fake
@@ -124,7 +79,6 @@ def _are_few(hidden_MD: Tensor) -> bool:
 @register_flop_formula(torch.ops.versatileffn.reuse_forward, get_raw=True)
 def _(*arguments: Any, out_val: Any = None) -> int:
     """A few tokens all run as long as the longest of them."""
-    hidden_MD, _, _, gate_FD, up_FD, down_DF, _, loop_count_M = arguments[:8]
+    hidden_MD, _, _, proj, down_DF, _, loop_count_M = arguments[:7]
     count = longest_for_all if _are_few(hidden_MD) else planned_loops
-    weights = [up_FD, down_DF] if gate_FD is None else [gate_FD, up_FD, down_DF]
-    return forward_flops(count(loop_count_M), weights)
+    return forward_flops(count(loop_count_M), [*proj, down_DF])

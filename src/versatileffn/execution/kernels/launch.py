@@ -1,6 +1,6 @@
 """The sequence of launches that carries out a plan. None of them waits for the host.
 
-Legend: M tokens, D d_model, F d_hidden, f d_expert, K top_k, L max_loops; U_ℓ = H_ℓ − H₀.
+Legend: M tokens, D d_model, F d_hidden, N num_experts, L max_loops; U_ℓ = H_ℓ − H₀.
 """
 
 from dataclasses import dataclass, field, replace
@@ -36,30 +36,30 @@ class Work:
     Args:
         hidden_MD: H.
         norm_D, eps: weight and epsilon of the RMSNorm.
-        gate_FD, up_FD, down_DF: the FFN; no gate in an ungated one.
-        activation: a name from `ffn.dense.ACTIVATIONS`.
-        loop_count_M, lam_M, gates_MK, experts_MK, width_gain, loop_gains_L, shared: see
-            `ReusePlan`.
-        max_loops, num_experts, expert_size: L, N, f; N and f are 0 without a width pathway.
+        proj: gate (if any) and up, each [F, D].
+        down_DF: W_out.
+        activation: a name from `ffn.mlp.ACTIVATIONS`.
+        loop_count_M: ℓ̂.
+        kept_M: 1 − λ.
+        routed_MN, owner_F: λs·g spread over the experts, and whose a neuron is; None without.
+        gains_L: γ; None for 1.
+        shared: σ.
+        max_loops: L.
     """
 
     hidden_MD: Tensor
     norm_D: Tensor
     eps: float
-    gate_FD: Tensor | None
-    up_FD: Tensor
+    proj: list[Tensor]
     down_DF: Tensor
     activation: str
     loop_count_M: Tensor
-    lam_M: Tensor
-    gates_MK: Tensor | None
-    experts_MK: Tensor | None
-    width_gain: Tensor | None
-    loop_gains_L: Tensor | None
+    kept_M: Tensor
+    routed_MN: Tensor | None
+    owner_F: Tensor | None
+    gains_L: Tensor | None
     shared: float
     max_loops: int
-    num_experts: int
-    expert_size: int
     output_MD: Tensor = field(init=False)
     totals: list[Tensor] = field(init=False)
 
@@ -71,9 +71,14 @@ class Work:
         self.totals = [torch.empty_like(self.hidden_MD) for _ in range(count)]
 
     @property
-    def top_k(self) -> int:
-        """K, 0 without a width pathway."""
-        return 0 if self.gates_MK is None else self.gates_MK.shape[-1]
+    def gate_FD(self) -> Tensor | None:
+        """W_gate; None in an ungated FFN."""
+        return self.proj[0] if len(self.proj) == 2 else None
+
+    @property
+    def up_FD(self) -> Tensor:
+        """W_up."""
+        return self.proj[-1]
 
     def total(self, loop: int) -> Tensor:
         """U_loop, for loops 1 … L; in loop L nobody stays, so any tensor will do."""
@@ -83,30 +88,22 @@ class Work:
         return self.totals[min(index, len(self.totals) - 1)]
 
     def buffers(self) -> tuple[Tensor, Tensor]:
-        """b, [M, F], and the routed slices of a₁, [M, K·f]."""
-        num_tokens, d_hidden = len(self.hidden_MD), len(self.up_FD)
-        blend_MF = self.hidden_MD.new_empty(num_tokens, d_hidden)
-        routed = self.hidden_MD.new_empty(num_tokens, self.top_k * self.expert_size)
-        return blend_MF, routed
+        """b, and the routed part of a₁ of rows that stay, each [M, F]."""
+        blend_MF = self.hidden_MD.new_empty(len(self.hidden_MD), len(self.up_FD))
+        return blend_MF, blend_MF if self.routed_MN is None else torch.empty_like(blend_MF)
 
     def blend_arguments(self, loop: int) -> dict[str, Any]:
         """What `blend_and_store` and the activation need."""
-        span, gaps = len(self.up_FD) - self.expert_size, max(self.num_experts - 1, 1)
         return {
             "loop_count_M": self.loop_count_M,
-            "lam_M": self.lam_M,
-            "gates_MK": self.gates_MK,
-            "experts_MK": self.experts_MK,
-            "width_gain": self.width_gain,
-            "loop_gains_L": self.loop_gains_L,
+            "kept_M": self.kept_M,
+            "routed_MN": self.routed_MN,
+            "owner_F": self.owner_F,
+            "gains_L": self.gains_L,
             "M": len(self.hidden_MD),
             "loop": loop,
-            "span": span,
             "shared": self.shared,
-            "TOP_K": self.top_k,
-            "NUM_EXPERTS": self.num_experts,
-            "EXPERT_SIZE": self.expert_size,
-            "STRIDE": 0 if span % gaps else span // gaps,
+            "NUM_EXPERTS": 0 if self.routed_MN is None else self.routed_MN.shape[-1],
             "GATED": self.gate_FD is not None,
             "ACT": self.activation,
         } | self.constants(loop)
@@ -115,8 +112,7 @@ class Work:
         """What `add_and_leave` needs."""
         return {
             "loop_count_M": self.loop_count_M,
-            "lam_M": self.lam_M,
-            "hidden_MD": self.hidden_MD,
+            "kept_M": self.kept_M,
             "first_MD": self.total(1),
             "previous_MD": self.total(loop - 1),
             "next_MD": self.total(loop),
@@ -140,7 +136,7 @@ class Work:
 
 
 def run_many(work: Work) -> Tensor:
-    """Carry out a plan for many tokens: sort, then three launches a loop; Y, [M, D]."""
+    """Carry out a plan for many tokens: sort, then three launches a loop; Y − H₀, [M, D]."""
     order_M, active_L = order_by_loops(work.loop_count_M, work.max_loops)
     blend_MF, routed = work.buffers()
     x_MD = torch.empty_like(work.hidden_MD)
@@ -160,7 +156,7 @@ def run_many(work: Work) -> Tensor:
             FIRST=loop == 1,
         )
         operands = (x_MD, work.gate_FD, work.up_FD)
-        blend = work.blend_arguments(loop) | {"routed_MKf": routed, "blend_MF": blend_MF}
+        blend = work.blend_arguments(loop) | {"routed_MF": routed, "blend_MF": blend_MF}
         _launch("up", up_product, operands, (order_M, active_L), work, blend)
         leave = work.leave_arguments(loop)
         _launch("down", down_product, (blend_MF, work.down_DF), (order_M, active_L), work, leave)
@@ -229,7 +225,7 @@ def _processors(device: torch.device) -> int:
 
 
 def run_few(work: Work) -> Tensor:
-    """Carry out a plan for at most `DECODE_TOKENS` tokens, two launches a loop; Y, [M, D]."""
+    """Carry out a plan for at most `DECODE_TOKENS` tokens, two launches a loop; Y − H₀, [M, D]."""
     num_tokens, d_model = work.hidden_MD.shape
     d_hidden, rows = len(work.up_FD), 16 if num_tokens <= 16 else 32
     tile = DECODE_INTERPRETED if INTERPRETING else DECODE
@@ -247,7 +243,7 @@ def run_few(work: Work) -> Tensor:
             up_FD=work.up_FD,
             arrived=arrived,
             eps=work.eps,
-            routed_MKf=routed,
+            routed_MF=routed,
             blend_MF=blend_MF,
             num_warps=tile.warps,
             num_stages=tile.stages,
