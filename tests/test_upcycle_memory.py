@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-MIB = 2**20
 SHAPE = {
     "vocab_size": 4096,
     "hidden_size": 1024,
@@ -21,7 +21,6 @@ import resource, sys
 import torch
 import versatileffn as vf
 from transformers import LlamaConfig, LlamaForCausalLM
-from versatileffn.models.family import family_of
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -55,8 +54,22 @@ def large(tmp_path_factory):
         for parameter in model.parameters():
             parameter.fill_(0.01)
     model.save_pretrained(folder, max_shard_size="50MB")
-    assert len(list(folder.glob("*.safetensors"))) > 3
+    shards = list(folder.glob("*.safetensors"))
+    assert len(shards) > 3
+    for path in shards:
+        misalign(path)
     return folder
+
+
+def misalign(path):
+    """Put a file's tensors where products round differently, so that each has to be moved."""
+    tensors = safetensors.torch.load_file(path)
+    for length in range(16):
+        safetensors.torch.save_file(tensors, path, {"format": "pt", "padding": "." * length})
+        header = int.from_bytes(path.read_bytes()[:8], "little")
+        if (8 + header) % 16:
+            return
+    raise AssertionError("no header's length puts tensors elsewhere")
 
 
 def copies(large, tmp_path, mode):
