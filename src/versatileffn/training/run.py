@@ -13,6 +13,7 @@ from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError, DivergedError
+from versatileffn.execution.select import forget_choices
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.provenance import device_name as device_name  # of `versatileffn.cli.flops`
 from versatileffn.training.arguments import check_trackers, training_arguments
@@ -156,6 +157,7 @@ def _run(
 
     # The noise of each process is its own, and doesn't depend on how the model was built.
     torch.manual_seed(config.run.seed * 100_003 + trainer.args.process_index)
+    forget_choices()
     started = time.time()
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
