@@ -46,11 +46,6 @@ def read_config(source: str | Path) -> Any:
         raise CheckpointError(f"{source}: {error}") from None
     if config.num_hidden_layers < 1 or getattr(config, "max_position_embeddings", 1) < 1:
         raise CheckpointError(f"{source} has no layers or no positions: mend its config.json")
-    if config.num_hidden_layers > MOST_LAYERS:
-        raise CheckpointError(
-            f"{source} has {config.num_hidden_layers:,} layers in its config, and at most "
-            f"{MOST_LAYERS:,} are read: mend it"
-        )
     return config
 
 
@@ -101,6 +96,8 @@ def _fault(name: str, value: Any) -> str | None:
         return f"is {value}, but must be a positive number"
     if name in THETAS and not (value > 0 and isfinite(value)):
         return f"is {value}, but must be a positive number"
+    if name == "num_hidden_layers" and value > MOST_LAYERS:
+        return f"is {value:,}, but must be at most {MOST_LAYERS:,}"
     if name == "num_labels" and value > MOST_LABELS:
         return f"is {value:,}, but must be at most {MOST_LABELS:,}"
     return None
@@ -209,15 +206,11 @@ def _check_before(
     """What can be known from headers and sizes, before anything is allocated."""
     kept = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None)
     stored: dict[str, str] = {}
-    if weights is not None:
-        tensors = len(weights)
-    elif is_gguf(source):
-        tensors, kept = check_gguf(Path(source).expanduser()), torch.float32
-    else:
+    if is_gguf(source):
+        check_gguf(Path(source).expanduser())
+        kept = torch.float32
+    elif weights is None:
         stored = files.stored_as(files.weight_files(where, options))
-        tensors = len(stored)
-    if tensors:
-        files.check_layers(config, tensors, source)
     model = files.skeleton(config, model_class)
     if getattr(config, "quantization_config", None) is None:
         files.check_stored({name for name, _ in model.named_parameters()}, stored, source)

@@ -70,20 +70,6 @@ def stored_as(files: list[Path]) -> dict[str, str]:
     return found
 
 
-def check_layers(config: PreTrainedConfig, tensors: int, source: object) -> None:
-    """Refuse a config with more layers than there are tensors: building them would take hours.
-
-    Raises:
-        CheckpointError: with both numbers.
-    """
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > tensors:
-        raise CheckpointError(
-            f"{source}: config.json has {layers:,} layers, but there are only {tensors:,} weights: "
-            "they don't belong together"
-        )
-
-
 def check_stored(names: set[str], stored: dict[str, str], source: object) -> None:
     """Refuse weights that are stored as something else than floating-point numbers.
 
