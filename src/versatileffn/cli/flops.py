@@ -154,7 +154,7 @@ def _text_windows(model: str, source: str, window: int) -> Iterator[list[int]]:
     words = RequestTokenizer(_tokenizer(model))
     for piece in find_corpus(source).pieces():
         for document in piece:
-            ids = words.stream(document.text)
+            ids = words.stream(document)
             while found := list(islice(ids, window)):
                 yield found
 
