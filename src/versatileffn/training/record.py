@@ -88,6 +88,6 @@ def _summary(
         "train_loss": _last(history, "loss"),
         "eval_loss": _last(history, "eval_loss"),
         "eval_bits_per_byte": _last(history, "eval_bits_per_byte"),
-        "eval_tokens": trainer.eval_window_count * (config.data.seq_len - 1),
+        "eval_tokens": len(trainer.eval_windows) * (config.data.seq_len - 1),
         "files": {f"model/{name}": digest for name, digest in digests(folder.model).items()},
     }
