@@ -6,15 +6,16 @@ Source: arXiv 2512.14531, Table 2, with activation memory and our own accounting
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from versatileffn.analysis.activations import ffn_activation_bytes
 from versatileffn.analysis.flops import Accounting, ModelCost, ffn_of, model_cost
 from versatileffn.errors import ConfigError
 from versatileffn.execution.select import Execution
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Variant, Versatile
+from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
 from versatileffn.models.family import reuse_config
 
+Form = TypeVar("Form", bound=FFNConfig)
 LOOPS = (2, 4, 6)
 """Source: the k-Loop baselines of Table 2."""
 
@@ -113,7 +114,7 @@ def forms(own: FFNConfig, d_hidden: int) -> Iterator[tuple[str, FFNConfig, Execu
         yield choice
 
 
-def like(own: FFNConfig, variant: type[Variant], **changes: Any) -> Variant:
+def like(own: FFNConfig, variant: type[Form], **changes: Any) -> Form:
     """Another variant, with those knobs of `own` that it has, too."""
     known = {field.name for field in dataclasses.fields(variant)}
     shared = {name: value for name, value in dataclasses.asdict(own).items() if name in known}

@@ -57,7 +57,7 @@ def _windows(name: str, source: str, window: int) -> Iterator[list[int]]:
     words = _tokenizer(name)
     for piece in find_corpus(source).pieces():
         for document in piece:
-            ids = words.stream(document.text)
+            ids = words.stream(document)
             while found := list(islice(ids, window)):
                 yield found
 

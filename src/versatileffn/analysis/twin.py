@@ -116,7 +116,7 @@ def token_ids(
     found: list[int] = []
     with quiet_transformers():
         for document in chain.from_iterable(corpus.pieces()):
-            characters = document.text[: CHARACTERS_PER_TOKEN * count]
+            characters = document[: CHARACTERS_PER_TOKEN * count]
             found += tokenizer(characters, add_special_tokens=False)["input_ids"]
             if len(found) >= count:
                 break

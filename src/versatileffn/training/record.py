@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from versatileffn.execution.select import execution_choices
 from versatileffn.imports import imported
 from versatileffn.provenance import device_name, versions
 from versatileffn.training.config import TrainConfig
@@ -75,6 +76,7 @@ def _summary(
         "threads": torch.get_num_threads(),
         "seed": config.run.seed,
         "variant": trainer.telemetry.variant,
+        "execution": execution_choices(),  # of this session; none that torch.compile traced
         "parameters": trainer.unwrapped.num_parameters(),
         "steps": plan.max_steps,
         "schedule_steps": trainer.schedule_steps,
@@ -86,6 +88,6 @@ def _summary(
         "train_loss": _last(history, "loss"),
         "eval_loss": _last(history, "eval_loss"),
         "eval_bits_per_byte": _last(history, "eval_bits_per_byte"),
-        "eval_tokens": trainer.eval_window_count * (config.data.seq_len - 1),
+        "eval_tokens": len(trainer.eval_windows) * (config.data.seq_len - 1),
         "files": {f"model/{name}": digest for name, digest in digests(folder.model).items()},
     }
