@@ -57,7 +57,9 @@ class Architecture(Section):
     @model_validator(mode="after")
     def _heads_fit(self) -> "Architecture":
         if self.family not in FAMILIES:
-            raise ValueError(f"unknown family {self.family!r}; {suggestion(self.family, list(FAMILIES))}")
+            raise ValueError(
+                f"unknown family {self.family!r}; {suggestion(self.family, list(FAMILIES))}"
+            )
         heads = self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(

@@ -171,7 +171,9 @@ def _explain_unknown(schema: type[BaseModel], location: Sequence[Any]) -> str:
     if not get_close_matches(name, siblings, n=1, cutoff=0.5):
         for section, leaves in places.items():
             if meant := get_close_matches(name, leaves, n=1, cutoff=0.75):
-                return f"unknown key {dotted!r}; did you mean {f'{section}.{meant[0]}'.strip('.')!r}?"
+                return (
+                    f"unknown key {dotted!r}; did you mean {f'{section}.{meant[0]}'.strip('.')!r}?"
+                )
     return f"unknown key {dotted!r}; {suggestion(name, siblings)}"
 
 
