@@ -24,9 +24,18 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class Section(BaseModel):
-    """A frozen part of a configuration: unknown keys and values of another type are errors."""
+    """A frozen part of a configuration: unknown keys and values of another type are errors.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+    What stands below a field describes it, in docs/configuration.md, too.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
 
 
 def _expand(path: str) -> str:
