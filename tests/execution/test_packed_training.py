@@ -8,20 +8,25 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from support.layers import gumbel, make_hidden, make_layer
+from support.layers import decide, execute_with, gumbel, make_any, make_hidden, make_layer, view_of
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
-from versatileffn.execution.packed_training import run_packed_training, run_recomputed
-from versatileffn.ffn.versatile import VersatileFFN
+from versatileffn.execution.packed_training import (
+    run_packed_training,
+    run_recomputed,
+    run_stepwise_training,
+)
+from versatileffn.ffn.config import Versatile
+from versatileffn.layer import VersatileFFN
 
 PACKED = [run_packed_training, run_recomputed]
 pytestmark = pytest.mark.parametrize("packed", PACKED, ids=["keep", "recompute"])
 
 
 def gradients(executor, layer, hidden, plan_of=None, autocast=False):
-    plan = layer.controller(hidden, gumbel(hidden, 4)) if plan_of is None else plan_of(hidden)
+    plan = decide(layer, hidden, gumbel(hidden, 4)) if plan_of is None else plan_of(hidden)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        output = executor(hidden, layer.norm, layer.mlp, plan)
+        output = execute_with(executor, layer, hidden, plan)
     inputs = [hidden, *(p for p in layer.parameters() if p.requires_grad)]
     loss = output.float().square().sum() if autocast else output.square().sum()
     return [output, *torch.autograd.grad(loss, inputs, allow_unused=True)]
@@ -76,8 +81,8 @@ def test_other_weights_by_functional_call(packed, norm):
     other = {n: (p.detach() * 1.5).requires_grad_() for n, p in layer.named_parameters()}
     grads = []
     for executor in (run_masked, packed):
-        layer.forward = lambda h, run=executor: run(
-            h, layer.norm, layer.mlp, layer.controller(h, gumbel(h, 4))
+        layer.forward = lambda h, run=executor: execute_with(
+            run, layer, h, decide(layer, h, gumbel(h, 4))
         )
         output = functional_call(layer, other, (hidden,))
         grads.append(torch.autograd.grad(output.square().sum(), list(other.values())))
@@ -86,7 +91,7 @@ def test_other_weights_by_functional_call(packed, norm):
 
 def test_graphs_can_be_kept_and_run_again(packed):
     layer, hidden = make_layer(), make_hidden(9, 16).requires_grad_()
-    output = packed(hidden, layer.norm, layer.mlp, layer.controller(hidden, gumbel(hidden, 4)))
+    output = execute_with(packed, layer, hidden, decide(layer, hidden, gumbel(hidden, 4)))
     first = torch.autograd.grad(output.sum(), layer.mlp.up_proj.weight, retain_graph=True)
     second = torch.autograd.grad(output.sum(), layer.mlp.up_proj.weight)
     same(first, second)
@@ -97,7 +102,7 @@ def test_graphs_can_be_kept_and_run_again(packed):
 @pytest.mark.parametrize("name", ["norm.weight", "mlp.down_proj.weight"])
 def test_weights_changed_before_the_backward_pass_are_noticed(packed, name):
     layer, hidden = make_layer(), make_hidden(9, 16).requires_grad_()
-    output = packed(hidden, layer.norm, layer.mlp, layer.controller(hidden, gumbel(hidden, 4)))
+    output = execute_with(packed, layer, hidden, decide(layer, hidden, gumbel(hidden, 4)))
     with torch.no_grad():
         layer.get_parameter(name).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -110,8 +115,8 @@ def test_what_was_saved_is_gone_after_the_backward_pass(packed):
     hidden = make_hidden(64, 32, dtype=torch.float32).requires_grad_()
     before = live_bytes()
     with torch.autocast("cpu", torch.bfloat16):
-        plan = layer.controller(hidden, gumbel(hidden, 4))
-        output = packed(hidden, layer.norm, layer.mlp, plan)
+        plan = decide(layer, hidden, gumbel(hidden, 4))
+        output = execute_with(packed, layer, hidden, plan)
     del plan
     during = live_bytes() - before
     output.sum().backward()
@@ -139,12 +144,12 @@ def test_a_first_gain_other_than_one(packed):
     gains = torch.tensor([0.5, 2.0, 0.0, -1.0], dtype=torch.float64)
 
     def plan_of(hidden):
-        plan = layer.controller(hidden, gumbel(hidden, 4))
+        plan = decide(layer, hidden, gumbel(hidden, 4))
         return dataclasses.replace(plan, loop_gains=gains)
 
     hidden.requires_grad_()
     expected = gradients(run_masked, layer, hidden, plan_of)
     same(gradients(packed, layer, hidden, plan_of), expected)
     with torch.no_grad():
-        inference = run_packed(hidden, layer.norm, layer.mlp, plan_of(hidden))
+        inference = execute_with(run_packed, layer, hidden, plan_of(hidden))
     torch.testing.assert_close(inference, expected[0].detach())

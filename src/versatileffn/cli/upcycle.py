@@ -27,6 +27,7 @@ OPTIONS = {"reuse_gains": "--gains"}
 """Knobs whose option isn't called like them."""
 Target = StrEnum("Target", {name.upper(): name for name in reversed(VARIANTS)})  # type: ignore[misc]
 """What a dense checkpoint can become."""
+PAPERS = Target("versatile")
 
 
 def _option(knob: Knob) -> Any:
@@ -63,7 +64,7 @@ def upcycle_command(
         str, typer.Argument(help="Dense checkpoint: a folder, a hub id, or a .gguf file.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    to: Annotated[Target, typer.Option(help="What to make of it.")] = Target("versatile"),
+    to: Annotated[Target, typer.Option(help="What to make of it.")] = PAPERS,
     seed: Annotated[int, typer.Option(help="Seed of the new tensors.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if all in it is this command's.")

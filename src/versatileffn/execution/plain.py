@@ -1,4 +1,4 @@
-"""Whether an FFN is what it seems, so that its weights may be read instead of its modules called."""
+"""Whether an FFN is what it seems, so that its weights may be read, not its modules called."""
 
 from torch import Tensor, nn
 

@@ -192,7 +192,7 @@ class StepwiseBackward:
             for name in ("kept_M1", "shared_M1", "routed_M1", "gates_MN")
             if (tensor := getattr(weights, name)) is not None
         }
-        self.weights, self.leaves = replace(weights, **leaves), leaves  # type: ignore[arg-type]
+        self.weights, self.leaves = replace(weights, **leaves), leaves
         self.d_start_MD = torch.zeros_like(d_output_MD)
         self.d_by_token: dict[str, Tensor] = {}
         gains_L = weights.gains_L
