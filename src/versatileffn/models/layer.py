@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.view import FFNView
+from versatileffn.ffn.view import FFNView, unchanged
 from versatileffn.layer import Reuse
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.table import Family
@@ -26,11 +26,6 @@ class LayerView:
     def __getattr__(self, name: str) -> Any:
         parts = self._parts
         return parts[name] if name in parts else getattr(self._layer, name)
-
-
-def unchanged(x: Tensor) -> Tensor:
-    """What a norm becomes that the FFN's executors apply themselves."""
-    return x
 
 
 class ReuseLayer(Reuse):
