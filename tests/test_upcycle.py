@@ -42,11 +42,22 @@ def logits(model, ids):
         return model.eval()(ids).logits
 
 
-@pytest.mark.parametrize("variant", ["dense", "k-loop", "moe", "versatile"])
+LEARNED = {
+    "dense": vf.Dense(),
+    "k-loop": vf.KLoop(reuse_gains="learned"),
+    "k-loop-rank": vf.KLoop(reuse_gains="learned", loop_rank=2),
+    "moe": vf.MoE(reuse_gains="learned"),
+    "versatile": vf.Versatile(reuse_gains="learned"),
+    "token-choice": vf.Versatile(controller="token-choice", fusion="depth", reuse_gains="learned"),
+}
+FIXED = {"k-loop": vf.KLoop(), "moe": vf.MoE(), "versatile": vf.Versatile()}
+
+
+@pytest.mark.parametrize("config", LEARNED.values(), ids=LEARNED)
 @pytest.mark.parametrize("execution", ["masked", "packed"])
-def test_learned_gains_give_the_dense_function(dense_folder, variant, execution):
-    config = vf.FFNConfig(variant=variant, reuse_gains="learned", execution=execution)
+def test_learned_gains_give_the_dense_function(dense_folder, config, execution):
     model, receipt = upcycle(dense_folder, config)
+    model.set_execution(execution)
     dense = AutoModelForCausalLM.from_pretrained(dense_folder)
     ids = make_ids(3, 20)
     torch.testing.assert_close(logits(model, ids), logits(dense, ids), rtol=0, atol=1e-5)
@@ -55,7 +66,7 @@ def test_learned_gains_give_the_dense_function(dense_folder, variant, execution)
 
 def test_a_gguf_file_is_upcycled_like_the_folder_it_was_made_from(dense_folder, tmp_path):
     write_gguf(LlamaForCausalLM.from_pretrained(dense_folder), tmp_path / "dense.gguf")
-    config = vf.FFNConfig(reuse_gains="learned")
+    config = vf.Versatile(reuse_gains="learned")
     from_folder, expected = upcycle(dense_folder, config)
     from_file, receipt = upcycle(tmp_path / "dense.gguf", config)
     ids = make_ids(3, 20)
@@ -100,28 +111,26 @@ def test_contradictory_generation_settings_keep_their_end_tokens(dense_folder, t
 
 def test_the_default_starts_at_the_dense_model_and_the_papers_form_is_asked_for(dense_folder):
     model, receipt = upcycle(dense_folder)
-    assert (model.config.ffn_variant, model.config.reuse_gains) == ("versatile", "learned")
+    assert model.config.ffn() == vf.Versatile(reuse_gains="learned")
     assert receipt.logit_difference <= 1e-5
     assert receipt.expected == EXACT
-    _, receipt = upcycle(dense_folder, vf.FFNConfig())
+    _, receipt = upcycle(dense_folder, vf.Versatile())
     assert receipt.ffn["reuse_gains"] == "fixed"
     assert "gibberish" in receipt.expected
     assert "--gains learned" in str(receipt)
 
 
-@pytest.mark.parametrize("variant", ["dense", "k-loop", "moe", "versatile"])
-@pytest.mark.parametrize("gains", ["fixed", "learned"])
-@pytest.mark.parametrize("loops", [1, 2])
-def test_what_the_receipt_expects_is_what_happens(dense_folder, variant, gains, loops):
-    _, receipt = upcycle(
-        dense_folder, vf.FFNConfig(variant=variant, reuse_gains=gains, num_loops=loops)
-    )
+@pytest.mark.parametrize(
+    "config", [*LEARNED.values(), *FIXED.values(), vf.KLoop(num_loops=1)], ids=str
+)
+def test_what_the_receipt_expects_is_what_happens(dense_folder, config):
+    _, receipt = upcycle(dense_folder, config)
     assert (receipt.expected == EXACT) == (receipt.logit_difference <= 1e-5)
 
 
 @pytest.mark.parametrize("fusion", ["average", "width", "depth"])
 def test_every_fusion_with_learned_gains_starts_at_the_dense_model(dense_folder, fusion):
-    _, receipt = upcycle(dense_folder, vf.FFNConfig(fusion=fusion, reuse_gains="learned"))
+    _, receipt = upcycle(dense_folder, vf.Versatile(fusion=fusion, reuse_gains="learned"))
     assert receipt.logit_difference <= 1e-5
 
 
@@ -153,9 +162,9 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
     hub_options.cache_clear()
 
 
-@pytest.mark.parametrize("variant", ["k-loop", "moe", "versatile"])
-def test_fixed_gains_change_the_function_and_the_receipt_says_so(dense_folder, variant):
-    model, receipt = upcycle(dense_folder, vf.FFNConfig(variant=variant))
+@pytest.mark.parametrize("config", FIXED.values(), ids=FIXED)
+def test_fixed_gains_change_the_function_and_the_receipt_says_so(dense_folder, config):
+    model, receipt = upcycle(dense_folder, config)
     dense = AutoModelForCausalLM.from_pretrained(dense_folder)
     ids = make_ids(3, 20)
     assert (logits(model, ids) - logits(dense, ids)).abs().max() > 1e-3
@@ -164,7 +173,7 @@ def test_fixed_gains_change_the_function_and_the_receipt_says_so(dense_folder, v
 
 def test_learned_gains_in_training_mode_start_at_the_dense_loss(dense_folder):
     """Whatever noise is drawn, all L loops and every λ give F(H)."""
-    model, _ = upcycle(dense_folder, vf.FFNConfig(reuse_gains="learned"))
+    model, _ = upcycle(dense_folder, vf.Versatile(reuse_gains="learned"))
     assert not model.training
     dense, ids = AutoModelForCausalLM.from_pretrained(dense_folder), make_ids(3, 20)
     trained = model.train()(ids)
@@ -183,7 +192,8 @@ def test_learned_gains_move_no_bit(tmp_path, execution, dtype, bias):
         for parameter in llama.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     llama.to(dtype).save_pretrained(tmp_path)
-    model, receipt = upcycle(tmp_path, vf.FFNConfig(reuse_gains="learned", execution=execution))
+    model, receipt = upcycle(tmp_path, vf.Versatile(reuse_gains="learned"))
+    model.set_execution(execution)
     dense = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     ids = make_ids(4, 32)
     with torch.no_grad():
@@ -209,7 +219,7 @@ def test_a_quantized_checkpoint_is_refused(dense_folder):
 
 
 def test_the_receipt_counts_what_was_added(dense_folder, tmp_path):
-    model, receipt = upcycle(dense_folder, vf.FFNConfig())
+    model, receipt = upcycle(dense_folder, vf.Versatile())
     dense = AutoModelForCausalLM.from_pretrained(dense_folder)
     assert receipt.parameters_before == dense.num_parameters()
     assert receipt.parameters_after == model.num_parameters()
@@ -222,9 +232,9 @@ def test_the_receipt_counts_what_was_added(dense_folder, tmp_path):
 
 
 def test_dense_weights_are_taken_over_and_the_seed_decides_the_rest(dense_folder):
-    first, _ = upcycle(dense_folder, vf.FFNConfig(), seed=1)
-    again, _ = upcycle(dense_folder, vf.FFNConfig(), seed=1)
-    other, _ = upcycle(dense_folder, vf.FFNConfig(), seed=2)
+    first, _ = upcycle(dense_folder, vf.Versatile(), seed=1)
+    again, _ = upcycle(dense_folder, vf.Versatile(), seed=1)
+    other, _ = upcycle(dense_folder, vf.Versatile(), seed=2)
     dense = AutoModelForCausalLM.from_pretrained(dense_folder).state_dict()
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
@@ -236,29 +246,32 @@ def test_dense_weights_are_taken_over_and_the_seed_decides_the_rest(dense_folder
 
 def test_tied_embeddings_stay_tied(tmp_path):
     LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(tmp_path)
-    model, receipt = upcycle(tmp_path, vf.FFNConfig(reuse_gains="learned"))
+    model, receipt = upcycle(tmp_path, vf.Versatile(reuse_gains="learned"))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert receipt.logit_difference <= 1e-5
 
 
 def test_a_model_of_ours_can_be_a_dense_source(dense_folder, tmp_path):
-    model, _ = upcycle(dense_folder, vf.FFNConfig(variant="dense"))
+    model, _ = upcycle(dense_folder, vf.Dense())
     model.save_pretrained(tmp_path / "ours")
-    _, receipt = upcycle(tmp_path / "ours", vf.FFNConfig(reuse_gains="learned"))
+    _, receipt = upcycle(tmp_path / "ours", vf.Versatile(reuse_gains="learned"))
     assert receipt.logit_difference <= 1e-5
 
 
 def test_an_upcycled_model_is_no_source(dense_folder, tmp_path):
-    model, _ = upcycle(dense_folder, vf.FFNConfig())
+    model, _ = upcycle(dense_folder, vf.Versatile())
     model.save_pretrained(tmp_path / "ours")
     with pytest.raises(CheckpointError, match="already a versatile model"):
         upcycle(tmp_path / "ours")
 
 
-def test_unknown_family(tmp_path):
+def test_an_unknown_family_lists_the_known_ones_and_where_to_add_it(tmp_path):
     GPT2Config().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="family 'gpt2', which isn't supported"):
+    with pytest.raises(CheckpointError, match="family 'gpt2'") as caught:
         upcycle(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert "qwen3" in str(caught.value)
+    assert "models/table.py" in str(caught.value)
 
 
 def test_missing_folder(tmp_path):
@@ -352,7 +365,7 @@ def test_bad_seeds(dense_folder, seed):
 
 def test_experts_that_do_not_fit(dense_folder):
     with pytest.raises(ConfigError, match=r"8·9 = 72 exceeds d_hidden=64"):
-        upcycle(dense_folder, vf.FFNConfig(d_expert=9))
+        upcycle(dense_folder, vf.Versatile(d_expert=9))
 
 
 @pytest.mark.skipif(
@@ -361,6 +374,6 @@ def test_experts_that_do_not_fit(dense_folder):
 def test_a_real_checkpoint_keeps_its_logits():
     ids = torch.randint(0, 32000, (2, 100), generator=torch.Generator().manual_seed(0))
     dense = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32)
-    model, receipt = upcycle(STORIES, vf.FFNConfig(reuse_gains="learned"))
+    model, receipt = upcycle(STORIES, vf.Versatile(reuse_gains="learned"))
     assert receipt.logit_difference <= 1e-5
     torch.testing.assert_close(logits(model, ids), logits(dense, ids), rtol=0, atol=1e-5)

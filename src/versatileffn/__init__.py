@@ -13,6 +13,7 @@ from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.registry import register_controller
 from versatileffn.layer import VersatileFFN
 from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.upcycle import upcycle
 
 __all__ = [
     "Dense",
@@ -25,4 +26,5 @@ __all__ = [
     "VersatileLlamaConfig",
     "VersatileLlamaForCausalLM",
     "register_controller",
+    "upcycle",
 ]

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from versatileffn.errors import CheckpointError, ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import FFNConfig, Versatile
+from versatileffn.imports import imported
+from versatileffn.layer import NEW_TENSORS
+from versatileffn.models.base import new_tensors_drawn
 from versatileffn.models.checkpoint import load_checkpoint, read_config
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.models.family import is_reuse, model_class, reuse_config
+from versatileffn.models.layer import ReuseLayer
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.models.trust import RemoteCodeError, remote_code
 from versatileffn.workspace.durable import write_json
 
-NEW_TENSORS = (".controller.", ".experts.", ".gains.")
-"""Parts of the names of what a dense checkpoint lacks."""
 PROBE_TEXT = (
     "A feed-forward network is a function of one vector. Slices of it are smaller functions, and "
     "applying it again makes a deeper one; how much of either a word needs, the word should say."
@@ -44,16 +46,18 @@ class Receipt:
     Args:
         source: path or hub id of the dense checkpoint.
         variant: what it became.
-        ffn: the reuse, as the fields of `FFNConfig`.
+        ffn: the variant and its knobs.
         parameters_before, parameters_after: counts, tied weights once.
         new_tensors: shapes of the tensors that the dense checkpoint doesn't have.
-        norm_layout: where the norms stand, and which formula follows from it.
+        family: the dense checkpoint's model type.
+        layout: where the norms stand, and what the width pathway costs for it.
         unused_neurons: hidden neurons per layer that belong to no virtual expert.
         dtype: in which both models were compared.
         probe_tokens: length of the probe text in tokens.
         logit_difference: max |reuse − dense| over the probe's logits.
         logit_scale: max |dense| over the same logits.
         expected: what the difference should be, and what to do where that isn't wanted.
+        imports: digests of the user's own code that was imported before.
     """
 
     source: str
@@ -62,13 +66,15 @@ class Receipt:
     parameters_before: int
     parameters_after: int
     new_tensors: dict[str, list[int]]
-    norm_layout: str
+    family: str
+    layout: str
     unused_neurons: int
     dtype: str
     probe_tokens: int
     logit_difference: float
     logit_scale: float
     expected: str
+    imports: dict[str, str] = dataclasses.field(default_factory=imported)
 
     def to_dict(self) -> dict[str, Any]:
         """The receipt as plain data."""
@@ -84,11 +90,11 @@ class Receipt:
         growth = 100 * added / self.parameters_before
         shapes = sorted({f"{_leaf(n)} {tuple(s)}" for n, s in self.new_tensors.items()})
         lines = {
-            "source": f"{self.source}  ->  {self.variant}",
+            "source": f"{self.source} ({self.family})  ->  {self.variant}",
             "parameters": f"{self.parameters_before:,} -> {self.parameters_after:,} "
             f"(+{added:,}, {growth:.3f} %)",
             "new tensors": f"{len(self.new_tensors)}: {', '.join(shapes) or 'none'}",
-            "norm layout": self.norm_layout,
+            "layout": self.layout,
             "logit difference": f"{self.logit_difference:.3g} at most, of logits up to "
             f"{self.logit_scale:.3g} ({self.probe_tokens} tokens, {self.dtype})",
             "expected": self.expected,
@@ -104,16 +110,18 @@ def upcycle(
     *,
     seed: int = 0,
     trust_remote_code: bool = False,
-) -> tuple[VersatileLlamaForCausalLM, Receipt]:
+) -> tuple[Any, Receipt]:
     """Turn a dense checkpoint into a model whose FFN is reused.
 
     With `reuse_gains="learned"` the new model computes the dense model's function exactly; with
     `fixed` it has the paper's form, which is far from it until it is trained. Real experts (`moe`)
-    start with W_out = 0 when gains are learned.
+    start with W_out = 0 when gains are learned. Weights are read once, file by file, and both
+    models share them while they are compared.
 
     Args:
-        source: a dense Llama checkpoint: a folder, a hub id, or a .gguf file.
-        config: the variant. None is the paper's reuse with learned gains; `FFNConfig()` itself is
+        source: a dense checkpoint of a family in docs/families.md: a folder, a hub id, or a .gguf
+            file.
+        config: the variant. None is the paper's reuse with learned gains; `Versatile()` itself is
             the paper's form, with fixed ones.
         seed: of the new tensors' initialization.
         trust_remote_code: run Python code that lies with the checkpoint or its tokenizer.
@@ -127,63 +135,76 @@ def upcycle(
         ConfigError: the reuse doesn't fit the checkpoint's FFN, or the seed is out of range.
         ResourceError: the model doesn't fit into memory.
     """
-    config = FFNConfig(reuse_gains="learned") if config is None else config
+    config = Versatile(reuse_gains="learned") if config is None else config
     if not isinstance(config, FFNConfig):
-        raise ConfigError(f"config={config!r} must be an FFNConfig")
+        raise ConfigError(f"config={config!r} must be a Versatile, KLoop, MoE or Dense")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed!r} must be a whole number from 0 to 2^63 - 1")
     with remote_code(trust_remote_code), torch.random.fork_rng(devices=[]):
         dense_config = read_dense_config(source)
-        new_config = VersatileLlamaConfig.from_ffn(dense_config, config)
+        new_config = reuse_config(dense_config, config)
+        new_class = model_class(new_config)
         torch.manual_seed(seed)
-        dense = load_checkpoint(AutoModelForCausalLM, source, dense_config)
+        dense = load_checkpoint(model_class(dense_config), source, dense_config)
         probe_ids = probe(source, dense_config.vocab_size)
-        expected, parameters_before = _logits(dense, probe_ids), dense.num_parameters()
+        expected = _logits(dense, probe_ids)
         if not expected.isfinite().all():
             raise CheckpointError(
                 f"{source} computes NaN or infinity from finite weights: its config.json may be "
                 "wrong, or its dtype too narrow"
             )
         weights = dense.state_dict()
-        model = load_checkpoint(
-            VersatileLlamaForCausalLM, source, new_config, NEW_TENSORS, weights=weights
-        )
+        with new_tensors_drawn():
+            model = load_checkpoint(new_class, source, new_config, NEW_TENSORS, weights=weights)
     model.generation_config = _generation_config(dense, source)
-    if config.variant == "moe" and config.reuse_gains == "learned":
-        for layer in model.model.layers:
+    layers = model.reuse_layers()
+    if config.variant == "moe" and config.starts_exactly:
+        for layer in layers:
             torch.nn.init.zeros_(layer.experts.down_proj)
-
-    receipt = Receipt(
+    return model, Receipt(
         source=str(source),
         variant=config.variant,
-        ffn=dataclasses.asdict(config),
-        parameters_before=parameters_before,
+        ffn=config.to_dict(),
+        parameters_before=dense.num_parameters(),
         parameters_after=model.num_parameters(),
         new_tensors={
             name: list(tensor.shape)
             for name, tensor in model.state_dict().items()
             if name not in weights
         },
-        norm_layout="pre-norm: width is a blend of loop 1's activations, no matrix product"
-        if config.uses_width
-        else "pre-norm",
-        unused_neurons=config.warn_unused_neurons(new_config.intermediate_size),
+        family=dense_config.model_type,
+        layout=layout(layers[0], model.config),
+        unused_neurons=config.warn_unused_neurons(layers[0].ffn_view().down.in_features),
         dtype=str(model.dtype).removeprefix("torch."),
         probe_tokens=probe_ids.shape[-1],
         logit_difference=(_logits(model, probe_ids) - expected).abs().max().item(),
         logit_scale=expected.abs().max().item(),
-        expected=EXACT if starts_exactly(config) else FAR,
+        expected=EXACT if config.starts_exactly else FAR,
     )
-    return model, receipt
 
 
-def starts_exactly(config: FFNConfig) -> bool:
-    """Whether a freshly converted model computes the dense model's function."""
-    once = config.variant == "k-loop" and config.num_loops == 1
-    return config.variant == "dense" or config.reuse_gains == "learned" or once
+def layout(layer: ReuseLayer, config: PreTrainedConfig) -> str:
+    """Where a family's norms stand, and what the width pathway costs for it."""
+    view, family, ffn = layer.ffn_view(), layer.family, layer.reuse_config
+    places = (("pre", layer.norm_name), ("post", family.post_norm))
+    said = " and ".join(f"{place}-norm" for place, norm in places if norm is not None)
+    if isinstance(ffn, Versatile) and ffn.uses_width:
+        said += (
+            ": width is a blend of loop 1's activations, no matrix product"
+            if view.merges
+            else ": the width pathway pays its own down-projection, none while s = 0"
+        )
+    if family.parallel or getattr(config, "use_parallel_residual", False):
+        said += "; beside attention: decisions read the residual stream before the layer"
+    return said if view.scale == 1 else f"{said}; residual scale {view.scale:g}"
 
 
-def read_dense_config(source: str | Path) -> LlamaConfig:
+def is_dense(config: PreTrainedConfig) -> bool:
+    """Whether a config is a dense model's: as it came, or of our variant of that name."""
+    return not is_reuse(config) or config.ffn().variant == "dense"
+
+
+def read_dense_config(source: str | Path) -> Any:
     """The config of a dense checkpoint of a supported family.
 
     Raises:
@@ -194,9 +215,9 @@ def read_dense_config(source: str | Path) -> LlamaConfig:
         raise CheckpointError(
             f"{source} is quantized: upcycle the unquantized checkpoint, and quantize the result"
         )
-    if isinstance(config, VersatileLlamaConfig) and config.ffn_variant != "dense":
+    if not is_dense(config):
         raise CheckpointError(
-            f"{source} is already a {config.ffn_variant} model: upcycle its dense base instead"
+            f"{source} is already a {config.ffn().variant} model: upcycle its dense base instead"
         )
     return config
 

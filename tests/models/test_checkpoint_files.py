@@ -20,7 +20,7 @@ from versatileffn.models.checkpoint import read_any_config
 from versatileffn.models.tokenizer import load_own_tokenizer
 
 UP = "model.layers.1.mlp.up_proj.weight"
-DENSE = vf.FFNConfig(variant="dense")
+DENSE = vf.Dense()
 
 
 @pytest.fixture
@@ -130,10 +130,10 @@ def _point_elsewhere(split, place):
     index.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("layers", [10**6, 10**12])
-def test_layers_without_weights(folder, layers):
+@pytest.mark.parametrize("layers", [1025, 10**12])
+def test_more_layers_than_any_model_has(folder, layers):
     edit(folder / "config.json", num_hidden_layers=layers)
-    with pytest.raises(CheckpointError, match=rf"has {layers:,} layers, but .* only 21 weights"):
+    with pytest.raises(CheckpointError, match=rf"num_hidden_layers .* is {layers:,}, .* 1,024"):
         vf.upcycle(folder, DENSE)
 
 
@@ -162,17 +162,16 @@ def test_memory_is_compared_with_what_a_container_may_have(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("variant", "setting"),
-    [("versatile", "max_loops"), ("k-loop", "num_loops"), ("versatile", "num_experts")],
+    [(vf.Versatile, "max_loops"), (vf.KLoop, "num_loops"), (vf.Versatile, "num_experts")],
 )
 def test_a_million_of_anything(folder, variant, setting):
     with pytest.raises(ConfigError):
-        vf.upcycle(folder, vf.FFNConfig(variant=variant, **{setting: 10**6}))
+        vf.upcycle(folder, variant(**{setting: 10**6}))
 
 
 def test_a_million_experts_are_never_allocated(folder):
-    config = vf.FFNConfig(variant="moe", num_experts=10**6, d_expert=10**5)
     with pytest.raises(ResourceError, match="of memory"):
-        vf.upcycle(folder, config)
+        vf.upcycle(folder, vf.MoE(num_experts=10**6, d_expert=10**5))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from versatileffn.cli.train import train_command
 from versatileffn.cli.trust import loads_checkpoints
 from versatileffn.cli.upcycle import upcycle_command
 from versatileffn.cli.verify import verify_command
+from versatileffn.imports import import_modules
 from versatileffn.signals import EXIT_CODES, ending
 
 CONTINUED = {"tokenize", "train", "evaluate", "reproduce"}
@@ -45,10 +46,19 @@ def every_command(
     debug: Annotated[
         bool, typer.Option("--debug", help=f"Show tracebacks, as {DEBUG}=1 does.")
     ] = False,
+    import_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", metavar="MODULE",
+            help="Run a Python module, or a .py file, of your own first: a controller that "
+            "registers itself. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Adaptive wide-and-deep reuse of feed-forward networks in language models."""
     if debug:
         os.environ[DEBUG] = "1"
+    import_modules(import_ or [])
 
 
 def main() -> None:

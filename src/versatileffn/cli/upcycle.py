@@ -3,10 +3,15 @@
 import os
 import re
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from versatileffn.ffn.config import VARIANTS, FFNConfig
+from versatileffn.ffn.knobs import Knob, knobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,103 +23,66 @@ EARLIER = re.compile(
     r"(tokenizer|spiece|sentencepiece\.bpe)\.model|merges\.txt|chat_template\.jinja"
 )
 """Names that this command wrote before its receipts listed files and their digests."""
+OPTIONS = {"reuse_gains": "--gains"}
+"""Knobs whose option isn't called like them."""
+Target = StrEnum("Target", {name.upper(): name for name in reversed(VARIANTS)})  # type: ignore[misc]
+"""What a dense checkpoint can become."""
 
 
-class Target(StrEnum):
-    """What a dense checkpoint can become."""
-
-    VERSATILE = "versatile"
-    K_LOOP = "k-loop"
-    MOE = "moe"
-    DENSE = "dense"
-
-
-class Gains(StrEnum):
-    """The form of the reuse."""
-
-    FIXED = "fixed"
-    LEARNED = "learned"
+def _option(knob: Knob) -> Any:
+    """The option that a knob is; left out, it is the record's business."""
+    default = "learned" if knob.name == "reuse_gains" else knob.default
+    name = OPTIONS.get(knob.name, f"--{knob.name.replace('_', '-')}")
+    text = f"{knob.text} ({', '.join(knob.variants)})"
+    shown = False if default is None else str(default)
+    return Annotated[knob.hint | None, typer.Option(name, help=text, show_default=shown)]
 
 
-class FusionName(StrEnum):
-    """How width and depth meet."""
+def _with_knobs(command: Any) -> Any:
+    """A command whose `knobs` are an option each."""
 
-    DIFFICULTY = "difficulty"
-    AVERAGE = "average"
-    WIDTH = "width"
-    DEPTH = "depth"
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        given = {knob.name: options.pop(knob.name, None) for knob in knobs()}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        command(*arguments, knobs=chosen, **options)
+
+    own = [p for name, p in signature(command).parameters.items() if name != "knobs"]
+    new = [
+        Parameter(knob.name, Parameter.KEYWORD_ONLY, default=None, annotation=_option(knob))
+        for knob in knobs()
+    ]
+    run.__signature__ = signature(command).replace(parameters=own + new)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in own + new}
+    return run
 
 
-MATTERS = {
-    Target.VERSATILE: {
-        "reuse_gains", "num_experts", "top_k", "d_expert", "max_loops", "fusion"
-    },
-    Target.K_LOOP: {"reuse_gains", "num_loops"},
-    Target.MOE: {"reuse_gains", "num_experts", "top_k", "d_expert"},
-    Target.DENSE: set[str](),
-}  # fmt: skip
-"""Which options have an effect on which target."""
-
-
+@_with_knobs
 def upcycle_command(
     source: Annotated[
         str, typer.Argument(help="Dense checkpoint: a folder, a hub id, or a .gguf file.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    to: Annotated[Target, typer.Option(help="What to make of it.")] = Target.VERSATILE,
-    gains: Annotated[
-        Gains | None,
-        typer.Option(help="learned: starts exactly at the dense model. fixed: the paper's form, "
-                     "far from it until it is trained.  [default: learned]"),
-    ] = None,
-    num_experts: Annotated[int | None, typer.Option(help="N, experts.  [default: 8]")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="K, experts selected for each token.  [default: 2]")
-    ] = None,
-    d_expert: Annotated[
-        int | None, typer.Option(help="f, hidden neurons of one expert.  [default: F/N]")
-    ] = None,
-    max_loops: Annotated[
-        int | None, typer.Option(help="L, most loops of a token (versatile).  [default: 4]")
-    ] = None,
-    num_loops: Annotated[
-        int | None, typer.Option(help="Loops of every token (k-loop).  [default: 2]")
-    ] = None,
-    fusion: Annotated[
-        FusionName | None,
-        typer.Option(help="How width and depth meet (versatile).  [default: difficulty]"),
-    ] = None,
+    to: Annotated[Target, typer.Option(help="What to make of it.")] = Target("versatile"),
     seed: Annotated[int, typer.Option(help="Seed of the new tensors.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if all in it is this command's.")
     ] = False,
-) -> None:  # fmt: skip
-    """Turn a dense checkpoint into a model whose FFN is reused, and print the receipt."""
-    from versatileffn.errors import ConfigError
-    from versatileffn.ffn.config import FFNConfig
+    knobs: dict[str, Any] | None = None,
+) -> None:
+    """Turn a dense checkpoint into a model whose FFN is reused, and print the receipt.
+
+    With learned gains it starts exactly at the dense model; with fixed ones, the paper's form, it
+    is far from it until it is trained.
+    """
     from versatileffn.upcycle import upcycle
     from versatileffn.workspace.durable import check_space, write_json, writing
     from versatileffn.workspace.folder import new_folder
     from versatileffn.workspace.manifest import FILES, digests
 
-    given = {
-        "reuse_gains": gains and gains.value,
-        "num_experts": num_experts,
-        "top_k": top_k,
-        "d_expert": d_expert,
-        "max_loops": max_loops,
-        "num_loops": num_loops,
-        "fusion": fusion and fusion.value,
-    }
-    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    idle = sorted(set(fields) - MATTERS[to])
-    if idle:
-        raise ConfigError(f"{idle[0]} has no effect on a {to.value} model: leave it out")
-    if to is not Target.DENSE:
-        fields.setdefault("reuse_gains", Gains.LEARNED.value)
-    config = FFNConfig(variant=to.value, **fields)
+    exact = {"reuse_gains": "learned"} if "reuse_gains" in VARIANTS[to.value].names() else {}
+    config = FFNConfig.from_dict({"variant": to.value, **exact, **(knobs or {})})
     target = _check_places(source, out, overwrite)
-
     model, receipt = upcycle(source, config, seed=seed)
     check_space(target, model.num_parameters() * model.dtype.itemsize)
     with new_folder(out, RECEIPT, overwrite, earlier=EARLIER) as folder, writing(out):

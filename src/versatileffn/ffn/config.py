@@ -7,19 +7,20 @@ carried out and where the temperature stands are settings of a running model, no
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.values import check_value
+from versatileffn.ffn.values import check_value, suggestion
 
 Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
 ReuseGains = Literal["fixed", "learned"]
 MOST_LOOPS = 2**10
 """Of any count of loops: each costs a feed-forward network, and a forward pass has to end."""
-Variant = TypeVar("Variant", bound="FFNConfig")
 VARIANTS: dict[str, type["FFNConfig"]] = {}
+ADJUSTABLE = {"adjustable": True}
+"""Metadata of the knobs that may change after training: weights of any shape and use serve all."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class FFNConfig:
     """How one feed-forward network is used: `Versatile`, `KLoop`, `MoE` or `Dense`.
 
     Raises:
-        ConfigError: a value is unknown or out of range, with the remedy.
+        ConfigError: a knob is another variant's or nobody's, or a value is unknown or out of range.
     """
 
     variant: ClassVar[str]
@@ -35,15 +36,29 @@ class FFNConfig:
     def __init_subclass__(cls) -> None:
         VARIANTS[cls.variant] = cls
 
+    def __new__(cls, *values: Any, **knobs: Any) -> Self:
+        """Say whose an unknown knob is, before the record's own constructor sees it."""
+        if cls is FFNConfig:
+            raise ConfigError("FFNConfig is no variant: take Versatile, KLoop, MoE or Dense")
+        known = cls.names()
+        for name in knobs:
+            owners = [variant for variant, c in VARIANTS.items() if name in c.names()]
+            if name not in known and owners:
+                raise ConfigError(
+                    f"{name} is a knob of {' and '.join(owners)}, not of {cls.variant} "
+                    f"({', '.join(known) or 'no knobs'}): leave it out"
+                )
+            if name not in known:
+                raise ConfigError(f"unknown key {name!r}; {suggestion(name, known)}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value: Any = getattr(self, field.name)
-            check_value(field.name, value, hints[field.name])
-            if field.name in ("max_loops", "num_loops") and value > MOST_LOOPS:
-                raise ConfigError(
-                    f"{field.name}={value:,} must be at most {MOST_LOOPS:,}: lower it"
-                )
+        for knob in dataclasses.fields(self):
+            value: Any = getattr(self, knob.name)
+            check_value(knob.name, value, hints[knob.name])
+            if knob.name in ("max_loops", "num_loops") and value > MOST_LOOPS:
+                raise ConfigError(f"{knob.name}={value:,} must be at most {MOST_LOOPS:,}: lower it")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "FFNConfig":
@@ -60,15 +75,25 @@ class FFNConfig:
         knobs = dict(fields)
         variant = knobs.pop("variant", Versatile.variant)
         check_value("variant", variant, Literal[tuple(VARIANTS)])
-        return build(VARIANTS[variant], knobs)
+        return VARIANTS[variant](**{str(name): value for name, value in knobs.items()})
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of the knobs."""
+        return [knob.name for knob in dataclasses.fields(cls)]
 
     def to_dict(self) -> dict[str, Any]:
         """The variant and its knobs as plain data."""
         return {"variant": self.variant, **dataclasses.asdict(self)}
 
+    def fixed(self) -> dict[str, Any]:
+        """What weights are trained for, by name; every other knob may change afterwards."""
+        adjustable = {f.name for f in dataclasses.fields(self) if f.metadata.get("adjustable")}
+        return {name: value for name, value in self.to_dict().items() if name not in adjustable}
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some knobs changed, checked again."""
-        return build(type(self), {**dataclasses.asdict(self), **changes})
+        return type(self)(**{**dataclasses.asdict(self), **changes})
 
     @property
     def loops(self) -> int:
@@ -98,23 +123,6 @@ class FFNConfig:
         return 0
 
 
-def build(variant: type[Variant], knobs: Mapping[str, Any]) -> Variant:
-    """One variant's record.
-
-    Raises:
-        ConfigError: a knob is another variant's, or nobody's.
-    """
-    known = [field.name for field in dataclasses.fields(variant)]
-    for name in knobs:
-        if name not in known:
-            owners = [v for v, c in VARIANTS.items() if name in c.__dataclass_fields__]
-            whose = f"belongs to {' and '.join(owners)}" if owners else "is no variant's"
-            raise ConfigError(
-                f"{name}={knobs[name]!r} {whose}: {variant.variant} knows {known or 'no knobs'}"
-            )
-    return variant(**knobs)
-
-
 @dataclass(frozen=True)
 class Dense(FFNConfig):
     """The FFN as it is, once for every token: the control."""
@@ -127,7 +135,7 @@ class KLoop(FFNConfig):
     """The whole FFN, k times for every token. Source: the paper's k-Loop baseline.
 
     Args:
-        num_loops: k.
+        num_loops: k, how often every token passes through the FFN.
         reuse_gains: `fixed` is the paper's form; `learned` starts exactly at the dense FFN.
         loop_rank: rank of what each loop after the first adds to the weights; None adds nothing.
     """
@@ -162,10 +170,10 @@ class MoE(FFNConfig):
 
     variant: ClassVar[str] = "moe"
     num_experts: int = 8
-    top_k: int = 2
+    top_k: int = field(default=2, metadata=ADJUSTABLE)
     d_expert: int | None = None
-    reuse_gains: ReuseGains = "fixed"
-    router_aux_loss_coef: float = 1e-5
+    reuse_gains: ReuseGains = field(default="fixed", metadata=ADJUSTABLE)
+    router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,16 +210,16 @@ class Versatile(FFNConfig):
 
     variant: ClassVar[str] = "versatile"
     num_experts: int = 8
-    top_k: int = 2
+    top_k: int = field(default=2, metadata=ADJUSTABLE)
     d_expert: int | None = None
     max_loops: int = 4
     fusion: Fusion = "difficulty"
-    loop_mix: LoopMix = "hard"
+    loop_mix: LoopMix = field(default="hard", metadata=ADJUSTABLE)
     reuse_gains: ReuseGains = "fixed"
     loop_rank: int | None = None
     controller: str = "linear"
     normed_controller: bool = False
-    router_aux_loss_coef: float = 1e-5
+    router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,7 +60,7 @@ def make_controller(d_model: int, d_hidden: int, config: Versatile) -> nn.Module
         raise ConfigError(
             f"controller={config.controller!r} is unknown (known: {sorted(CONTROLLERS)}): import "
             f"the module that has @register_controller({config.controller!r}) before the model is "
-            "made or loaded"
+            "made or loaded (on the command line --import, in a run's YAML model.imports)"
         )
     return CONTROLLERS[config.controller](d_model, d_hidden, config)
 

@@ -1,6 +1,8 @@
 """Whether a setting has the type and range that its name promises."""
 
 import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import get_args
 
 from versatileffn.errors import ConfigError
@@ -41,3 +43,11 @@ def check_value(name: str, value: object, hint: object) -> None:
         return
     elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
         raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {LARGEST:,}")
+
+
+def suggestion(name: str, valid: Sequence[str]) -> str:
+    """The words that help someone who wrote `name` where only `valid` names are known."""
+    nearest = get_close_matches(name, valid, n=1, cutoff=0.5)
+    if nearest:
+        return f"did you mean {nearest[0]!r}?"
+    return f"known here: {', '.join(valid) or 'none'}"

@@ -22,9 +22,8 @@ from versatileffn.ffn.values import check_value
 from versatileffn.layer import NEW_TENSORS
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.layer import ReuseLayer
+from versatileffn.models.weights import align
 
-ALIGNMENT = 16
-"""Bytes; what the widest vector loads of common CPU kernels expect at least."""
 OLD_TENSORS = {
     r"\.controller\.loop_gains$": ".gains.loop_gains",
     r"\.controller\.width_gain$": ".gains.width_gain",
@@ -141,9 +140,7 @@ class ReusePreTrainedModel(PreTrainedModel):
             for conversion in getattr(model, "_weight_conversions", None) or []
             if not set(conversion.target_patterns) & set(OLD_TENSORS.values())
         ]
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-                parameter.data = parameter.data.clone()
+        align(model)
         return (model, info) if asked else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Reading checkpoints of supported families, strictly: every weight must be there and fit."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from math import isfinite
 from pathlib import Path
@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as hf_logging
 
 from versatileffn.errors import CheckpointError, VersatileFFNError
+from versatileffn.memory import check_memory
 from versatileffn.models import weights as files
+from versatileffn.models.family import family_of
 from versatileffn.models.gguf import check_gguf
-from versatileffn.models.llama import VersatileLlamaConfig
 from versatileffn.models.source import check_source, first_line, is_gguf, where_to_load
 from versatileffn.models.trust import RemoteCodeError, trusts_remote_code, wants_remote_code
 
-FAMILIES = ("llama", VersatileLlamaConfig.model_type)
+MOST_LAYERS = 2**10
+"""Of any model: one with more would take hours to build, even without its weights."""
 MOST = 2**62
 """Of any whole number in a config; sizes made from larger ones can't even be written down."""
 MOST_LABELS = 2**20
@@ -28,7 +30,7 @@ THETAS = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
 """Bases of rotary embeddings, whose powers are taken."""
 
 
-def read_config(source: str | Path) -> LlamaConfig:
+def read_config(source: str | Path) -> Any:
     """The config of a checkpoint of a supported family, dense or ours.
 
     Args:
@@ -37,13 +39,12 @@ def read_config(source: str | Path) -> LlamaConfig:
     Raises:
         CheckpointError: it can't be read, or is of another family.
     """
-    config: LlamaConfig = read_any_config(source)
-    if config.model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{source} is of the family {config.model_type!r}, which isn't supported: "
-            "give a checkpoint of the family 'llama'"
-        )
-    if config.num_hidden_layers < 1 or config.max_position_embeddings < 1:
+    config = read_any_config(source)
+    try:
+        family_of(config.model_type)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    if config.num_hidden_layers < 1 or getattr(config, "max_position_embeddings", 1) < 1:
         raise CheckpointError(f"{source} has no layers or no positions: mend its config.json")
     return config
 
@@ -95,6 +96,8 @@ def _fault(name: str, value: Any) -> str | None:
         return f"is {value}, but must be a positive number"
     if name in THETAS and not (value > 0 and isfinite(value)):
         return f"is {value}, but must be a positive number"
+    if name == "num_hidden_layers" and value > MOST_LAYERS:
+        return f"is {value:,}, but must be at most {MOST_LAYERS:,}"
     if name == "num_labels" and value > MOST_LABELS:
         return f"is {value:,}, but must be at most {MOST_LABELS:,}"
     return None
@@ -118,7 +121,7 @@ def _unreadable(source: str | Path, error: Exception) -> str:
 def load_checkpoint(
     model_class: Any,
     source: str | Path,
-    config: LlamaConfig,
+    config: PreTrainedConfig,
     allowed_missing: tuple[str, ...] = (),
     dtype: torch.dtype | str = "auto",
     weights: Mapping[str, Tensor] | None = None,
@@ -131,7 +134,8 @@ def load_checkpoint(
         config: the config to load it with.
         allowed_missing: parts of the names of tensors that may be missing, and are initialized.
         dtype: of the loaded model; `auto` keeps the checkpoint's.
-        weights: the checkpoint's tensors by name, where they have been read already.
+        weights: the checkpoint's tensors by name, where they have been read, and checked, already:
+            the model shares them, nothing is copied.
 
     Returns:
         the model, in evaluation mode.
@@ -185,7 +189,8 @@ def load_checkpoint(
             f"{source} has {len(unexpected)} weights its config doesn't know, {unexpected[0]} "
             "among them: its config.json and weights don't belong together"
         )
-    _check_finite(model, source)
+    files.align(model)
+    _check_finite(model, weights or (), source)
     return model.eval()
 
 
@@ -201,24 +206,25 @@ def _check_before(
     """What can be known from headers and sizes, before anything is allocated."""
     kept = dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None)
     stored: dict[str, str] = {}
-    if weights is not None:
-        tensors = len(weights)
-    elif is_gguf(source):
-        tensors, kept = check_gguf(Path(source).expanduser()), torch.float32
-    else:
+    if is_gguf(source):
+        check_gguf(Path(source).expanduser())
+        kept = torch.float32
+    elif weights is None:
         stored = files.stored_as(files.weight_files(where, options))
-        tensors = len(stored)
-    if tensors:
-        files.check_layers(config, tensors, source)
-    model = files.skeleton(model_class, config)
+    model = files.skeleton(config, model_class)
     if getattr(config, "quantization_config", None) is None:
         files.check_stored({name for name, _ in model.named_parameters()}, stored, source)
-    loaded = sum(t.numel() * t.dtype.itemsize for t in (weights or {}).values())
-    files.check_size(model, kept, loaded, f"the model of {source}", "take a smaller one")
+    # Where nobody says how the weights will be kept, they are taken to be small.
+    size = files.SMALLEST_WEIGHT if kept is None else kept.itemsize
+    needed = sum(t.numel() * t.dtype.itemsize for t in model.buffers())
+    needed += sum(t.numel() * size for n, t in model.named_parameters() if n not in (weights or ()))
+    check_memory(needed, f"the model of {source}", "take a smaller one")
 
 
-def _check_finite(model: PreTrainedModel, source: str | Path) -> None:
+def _check_finite(model: PreTrainedModel, known: Container[str], source: str | Path) -> None:
     for name, parameter in model.named_parameters():
+        if name in known:
+            continue
         if not parameter.is_floating_point():
             raise CheckpointError(
                 f"{source}: {name} holds {parameter.dtype}, not floating-point numbers: "

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -49,12 +50,6 @@ class ReuseConfig:
         d_hidden = getattr(self, "intermediate_size", None)
         if isinstance(d_hidden, int):
             self.ffn().expert_size(d_hidden)
-        dropout = family_of(self.model_type).mlp_dropout  # type: ignore[attr-defined]
-        if dropout is not None and getattr(self, dropout):
-            raise ConfigError(
-                f"{dropout}={getattr(self, dropout)!r} drops neurons inside the FFN, where each "
-                "loop would draw anew: set it to 0"
-            )
         # Auto classes are asked for a model with a config in hand: time to have one.
         from versatileffn.models.family import make_classes
 
@@ -162,6 +157,8 @@ def reuse_config(dense: PreTrainedConfig, ffn: FFNConfig) -> Any:
 
 
 def register_configs() -> None:
-    """Make all configs known to `AutoConfig`."""
-    for model_type in FAMILIES:
+    """Make all configs known to `AutoConfig`, of the families that this Transformers has."""
+    for model_type, family in FAMILIES.items():
+        if find_spec(module_name(model_type, family, "configuration").rpartition(".")[0]) is None:
+            continue
         AutoConfig.register(OURS + model_type, config_class(model_type), exist_ok=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
@@ -10,6 +11,9 @@ from versatileffn.ffn.view import FFNView, unchanged
 from versatileffn.layer import Reuse
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.table import Family
+
+NO_NORM = nn.Identity()
+"""What stands for a norm where there is none, or where executors apply it themselves."""
 
 
 class LayerView:
@@ -68,7 +72,7 @@ class ReuseLayer(Reuse):
         """The dense FFN as executors see it."""
         family, mlp = self.family, getattr(self, self.family.mlp)
         return FFNView(
-            norm=unchanged if self.norm_name is None else getattr(self, self.norm_name),
+            norm=NO_NORM if self.norm_name is None else getattr(self, self.norm_name),
             proj=tuple(getattr(mlp, name) for name in family.proj),
             act=getattr(mlp, family.act),
             down=getattr(mlp, family.down),
@@ -98,11 +102,14 @@ class ReuseLayer(Reuse):
             update, decided = self.reuse(hidden, self.ffn_view())
             if decisions is not None:
                 decisions.add(decided)
-            return update
+            if self.family.dropout is None:
+                return update
+            share = getattr(getattr(self, self.family.mlp), self.family.dropout)
+            return F.dropout(update, share, self.training)
 
         parts: dict[str, Callable[[Tensor], Tensor]] = {self.family.mlp: ffn}
         if self.norm_name is not None and not self.reads_stream:
-            parts[self.norm_name] = unchanged
+            parts[self.norm_name] = NO_NORM
         if self.family.post_norm is not None:
-            parts[self.family.post_norm] = unchanged
+            parts[self.family.post_norm] = NO_NORM
         return type(self).own_forward(LayerView(self, parts), hidden_states, *args, **kwargs)

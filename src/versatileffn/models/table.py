@@ -30,7 +30,7 @@ class Family:
         parallel: mlp beside attention in every model of the family; otherwise a model is where its
             config has `use_parallel_residual`.
         scale: r, in the layer; None where there is none.
-        mlp_dropout: config field of a dropout inside the mlp, which has to be 0.
+        dropout: in the mlp, the share of its output that training drops; None where there is none.
         module: of Transformers, where it isn't called like the model type.
         layer, base, config: what the names of these classes end with.
     """
@@ -46,16 +46,18 @@ class Family:
     shared_norm: str | None = None
     parallel: bool = False
     scale: str | None = None
-    mlp_dropout: str | None = None
+    dropout: str | None = None
     module: str | None = None
     layer: str = "DecoderLayer"
     base: str = "Model"
     config: str = "Config"
 
 
+UP: dict[str, Any] = {"proj": ("up_proj",), "gated": False}
 FUSED: dict[str, Any] = {"proj": ("gate_up_proj",), "act": "activation_fn"}
 POST: dict[str, Any] = {"norm": None, "post_norm": "post_feedforward_layernorm"}
 SANDWICH: dict[str, Any] = POST | {"norm": "pre_feedforward_layernorm"}
+BESIDE: dict[str, Any] = {"shared_norm": "input_layernorm", "parallel": True}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("Llama"),
@@ -65,14 +67,29 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family("Qwen2"),
     "qwen3": Family("Qwen3"),
     "smollm3": Family("SmolLM3"),
+    "seed_oss": Family("SeedOss", dropout="residual_dropout"),
+    "ernie4_5": Family("Ernie4_5"),
+    "hunyuan_v1_dense": Family("HunYuanDenseV1"),
     "olmo": Family("Olmo"),
+    "gemma": Family("Gemma"),
+    "vaultgemma": Family("VaultGemma", norm="pre_feedforward_layernorm"),
     "helium": Family("Helium"),
+    "diffllama": Family("DiffLlama"),
+    "youtu": Family("Youtu"),
     "granite": Family("Granite", scale="residual_multiplier"),
-    "nemotron": Family("Nemotron", proj=("up_proj",), gated=False),
+    "granite_swa": Family("GraniteSWA", scale="residual_multiplier"),
+    "minicpm3": Family("MiniCPM3", scale="residual_scale"),
+    "hyperclovax": Family("HyperCLOVAX", scale="residual_multiplier", post_norm="post_norm2"),
+    "nemotron": Family("Nemotron", **UP),
+    "arcee": Family("Arcee", **UP),
+    "jais2": Family("Jais2", **UP),
+    "apertus": Family("Apertus", **UP, norm="feedforward_layernorm"),
+    "nanochat": Family("NanoChat", ("fc1",), False, "activation_fn", "fc2"),
     "starcoder2": Family(
-        "Starcoder2", ("c_fc",), False, "act", "c_proj", mlp_dropout="residual_dropout"
+        "Starcoder2", ("c_fc",), False, "act", "c_proj", dropout="residual_dropout"
     ),
     "phi3": Family("Phi3", **FUSED),
+    "glm": Family("Glm", **FUSED),
     "glm4": Family("Glm4", **FUSED, post_norm="post_mlp_layernorm"),
     "olmo2": Family("Olmo2", **POST),
     "olmo3": Family("Olmo3", **POST),
@@ -84,7 +101,10 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(
         "GPTNeoX", ("dense_h_to_4h",), False, "act", "dense_4h_to_h", layer="Layer"
     ),
-    "cohere2": Family("Cohere2", shared_norm="input_layernorm", parallel=True),
+    "persimmon": Family("Persimmon", ("dense_h_to_4h",), False, "act", "dense_4h_to_h"),
+    "phi": Family("Phi", ("fc1",), False, "activation_fn", "fc2", **BESIDE),
+    "cohere": Family("Cohere", **BESIDE),
+    "cohere2": Family("Cohere2", **BESIDE),
     "stablelm": Family("StableLm", shared_norm="input_layernorm"),
     "llama4_text": Family(
         "Llama4", act="activation_fn", mlp="feed_forward",

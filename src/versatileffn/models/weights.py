@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from versatileffn.errors import CheckpointError
-from versatileffn.memory import check_memory
 from versatileffn.models.trust import trusts_remote_code
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -27,6 +26,8 @@ FLOATING = {"F64", "F32", "F16", "BF16", *map(str, (
 """What weights may be stored as, in safetensors' words and in torch's."""
 MASKS = {"BOOL", "U8", "I64", *map(str, (torch.bool, torch.uint8, torch.int64))}
 """What old checkpoints keep masks and positions as; nobody stores weights so."""
+ALIGNMENT = 16
+"""Bytes; what the widest vector loads of common CPU kernels expect at least."""
 SMALLEST_WEIGHT = 2
 """Bytes, where neither the caller nor the config says how the weights will be kept."""
 
@@ -69,20 +70,6 @@ def stored_as(files: list[Path]) -> dict[str, str]:
     return found
 
 
-def check_layers(config: PreTrainedConfig, tensors: int, source: object) -> None:
-    """Refuse a config with more layers than there are tensors: building them would take hours.
-
-    Raises:
-        CheckpointError: with both numbers.
-    """
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > tensors:
-        raise CheckpointError(
-            f"{source}: config.json has {layers:,} layers, but there are only {tensors:,} weights: "
-            "they don't belong together"
-        )
-
-
 def check_stored(names: set[str], stored: dict[str, str], source: object) -> None:
     """Refuse weights that are stored as something else than floating-point numbers.
 
@@ -105,8 +92,8 @@ def check_stored(names: set[str], stored: dict[str, str], source: object) -> Non
             )
 
 
-def skeleton(model_class: Any, config: PreTrainedConfig) -> nn.Module:
-    """The model without memory for its weights: names, shapes and sizes."""
+def skeleton(config: PreTrainedConfig, model_class: Any = AutoModelForCausalLM) -> nn.Module:
+    """The model of a config without memory for its weights: names, shapes and sizes."""
     automatic = hasattr(model_class, "from_config")
     options = {"trust_remote_code": trusts_remote_code()} if automatic else {}
     build = model_class.from_config if automatic else model_class
@@ -115,25 +102,20 @@ def skeleton(model_class: Any, config: PreTrainedConfig) -> nn.Module:
         return build(deepcopy(config), **options)
 
 
-def check_size(
-    model: nn.Module, dtype: torch.dtype | None, loaded: int, what: str, remedy: str
-) -> None:
-    """Refuse a model that doesn't fit into memory.
+def align(model: nn.Module) -> None:
+    """Put weights at aligned addresses, file by file where they lie in memory-mapped ones.
 
-    Args:
-        model: a skeleton.
-        dtype: in which it will be kept; None where nobody says.
-        loaded: bytes of it that are in memory already.
-        what: how to call it.
-        remedy: what to do where it doesn't fit.
-
-    Raises:
-        ResourceError: with the memory needed and available.
+    In such a file tensors start anywhere behind one that is a few bytes long, and matrix products
+    on unaligned addresses round differently.
     """
-    bytes_each = SMALLEST_WEIGHT if dtype is None else dtype.itemsize
-    numbers = sum(tensor.numel() for tensor in model.parameters())
-    buffers = sum(tensor.numel() * tensor.dtype.itemsize for tensor in model.buffers())
-    check_memory(numbers * bytes_each + buffers - loaded, what, remedy)
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+
+
+def parameter_count(config: PreTrainedConfig) -> int:
+    """Parameters of the model of a config, tied ones once."""
+    return sum(parameter.numel() for parameter in skeleton(config).parameters())
 
 
 def _find(source: str, name: str, options: dict[str, Any]) -> Path | None:

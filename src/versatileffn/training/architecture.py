@@ -1,24 +1,28 @@
-"""The architecture of a model from scratch: the fields of LlamaConfig that we train with."""
+"""The architecture of a model from scratch: a family, and the fields of its config."""
 
-from typing import Annotated, Literal
+import dataclasses
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from transformers import LlamaConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.values import LARGEST
-from versatileffn.models.llama import VersatileLlamaConfig
+from versatileffn.ffn.values import LARGEST, suggestion
+from versatileffn.models.checkpoint import MOST_LAYERS
+from versatileffn.models.family import FAMILIES, reuse_config
 from versatileffn.training.config_file import Section
 
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class Architecture(Section):
-    """Names are LlamaConfig's; what isn't here stays at its default there."""
+    """Names are Transformers'; what isn't here stays at the default of the family's config."""
 
+    family: str = Field("llama", description="`model_type` of a family, see docs/families.md.")
     hidden_size: Count = Field(description="D, width of the residual stream, in neurons.")
     intermediate_size: Count = Field(description="F, hidden neurons of the FFN.")
-    num_hidden_layers: Count = Field(description="Layers.")
+    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS, description="Layers.")
     num_attention_heads: Count = Field(description="Attention heads; must divide hidden_size.")
     num_key_value_heads: Count | None = Field(
         None, description="Heads of keys and values; null is as many as attention heads."
@@ -46,9 +50,14 @@ class Architecture(Section):
     tie_word_embeddings: bool = Field(False, description="One matrix for embedding and output.")
     attention_bias: bool = Field(False, description="Biases in the attention's projections.")
     mlp_bias: bool = Field(False, description="Biases in the FFN.")
+    more: dict[str, Any] = Field(
+        default={}, description="Further fields of the family's config, by their names there."
+    )
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "Architecture":
+        if self.family not in FAMILIES:
+            raise ValueError(f"unknown family {self.family!r}; {suggestion(self.family, list(FAMILIES))}")
         heads = self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(
@@ -74,27 +83,38 @@ def architecture_config(
     vocab_size: int | None = None,
     eos_token_id: int | None = None,
     seq_len: int = 2048,
-) -> LlamaConfig:
+) -> PreTrainedConfig:
     """The configuration of a model from scratch.
 
     Args:
-        architecture: sizes.
-        ffn: the FFN; None for a plain Llama.
+        architecture: family and sizes.
+        ffn: the FFN; None for a plain dense model.
         vocab_size: tokens in the vocabulary, where `architecture` doesn't say.
         eos_token_id: end-of-text token.
         seq_len: longest position in tokens, where `architecture` doesn't say.
 
-    Returns:
-        A VersatileLlamaConfig, or a LlamaConfig where `ffn` is None.
-
     Raises:
-        ConfigError: the FFN's experts don't fit.
+        ConfigError: the family's config has no such field, or the FFN's experts don't fit.
     """
-    fields = architecture.model_dump(exclude_none=True)
-    theta = fields.pop("rope_theta")
-    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    fields.setdefault("max_position_embeddings", seq_len)
-    if vocab_size is not None:
-        fields.setdefault("vocab_size", vocab_size)
-    config = LlamaConfig(**fields, bos_token_id=None, eos_token_id=eos_token_id)
-    return config if ffn is None else VersatileLlamaConfig.from_ffn(config, ffn)
+    given = architecture.model_dump(exclude_unset=True, exclude_none=True)
+    given |= given.pop("more", {})
+    family = given.pop("family", "llama")
+    if "rope_theta" in given:
+        given["rope_parameters"] = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
+    known = [field.name for field in dataclasses.fields(AutoConfig.for_model(family))]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"model.architecture: {family} has no field {name!r}; {suggestion(name, known)}"
+            )
+    heads = architecture.num_attention_heads
+    ours = {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": seq_len,
+        "num_key_value_heads": heads,
+        "head_dim": architecture.hidden_size // heads,
+    }
+    defaults = {name: value for name, value in ours.items() if name in known and value is not None}
+    tokens = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": None}
+    config = AutoConfig.for_model(family, **(defaults | tokens | given))
+    return config if ffn is None else reuse_config(config, ffn)

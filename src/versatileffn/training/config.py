@@ -4,19 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from versatileffn.errors import ConfigError
+from versatileffn.execution.select import Execution
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.values import suggestion
 from versatileffn.training.architecture import Architecture
 from versatileffn.training.config_file import (
     Section,
     UserPath,
     apply_overrides,
-    check_keys,
     read_yaml,
-    suggestion,
     validate,
 )
 
@@ -27,15 +34,29 @@ TAU_PRESETS: dict[str, dict[str, float]] = {
 }
 
 
-def _valid_ffn(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    check_keys(value, tuple(FFNConfig.__dataclass_fields__))
+MOVED = {"execution": "run.execution", "tau": "optim.tau"}
+"""Keys that `model.ffn` had while they were taken for parts of a model."""
+
+
+def _ffn(value: Any) -> FFNConfig | None:
+    """A variant's record from a mapping of its knobs."""
+    for name in MOVED if isinstance(value, dict) else ():
+        if name in value:
+            raise ValueError(f"{name!r} is no part of a model: set {MOVED[name]}")
     try:
-        FFNConfig(**value)
+        known = value is None or isinstance(value, FFNConfig)
+        return value if known else FFNConfig.from_dict(value)
     except ConfigError as error:
         raise ValueError(str(error)) from None
-    return value
+
+
+FFN = Annotated[
+    FFNConfig | None,
+    PlainValidator(_ffn),
+    PlainSerializer(lambda ffn: ffn and ffn.to_dict()),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]}),
+]
+"""One of the records of `ffn/config.py`, written as a mapping."""
 
 
 class ModelSection(Section):
@@ -46,12 +67,17 @@ class ModelSection(Section):
         description="Checkpoint folder or hub id to start from; optimizer state is not taken over.",
     )
     architecture: Architecture | None = Field(
-        None, description="Sizes of a model from scratch, under LlamaConfig's names."
+        None, description="Family and sizes of a model from scratch."
     )
-    ffn: Annotated[dict[str, Any] | None, AfterValidator(_valid_ffn)] = Field(
+    ffn: FFN = Field(
         None,
-        description="Fields of FFNConfig. Left out: a plain dense Llama from scratch, or the "
+        description="A variant and its knobs. Left out: a plain dense model from scratch, or the "
         "checkpoint's own FFN. Given with a dense checkpoint: it is upcycled first.",
+    )
+    imports: list[str] = Field(
+        default=[],
+        description="Python modules, or .py files, of your own to run first: controllers that "
+        "register themselves.",
     )
 
     @model_validator(mode="after")
@@ -59,10 +85,6 @@ class ModelSection(Section):
         if (self.init_from is None) == (self.architecture is None):
             raise ValueError("give exactly one of init_from and architecture; null leaves one out")
         return self
-
-    def ffn_config(self) -> FFNConfig | None:
-        """The FFN as its own record, or None where the section leaves it out."""
-        return None if self.ffn is None else FFNConfig(**self.ffn)
 
 
 class DataSection(Section):
@@ -160,6 +182,9 @@ class RunSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."
     )
+    execution: Execution = Field(
+        "auto", description="How reused FFNs compute: the results differ by rounding."
+    )
     torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
     use_cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
     dataloader_num_workers: int = Field(
@@ -194,8 +219,8 @@ class RunSection(Section):
             )
         for name in self.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
-                known = tuple(INTEGRATION_TO_CALLBACK)
-                raise ValueError(f"report_to: unknown tracker {name!r}; {suggestion(name, known)}")
+                meant = suggestion(name, list(INTEGRATION_TO_CALLBACK))
+                raise ValueError(f"report_to: unknown tracker {name!r}; {meant}")
         return self
 
 

@@ -1,10 +1,10 @@
 """From a YAML file and `key=value` overrides to a validated record, or to one clear line."""
 
-import difflib
 import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from yaml.constructor import ConstructorError
 
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.values import suggestion
 
 Schema = TypeVar("Schema", bound=BaseModel)
-_MOST_NODES = 10_000
 _MOST_DIGITS = 100
 _MOST_BYTES = 2**20
 _MOST_PARTS = 8  # of a dotted key
@@ -41,35 +41,15 @@ UserPath = Annotated[str, AfterValidator(_expand)]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but `1e-5` is a number, and a key may be given only once.
+    """YAML 1.1 as PyYAML reads it, but `1e-5` is a number, a key may be given only once, there are
+    no aliases (few lines of them stand for billions of values), and numbers have a size."""
 
-    What aliases stand for is counted each time, and bounded, and so are the digits of a number.
-    """
-
-    def get_single_node(self) -> Any:
-        """Compose the document, and see how large it is with every alias written out."""
-        node = super().get_single_node()
-        if node is not None:
-            self._written_out(node, {})
-        return node
-
-    def _written_out(self, node: Any, sizes: dict[Any, int]) -> int:
-        """Nodes of which `node` consists; `sizes` holds those known, 0 for those begun."""
-        if isinstance(node, yaml.ScalarNode):
-            return 1
-        if sizes.get(node) == 0:
-            problem = "an anchor is used inside what it names"
-            raise ConstructorError(None, None, problem, node.start_mark)
-        if node not in sizes:
-            sizes[node] = 0
-            mapping = isinstance(node, yaml.MappingNode)
-            parts = [part for pair in node.value for part in pair] if mapping else node.value
-            size = 1 + sum(self._written_out(part, sizes) for part in parts)
-            if size > _MOST_NODES:
-                problem = f"more than {_MOST_NODES:,} values once its aliases are written out"
-                raise ConstructorError(None, None, problem, node.start_mark)
-            sizes[node] = size
-        return sizes[node]
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node that is written out."""
+        if self.check_event(yaml.AliasEvent):
+            problem = "an alias, which isn't read here: write its value out"
+            raise ConstructorError(None, None, problem, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_yaml_int(self, node: Any) -> int:
         """Read a whole number; one of thousands of digits couldn't be printed."""
@@ -162,68 +142,37 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return result
 
 
-def suggestion(key: str, valid: Sequence[str]) -> str:
-    """The words that help someone who wrote `key` where only `valid` keys are known."""
-    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
-
-
-def check_keys(mapping: Mapping[str, Any], valid: Sequence[str]) -> None:
-    """Raise ValueError for the first key that isn't valid, naming the nearest one that is."""
-    for key in mapping:
-        if key not in valid:
-            raise ValueError(f"unknown key {key!r}; {suggestion(str(key), valid)}")
-
-
 def _inner_schema(annotation: Any) -> type[BaseModel] | None:
     """The record that a field holds, be it optional or not; None for plain values."""
     options = (annotation, *get_args(annotation))
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
-def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+def dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of a record and of the records in it."""
     keys = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
         inner = _inner_schema(field.annotation)
         if inner is not None:
-            keys += _dotted_keys(inner, f"{prefix}{name}.")
+            keys += dotted_keys(inner, f"{prefix}{name}.")
     return keys
 
 
 def _explain_unknown(schema: type[BaseModel], location: Sequence[Any]) -> str:
+    """What to say of a key that its section doesn't have: a key like it, there or elsewhere."""
     dotted = ".".join(map(str, location))
-    keys = _dotted_keys(schema)
     parent, _, name = dotted.rpartition(".")
-    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
-    if difflib.get_close_matches(name, siblings, n=1, cutoff=0.5):
-        return f"unknown key {dotted!r}; {suggestion(name, siblings)}"
-    elsewhere = difflib.get_close_matches(name, [k.rpartition(".")[2] for k in keys], 1, 0.75)
-    for key in keys:
-        if elsewhere and key.rpartition(".")[2] == elsewhere[0]:
-            return f"unknown key {dotted!r}; did you mean {key!r}?"
+    places: dict[str, list[str]] = {}
+    for key in dotted_keys(schema):
+        section, _, leaf = key.rpartition(".")
+        places.setdefault(section, []).append(leaf)
+    siblings = places.get(parent, [])
+    if not get_close_matches(name, siblings, n=1, cutoff=0.5):
+        for section, leaves in places.items():
+            if meant := get_close_matches(name, leaves, n=1, cutoff=0.75):
+                return f"unknown key {dotted!r}; did you mean {f'{section}.{meant[0]}'.strip('.')!r}?"
     return f"unknown key {dotted!r}; {suggestion(name, siblings)}"
-
-
-def first_problem(error: ValidationError, schema: type[BaseModel] | None = None) -> str:
-    """The first of a validation's problems in one line: where, and what."""
-    problems = error.errors(include_url=False)
-    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
-    problem = (unknown or problems)[0]
-    if schema is not None and problem["type"] == "extra_forbidden":
-        text = _explain_unknown(schema, problem["loc"])
-    else:
-        where = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
-        given = problem["input"]
-        if problem["type"] == "missing":
-            text = f"{where} is missing; add it"
-        elif problem["type"] == "value_error":
-            text = f"{where}: {message}" if where else message
-        else:
-            text = f"{where}={_SHORT.repr(given)}: {message[:1].lower()}{message[1:]}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return _shortened(" ".join(text.split()), 400) + more
 
 
 def validate(schema: type[Schema], values: Any, where: str) -> Schema:
@@ -235,4 +184,22 @@ def validate(schema: type[Schema], values: Any, where: str) -> Schema:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {first_problem(error, schema)}") from None
+        raise ConfigError(f"{where}: {_first_problem(error, schema)}") from None
+
+
+def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first of a validation's problems in one line: where, and what."""
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    where = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        text = _explain_unknown(schema, problem["loc"])
+    elif problem["type"] == "missing":
+        text = f"{where} is missing; add it"
+    elif problem["type"] == "value_error":
+        text = f"{where}: {message}" if where else message
+    else:
+        text = f"{where}={_SHORT.repr(problem['input'])}: {message[:1].lower()}{message[1:]}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return _shortened(" ".join(text.split()), 400) + more

@@ -1,38 +1,30 @@
 """How a run's model comes to be: initialised from an architecture, loaded, or upcycled."""
 
 import zlib
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedConfig
 from transformers import PreTrainedModel as Model
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.loop_weights import LowRankLoops
+from versatileffn.ffn.registry import CONTROLLERS
 from versatileffn.models.checkpoint import first_line, load_checkpoint, read_config
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.models.family import is_reuse, model_class, reuse_config
 from versatileffn.training.architecture import architecture_config
 from versatileffn.training.config import ModelSection
-from versatileffn.upcycle import upcycle
-
-# What a checkpoint's weights were trained for; the other fields of FFNConfig may change at will.
-_FIXED_BY_WEIGHTS = {
-    "dense": ("variant",),
-    "k-loop": ("variant", "num_loops", "reuse_gains"),
-    "moe": ("variant", "num_experts", "d_expert"),
-    "versatile": (
-        "variant", "num_experts", "d_expert", "max_loops", "fusion", "reuse_gains",
-        "normed_controller",
-    ),
-}  # fmt: skip
+from versatileffn.upcycle import is_dense, upcycle
 
 
 def truncated_init(model: nn.Module, std: float = 0.02, seed: int = 0) -> None:
     """Draw every matrix of `model` from N(0, std²) truncated at 3·std; biases become 0.
 
-    Norm weights and reuse gains keep what their constructors gave them. Each tensor's numbers
-    depend on `seed` and its name only, so two variants of one architecture share their common
-    weights.
+    Norm weights and reuse gains keep what their constructors gave them; loops' own weights and
+    controllers of others draw theirs. Each tensor's numbers depend on `seed` and its name only, so
+    two variants of one architecture share their common weights.
 
     Source: arXiv 2512.14531, hyper-parameters (initialisation).
 
@@ -41,11 +33,18 @@ def truncated_init(model: nn.Module, std: float = 0.02, seed: int = 0) -> None:
         std: standard deviation before truncation (weight units).
         seed: any whole number.
     """
-    with torch.no_grad():
+    themselves: set[str] = set()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for name, module in model.named_modules():
+            if _draws_itself(module):
+                torch.manual_seed(_seed(seed, name))
+                module.reset_parameters(std)
+                themselves |= {f"{name}.{inner}" for inner, _ in module.named_parameters()}
         for name, parameter in model.named_parameters():
+            if name in themselves:
+                continue
             if parameter.ndim >= 2:
-                # One checksum of both: the generator looks at 32 bits of its seed only.
-                generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+                generator = torch.Generator().manual_seed(_seed(seed, name))
                 values = torch.empty(parameter.shape, dtype=torch.float32)
                 nn.init.trunc_normal_(values, std=std, a=-3 * std, b=3 * std, generator=generator)
                 parameter.copy_(values)
@@ -53,16 +52,21 @@ def truncated_init(model: nn.Module, std: float = 0.02, seed: int = 0) -> None:
                 parameter.zero_()
 
 
-def new_model(config: LlamaConfig) -> Model:
-    """A model of `config` in the current default device and dtype, weights not yet chosen."""
-    if isinstance(config, VersatileLlamaConfig):
-        return VersatileLlamaForCausalLM(config)
-    return LlamaForCausalLM(config)
+def _seed(seed: int, name: str) -> int:
+    """One checksum of both: a generator looks at 32 bits of its seed only."""
+    return zlib.crc32(f"{seed} {name}".encode())
+
+
+def _draws_itself(module: nn.Module) -> Any:
+    """Whether a module knows better than the paper how its weights begin."""
+    ours = type(module).__module__.startswith("versatileffn.")
+    foreign = type(module) in CONTROLLERS.values() and not ours
+    return foreign or isinstance(module, LowRankLoops)
 
 
 def model_config(
     section: ModelSection, vocab_size: int, eos_token_id: int | None, seq_len: int
-) -> LlamaConfig:
+) -> PreTrainedConfig:
     """What the model that a run starts from will be; nothing is allocated.
 
     Args:
@@ -76,7 +80,7 @@ def model_config(
             contradicts the checkpoint's FFN.
         CheckpointError: the checkpoint can't be read, or is of another family.
     """
-    ffn = section.ffn_config()
+    ffn = section.ffn
     if section.architecture is not None:
         config = architecture_config(section.architecture, ffn, vocab_size, eos_token_id, seq_len)
         if config.vocab_size < vocab_size:
@@ -90,18 +94,12 @@ def model_config(
     config = read_config(section.init_from)
     _check_vocabulary(config, vocab_size, section.init_from)
     _check_length(config, seq_len, section.init_from)
-    own = config.ffn() if isinstance(config, VersatileLlamaConfig) else None
-    if ffn is not None and own is not None and not _upcycles(own, ffn):
-        _check_same_ffn(own, ffn, section.init_from)
-    return config if ffn is None else VersatileLlamaConfig.from_ffn(config, ffn)
+    if ffn is not None and not is_dense(config):
+        _check_same_ffn(config.ffn(), ffn, section.init_from)
+    return config if ffn is None else reuse_config(config, ffn)
 
 
-def _upcycles(own: FFNConfig | None, wanted: FFNConfig) -> bool:
-    """Whether a checkpoint with the FFN `own` is converted to become one with the FFN `wanted`."""
-    return own is None or (own.variant == "dense" != wanted.variant)
-
-
-def build_model(section: ModelSection, config: LlamaConfig, seed: int) -> Model:
+def build_model(section: ModelSection, config: PreTrainedConfig, seed: int) -> Model:
     """The model that a run starts from, in float32.
 
     Args:
@@ -115,7 +113,7 @@ def build_model(section: ModelSection, config: LlamaConfig, seed: int) -> Model:
     """
     if section.architecture is not None:
         try:
-            model = new_model(config)
+            model = model_class(config)(config)
         except (RuntimeError, MemoryError) as error:  # torch's word for too little memory
             raise ConfigError(
                 f"model.architecture can't be built ({first_line(error)}): choose smaller sizes"
@@ -123,17 +121,28 @@ def build_model(section: ModelSection, config: LlamaConfig, seed: int) -> Model:
         truncated_init(model, config.initializer_range, seed)
         return model
     assert section.init_from is not None
-    ffn = section.ffn_config()
-    if ffn is not None:
-        original = read_config(section.init_from)
-        own = original.ffn() if isinstance(original, VersatileLlamaConfig) else None
-        if _upcycles(own, ffn):
-            model, _ = upcycle(section.init_from, ffn, seed=seed)
-            return model.float()
-    return load_checkpoint(AutoModelForCausalLM, section.init_from, config, dtype=torch.float32)
+    if section.ffn is not None and is_dense(read_config(section.init_from)):
+        model, _ = upcycle(section.init_from, section.ffn, seed=seed)
+        return model.float()
+    return load_checkpoint(model_class(config), section.init_from, config, dtype=torch.float32)
 
 
-def _check_vocabulary(config: LlamaConfig, vocab_size: int, source: str) -> None:
+def set_execution(model: Model, execution: str) -> None:
+    """Say how a run's model computes its reused FFNs.
+
+    Raises:
+        ConfigError: it has none, and something else than the default is asked for.
+    """
+    if is_reuse(model.config):
+        model.set_execution(execution)
+    elif execution != "auto":
+        raise ConfigError(
+            f"run.execution={execution!r} has no effect on a plain dense model: leave it out, or "
+            "give model.ffn"
+        )
+
+
+def _check_vocabulary(config: PreTrainedConfig, vocab_size: int, source: str) -> None:
     spare = config.vocab_size - vocab_size  # padding to a multiple is usual, anything else is not
     if not 0 <= spare <= max(128, config.vocab_size // 100):
         raise ConfigError(
@@ -142,18 +151,20 @@ def _check_vocabulary(config: LlamaConfig, vocab_size: int, source: str) -> None
         )
 
 
-def _check_length(config: LlamaConfig, seq_len: int, where: str) -> None:
-    if seq_len > config.max_position_embeddings:
+def _check_length(config: PreTrainedConfig, seq_len: int, where: str) -> None:
+    longest = getattr(config, "max_position_embeddings", seq_len)
+    if seq_len > longest:
         raise ConfigError(
-            f"data.seq_len={seq_len} exceeds max_position_embeddings="
-            f"{config.max_position_embeddings} of {where}: lower one or raise the other"
+            f"data.seq_len={seq_len} exceeds max_position_embeddings={longest} of {where}: lower "
+            "one or raise the other"
         )
 
 
 def _check_same_ffn(own: FFNConfig, wanted: FFNConfig, source: str) -> None:
-    for name in _FIXED_BY_WEIGHTS[own.variant]:
-        if getattr(own, name) != getattr(wanted, name):
+    trained, asked = own.fixed(), wanted.fixed()
+    for name in ("variant", *trained):
+        if trained[name] != asked[name]:
             raise ConfigError(
-                f"model.ffn.{name}={getattr(wanted, name)!r}, but the checkpoint {source} was "
-                f"trained with {getattr(own, name)!r}: drop model.ffn, or start from a dense one"
+                f"model.ffn.{name}={asked[name]!r}, but the checkpoint {source} was trained with "
+                f"{trained[name]!r}: drop model.ffn, or start from a dense one"
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from versatileffn.errors import ConfigError
+from versatileffn.imports import import_modules
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
 from versatileffn.workspace.manifest import sha256
@@ -15,18 +16,28 @@ _FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers"
 # What says how long the run is; `steps` and `schedule_steps` say what came of it.
 _LENGTH = ("max_steps", "num_train_epochs", "schedule_steps")
 # What each step depends on; the number of steps is left out.
-_BINDING = ("config", "tokens_meta_sha256", "world_size", "schedule_steps")
+_BINDING = ("format", "config", "imports", "tokens_meta_sha256", "world_size", "schedule_steps")
+FORMAT = 2
+"""Of a run's checkpoints: a run that was started with another can't go on."""
 
 Inputs = dict[str, Any]
 
 
 def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
-    """Everything a run's outcome depends on: configuration, tokens, processes, length."""
+    """Everything a run's outcome depends on: configuration, code, tokens, processes, length.
+
+    The user's own code is imported for it.
+
+    Raises:
+        ConfigError: it can't be.
+    """
     settings = config.model_dump(mode="json")
     for key in (*_FREE, *_LENGTH):
         del settings["run"][key]
     return {
+        "format": FORMAT,
         "config": settings,
+        "imports": import_modules(config.model.imports),
         "tokens_meta_sha256": sha256(Path(config.data.tokens) / "meta.json"),
         "world_size": plan.world_size,
         "schedule_steps": config.run.schedule_steps or plan.max_steps,
@@ -52,6 +63,12 @@ def check_same_run(ours: Inputs, theirs: Inputs, folder: Path) -> None:
         ConfigError: with what differs.
     """
     holds = f"run.output_dir={folder} holds a run"
+    if theirs.get("format") != FORMAT:
+        raise ConfigError(
+            f"{holds} of another version of versatileffn, whose checkpoints can't be resumed: "
+            "finish it with that version, or start another run, in another folder, with "
+            f"model.init_from={folder / 'model'} or one of its checkpoints"
+        )
     lengths = ("steps", "schedule_steps")
     differing = differences(
         {key: value for key, value in ours.items() if key not in lengths},

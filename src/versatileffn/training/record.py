@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from versatileffn.imports import imported
 from versatileffn.provenance import versions
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import check_weights
@@ -68,6 +69,7 @@ def _summary(
         "inputs_sha256": inputs_sha256(inputs),
         "config": config.model_dump(mode="json"),
         "tokens_meta_sha256": inputs["tokens_meta_sha256"],
+        "imports": imported(),
         "versions": versions("torch", "transformers"),
         "device": device_name(trainer.args.device),
         "processes": plan.world_size,

@@ -1,12 +1,12 @@
 """Every key of a run's YAML file, as a page: docs/configuration.md, `train --help-config`."""
 
-import dataclasses
-import inspect
-import re
 from collections.abc import Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from versatileffn.ffn.config import FFNConfig
+from pydantic import TypeAdapter
+
+from versatileffn.ffn.config import VARIANTS, FFNConfig
+from versatileffn.ffn.knobs import knobs
 from versatileffn.training.config import TrainConfig
 
 _LIMITS = (
@@ -65,26 +65,16 @@ def _section(
 
 
 def _ffn() -> Iterator[str]:
-    """The keys of `model.ffn`, which are FFNConfig's fields."""
-    documented = inspect.getdoc(FFNConfig) or ""
-    arguments = documented.partition("Args:\n")[2].partition("\n\n")[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n      .*)*)", arguments, re.MULTILINE)
-    texts = {name: " ".join(text.split()) for name, text in entries}
-    yield f"## model.ffn\n\n{documented.splitlines()[0]}\n"
-    yield "| key | value | default | what it is |\n|---|---|---|---|"
-    hints = get_type_hints(FFNConfig)
-    for field in dataclasses.fields(FFNConfig):
-        kind = _kind(hints[field.name])
-        yield f"| `{field.name}` | {kind} | {_shown(field.default)} | {_cell(texts[field.name])} |"
+    """The keys of `model.ffn`: the variant, and the knobs of each."""
+    yield f"## model.ffn\n\n{(FFNConfig.__doc__ or '').splitlines()[0]} Each takes its own knobs.\n"
+    yield "| key | of | value | default | what it is |\n|---|---|---|---|---|"
+    names = ", ".join(f"`{name}`" for name in VARIANTS)
+    yield f"| `variant` | all | {names} | `versatile` | The paper's reuse, or a baseline. |"
+    for knob in knobs():
+        value = _value(TypeAdapter(knob.hint).json_schema())
+        whose, default = ", ".join(knob.variants), _shown(knob.default)
+        yield f"| `{knob.name}` | {whose} | {value} | {default} | {_cell(knob.text)} |"
     yield ""
-
-
-def _kind(hint: Any) -> str:
-    options = get_args(hint)
-    if options and all(isinstance(option, str) for option in options):
-        return ", ".join(f"`{option}`" for option in options)
-    names = {int: "whole number", float: "number", bool: "`true` or `false`", type(None): "null"}
-    return " or ".join(names[option] for option in options or (hint,))
 
 
 def _reference(field: dict[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ from versatileffn.training.checkpoints import prune, step_of
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
-from versatileffn.training.init import build_model, model_config
+from versatileffn.training.init import build_model, model_config, set_execution
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogFileCallback
 from versatileffn.training.progress import ProgressCallback, SpeedCallback
@@ -97,6 +97,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     )
     checkpoint_bytes = check_sizes(planned, config, plan)
     model = build_model(config.model, planned, config.run.seed)
+    set_execution(model, config.run.execution)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
         eval_windows, eval_batch_size = _eval_windows(held_out, config, world_size)

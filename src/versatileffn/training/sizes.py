@@ -3,16 +3,15 @@
 Legend: D hidden_size, F intermediate_size, L loops, V vocabulary, M tokens of one micro-batch.
 """
 
-import copy
-
 import torch
-from transformers import LlamaConfig
+from transformers import PreTrainedConfig
 
+from versatileffn.ffn.config import KLoop, Versatile
 from versatileffn.memory import check_memory
-from versatileffn.models.llama import VersatileLlamaConfig
+from versatileffn.models.family import is_reuse
+from versatileffn.models.weights import parameter_count
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
-from versatileffn.training.init import new_model
 
 FLOAT = 4
 TRAINED = 4 * FLOAT
@@ -25,19 +24,7 @@ READER = 64 * 2**20
 """Bytes that a process which reads windows ahead takes for itself at least."""
 
 
-def parameter_count(config: LlamaConfig) -> int:
-    """Parameters of a model, from those of one and of two layers, built without memory."""
-    counts = []
-    for layers in (1, 2):
-        small = copy.deepcopy(config)
-        small.num_hidden_layers = layers
-        with torch.device("meta"):
-            counts.append(sum(p.numel() for p in new_model(small).parameters()))
-    one, two = counts
-    return one + (config.num_hidden_layers - 1) * (two - one)
-
-
-def activation_bytes(config: LlamaConfig, tokens: int, checkpointing: bool) -> int:
+def activation_bytes(config: PreTrainedConfig, tokens: int, checkpointing: bool) -> int:
     """What a forward pass of a micro-batch keeps for its backward one, an underestimate.
 
     Args:
@@ -48,18 +35,17 @@ def activation_bytes(config: LlamaConfig, tokens: int, checkpointing: bool) -> i
     logits = 2 * config.vocab_size
     hidden = config.hidden_size
     loops = 0
-    if isinstance(config, VersatileLlamaConfig):
+    if is_reuse(config):
         ffn = config.ffn()
         # The loop head's logits and their softmax; a k-loop keeps each loop's input.
-        loops = {"versatile": 2 * ffn.max_loops, "k-loop": ffn.num_loops * hidden}.get(
-            ffn.variant, 0
-        )
+        each = {Versatile: 2, KLoop: hidden}.get(type(ffn), 0)
+        loops = each * ffn.loops
     layer = hidden if checkpointing else 2 * hidden + loops
     inside_one = loops if checkpointing else 0
     return FLOAT * tokens * (logits + config.num_hidden_layers * layer + inside_one)
 
 
-def check_sizes(model: LlamaConfig, config: TrainConfig, plan: BatchPlan) -> int:
+def check_sizes(model: PreTrainedConfig, config: TrainConfig, plan: BatchPlan) -> int:
     """Refuse a run that can't fit into this machine's memory.
 
     Args:
