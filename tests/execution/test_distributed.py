@@ -6,10 +6,10 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
 from support.processes import PROCESSES, join, leave
 from versatileffn.execution.packed_training import _PackedTraining
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
 
 def build(execution):

@@ -8,15 +8,13 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from support.layers import decide, execute_with, gumbel, make_any, make_hidden, make_layer, view_of
+from support.layers import decide, execute_with, gumbel, make_hidden, make_layer
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
 from versatileffn.execution.packed_training import (
     run_packed_training,
     run_recomputed,
-    run_stepwise_training,
 )
-from versatileffn.ffn.config import Versatile
 from versatileffn.layer import VersatileFFN
 
 PACKED = [run_packed_training, run_recomputed]
