@@ -126,7 +126,9 @@ def train_config(
 def convert(context: Context, arm: Arm, base: Path, folder: Path) -> dict[str, Any]:
     """Upcycle the base into `folder/model`, whole or not at all, with a receipt in it."""
     target = folder / "model"
-    if not target.exists():
+    if target.exists():
+        tidy(target, published=True)  # what a crash left of making it
+    else:
         model, receipt = upcycle(base, arm.ffn, seed=context.seed)
         with new_folder(target, RECEIPT) as new:
             model.save_pretrained(new)
