@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/crash", description=__doc__)
     parser.add_argument("--case", action="append", help="only this one; repeatable")
     parser.add_argument("--mode", action="append", choices=MODES, help="only this kind of loss")
-    parser.add_argument("--stride", type=int, help="every so many-th point, instead of the case's")
+    parser.add_argument("--stride", type=int, default=1, help="every so many-th point")
     parser.add_argument("--write", action="store_true", help="write results and the table")
     chosen = parser.parse_args()
     failed = False
@@ -46,7 +46,7 @@ def main() -> None:
             if not importlib.util.find_spec(case.needs):
                 print(f"{case.name}: left out, for there is no {case.needs}")
                 continue
-            began, stride = time.monotonic(), chosen.stride or case.stride
+            began, stride = time.monotonic(), chosen.stride
             modes = tuple(chosen.mode or MODES)
             found = enumerate_crashes(
                 case, shop.driver, modes, stride, report=functools.partial(print, flush=True)

@@ -49,7 +49,7 @@ def enumerate_crashes(
     case: Case,
     driver: Driver,
     modes: tuple[str, ...] = MODES,
-    stride: int | None = None,
+    stride: int = 1,
     calls: tuple[str, ...] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> Enumeration:
@@ -59,7 +59,7 @@ def enumerate_crashes(
         case: the command.
         driver: runs it.
         modes: kinds of loss, see `Disk.after`.
-        stride: every how many-th point; None: the case's own.
+        stride: every how many-th point.
         calls: take only points before these calls, and the end; none: before any.
         report: called with a line for each failure.
 
@@ -68,7 +68,7 @@ def enumerate_crashes(
     """
     first = _first_state(case, driver)
     found = Enumeration(case.name)
-    wanted = _every(stride or case.stride, calls)
+    wanted = _every(stride, calls)
     crashes, disk = _crashes(case, driver, modes, wanted, found)
     expected = case.essence(_kernel(disk), disk.blobs)
     whole = [_part(case.essence(first, disk.blobs), case), _part(expected, case)]
@@ -125,6 +125,8 @@ def _crashes(
         writes[point.path] = writes[point.path] + 1 if point.call.startswith("write") else 0
         if writes[point.path] > 2:
             return  # a file's first write and its half stand for the others
+        if re.search(case.elsewhere, point.path):
+            return
         found.points += 1
         if not wanted(point):
             return

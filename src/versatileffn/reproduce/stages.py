@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from versatileffn.provenance import source_digest, versions
-from versatileffn.workspace.durable import rename, sync, write_json, writing
+from versatileffn.workspace.durable import beside, rename, sync, write_json, writing
 from versatileffn.workspace.folder import claim
 from versatileffn.workspace.lock import locked
 from versatileffn.workspace.manifest import FILES, damage, digests, files_of, read_record, sha256
@@ -158,7 +158,8 @@ class StageRunner:
         begun = read_record(folder / INPUTS)
         if begun and begun.get("hash") == digest:
             return True
-        if folder.exists() and any(folder.iterdir()):
+        unfinished = beside(Path(INPUTS)).name  # of a crash while the record below was written
+        if folder.exists() and any(child.name != unfinished for child in folder.iterdir()):
             set_aside(self.root, folder, begun.get("hash", "unknown") if begun else "unknown")
         _make(folder)
         write_json(folder / INPUTS, {"hash": digest, **inputs})
