@@ -16,10 +16,10 @@ from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import FFNConfig, Versatile
 from versatileffn.imports import imported
 from versatileffn.layer import NEW_TENSORS
-from versatileffn.models.base import new_tensors_drawn
 from versatileffn.models.checkpoint import load_checkpoint, read_config
 from versatileffn.models.family import is_reuse, model_class, reuse_config
 from versatileffn.models.layer import ReuseLayer
+from versatileffn.models.pretrained import new_tensors_drawn
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.models.trust import RemoteCodeError, remote_code
 from versatileffn.workspace.durable import write_json

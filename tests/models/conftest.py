@@ -1,9 +1,10 @@
 """Which families are tested, and the record of a run."""
 
-import json
-from pathlib import Path
+import torch
+import transformers
 
 from support.families import TYPICAL
+from support.family_table import write
 from versatileffn.models.family import FAMILIES
 
 MODULE = "test_families.py::test_"
@@ -11,26 +12,27 @@ MODULE = "test_families.py::test_"
 
 def pytest_addoption(parser):
     parser.addoption("--all-families", action="store_true", help="not only the typical ones")
-    parser.addoption("--families-json", help="write each family's passed and failed properties")
+    parser.addoption("--write-families", action="store_true", help="all, into docs/families.md")
+
+
+def wants(config, *options):
+    return any(config.getoption(option, default=False) for option in options)
 
 
 def pytest_generate_tests(metafunc):
     if "model_type" in metafunc.fixturenames:
-        every = metafunc.config.getoption("--all-families", default=False)
+        every = wants(metafunc.config, "--all-families", "--write-families")
         metafunc.parametrize("model_type", list(FAMILIES) if every else TYPICAL, scope="module")
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    path = config.getoption("--families-json", default=None)
-    if not path:
+    if not wants(config, "--write-families"):
         return
-    found = {}
-    for outcome in ("passed", "failed", "error"):
+    found = {family: {} for family in FAMILIES}
+    for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            if report.when == "call" or outcome == "error":
-                _, _, name = report.nodeid.partition(MODULE)
-                test, _, family = name.rstrip("]").partition("[")
-                if family in FAMILIES:
-                    found.setdefault(family, {})[test] = outcome == "passed"
-    ordered = {family: found[family] for family in FAMILIES if family in found}
-    Path(path).write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
+            test, _, family = report.nodeid.partition(MODULE)[2].rstrip("]").partition("[")
+            if family in FAMILIES:
+                found[family][test] = outcome
+    versions = f"Transformers {transformers.__version__} and torch {torch.__version__}"
+    write({"versions": versions.partition("+")[0], "families": found})

@@ -69,10 +69,13 @@ def test_experts_start_silent(dense):
 
 
 def test_executors_agree(model):
-    """Logits and every gradient of packed training, and of its recomputing form, are masked's."""
+    """Logits and every gradient of packed training, and of its recomputing form, are masked's.
+
+    Weights inside φ (Apertus has some) leave masked alone, which `auto` then takes."""
     ids, found = make_ids(2, 9), {}
+    plain = not list(model.reuse_layers()[0].ffn_view().act.parameters())
     model.double().train()
-    for execution in ("masked", "packed", "recompute"):
+    for execution in ("masked", "packed", "recompute") if plain else ("masked", "auto"):
         model.set_execution(execution)
         model.zero_grad()
         torch.manual_seed(3)
@@ -80,7 +83,7 @@ def test_executors_agree(model):
         out.loss.backward()
         found[execution] = {n: p.grad.clone() for n, p in model.named_parameters()}
         found[execution]["logits"] = out.logits.detach()
-    for execution in ("packed", "recompute"):
+    for execution in found.keys() - {"masked"}:
         for name, expected in found["masked"].items():
             error = (found[execution][name] - expected).abs().max() / expected.abs().max()
             assert error < 1e-5, (execution, name)  # the families' norms compute in float32
@@ -110,18 +113,19 @@ def test_generates(model):
 
 
 def test_compiles(model):
-    """Into one graph, plans included."""
+    """A training step's forward pass is one graph, plans included."""
     torch._dynamo.reset()
     ids = make_ids(2, 9)
-    compiled = torch.compile(
-        lambda ids: model(ids, output_reuse_plans=True, use_cache=False),
-        fullgraph=True,
-        backend="eager",
-    )
-    with torch.no_grad():
-        found = compiled(ids)
-        expected = model(ids, output_reuse_plans=True, use_cache=False)
-    torch.testing.assert_close(found.logits, expected.logits)
+    model.train()
+
+    def forward(ids):
+        return model(ids, labels=ids, output_reuse_plans=True, use_cache=False)
+
+    torch.manual_seed(0)
+    expected = forward(ids)
+    torch.manual_seed(0)
+    found = torch.compile(forward, fullgraph=True, backend="eager")(ids)
+    torch.testing.assert_close(found.loss, expected.loss)
     for ours, plan in zip(found.reuse_plans, expected.reuse_plans, strict=True):
         assert torch.equal(ours.loop_count, plan.loop_count)
 

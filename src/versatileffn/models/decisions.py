@@ -43,8 +43,10 @@ class Decisions:
         """
         losses = []
         for decided in self.made:
-            tokens = getattr(decided, "loop_count", None)
-            shape = decided.router_logits.shape[:-1] if tokens is None else tokens.shape
+            if isinstance(decided, ReusePlan):
+                shape = decided.loop_count.shape
+            else:
+                shape = decided.router_logits.shape[:-1]
             # A mask of another shape isn't one of padding, or speaks of cached tokens, too.
             fits = attention_mask is not None and attention_mask.shape == shape
             loss = decided.balance_loss(attention_mask if fits else None)

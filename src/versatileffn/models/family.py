@@ -29,6 +29,7 @@ from versatileffn.models.config import (
 )
 from versatileffn.models.heads import ReuseForCausalLM, ReuseForSequenceClassification
 from versatileffn.models.layer import ReuseLayer
+from versatileffn.models.pretrained import FLOAT32
 from versatileffn.models.table import FAMILIES, OURS, Family, family_of
 
 __all__ = ["FAMILIES", "Family", "family_of", "is_reuse", "model_class", "reuse_config"]
@@ -55,7 +56,7 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
 
     def make(name: str, mixin: type[Any], **body: Any) -> type[Any]:
         dense = getattr(theirs, name)
-        body |= {"__module__": __name__, "__doc__": f"`{name}`, its FFN reused: `{mixin.__name__}`."}
+        body["__module__"], body["__doc__"] = __name__, f"`{name}` with a reused FFN."
         made[name] = type(f"Versatile{name}", (mixin, dense), body)
         return made[name]
 
@@ -63,7 +64,7 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
         layer, ReuseLayer, family=family,
         own_forward=staticmethod(inspect.unwrap(getattr(theirs, layer).forward)),
     )  # fmt: skip
-    models = {base: (AutoModel, ReuseBaseModel)}
+    models: dict[str, tuple[Any, Any]] = {base: (AutoModel, ReuseBaseModel)}
     models |= {family.prefix + suffix: head for suffix, head in HEADS.items()}
     for name, (auto, mixin) in models.items():
         if hasattr(theirs, name):
@@ -72,19 +73,25 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
                 name, mixin, config_class=config,
                 own_init=staticmethod(rebound(dense.__init__, made)),
                 _no_split_modules=[made[layer].__name__],
+                _keep_in_fp32_modules_strict=[
+                    *(dense._keep_in_fp32_modules_strict or ()), *FLOAT32
+                ],
             )  # fmt: skip
             model.forward = signed(model, mixin.forward, dense.forward)
             auto.register(config, model, exist_ok=True)
-            renamed = get_checkpoint_conversion_mapping(name)
-            if renamed:
-                register_checkpoint_conversion_mapping(model.__name__, renamed, overwrite=True)
-    renamed = get_checkpoint_conversion_mapping(model_type)
-    if renamed:
-        register_checkpoint_conversion_mapping(config.model_type, renamed, overwrite=True)
+            copy_renamings(name, model.__name__)
+    copy_renamings(model_type, config.model_type)
     for cls in made.values():
         globals()[cls.__name__] = cls
         setattr(transformers, cls.__name__, cls)  # where servers and trainers look for a name
     return made
+
+
+def copy_renamings(theirs: str, ours: str) -> None:
+    """Let ours load what older checkpoints of theirs call differently."""
+    renamings = get_checkpoint_conversion_mapping(theirs)
+    if renamings:
+        register_checkpoint_conversion_mapping(ours, renamings, overwrite=True)
 
 
 def rebound(function: Callable[..., Any], ours: dict[str, type[Any]]) -> Callable[..., Any]:

@@ -12,8 +12,8 @@ from transformers.utils import can_return_tuple
 
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
-from versatileffn.models.base import ReusePreTrainedModel
 from versatileffn.models.decisions import Decisions
+from versatileffn.models.pretrained import ReusePreTrainedModel
 
 
 @dataclass
@@ -103,14 +103,29 @@ class ReuseHead(ReusePreTrainedModel):
             aux_loss = decisions.balance_loss(attention_mask)
             fields |= {"router_logits": decisions.router_logits(), "aux_loss": aux_loss}
             if adds_balance and aux_loss is not None:
-                counted = labels[..., 1:] if self.shifts_labels else labels
-                counted = kwargs.get("shift_labels", counted)
-                share = share_of_batch(counted, num_items_in_batch)
+                share = self._share_of_batch(labels, kwargs.get("shift_labels"), num_items_in_batch)
                 balance = self.router_aux_loss_coef * share * aux_loss.to(outputs.loss.device)
                 fields["loss"] = outputs.loss + balance
         if output_reuse_plans:
             fields["reuse_plans"] = tuple(decisions.made)
         return self.output_class(**fields)
+
+    def _share_of_batch(
+        self,
+        labels: Any,
+        shift_labels: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor | float:
+        """The part of the batch's labels that this micro-batch holds; 1 if it is all.
+
+        Counted as Trainer counts them: shifted labels where the batch has them, else all labels,
+        of tokens all but each row's first.
+        """
+        if num_items_in_batch is None:
+            return 1.0
+        counted = labels[..., 1:] if self.shifts_labels else labels
+        counted = counted if shift_labels is None else shift_labels
+        return (counted != -100).sum() / num_items_in_batch
 
 
 class ReuseForCausalLM(ReuseHead):
@@ -125,14 +140,3 @@ class ReuseForSequenceClassification(ReuseHead):
 
     output_class = ReuseClassifierOutput
     shifts_labels = False
-
-
-def share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
-    """The part of the batch's labels that this micro-batch holds; 1 if it is all.
-
-    Counted as Trainer counts them: shifted labels where the batch has them, else all labels but
-    each row's first.
-    """
-    if num_items_in_batch is None:
-        return 1.0
-    return (labels != -100).sum() / num_items_in_batch

@@ -68,6 +68,11 @@ class ReuseLayer(Reuse):
             if hasattr(module, "tau"):
                 module.tau = tau
 
+    def trains_choice(self) -> bool:
+        """Whether what chooses experts, or depths, has weights that are trained."""
+        chooser = self.controller if self.experts is None else self.experts.router
+        return any(weight.requires_grad for weight in chooser.parameters())
+
     def ffn_view(self) -> FFNView:
         """The dense FFN as executors see it."""
         family, mlp = self.family, getattr(self, self.family.mlp)

@@ -1,0 +1,181 @@
+"""What all our models share: how they are built, initialized, loaded and saved."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.execution.select import Execution
+from versatileffn.ffn.controller import ConstantController
+from versatileffn.ffn.registry import CONTROLLERS
+from versatileffn.ffn.values import check_value
+from versatileffn.layer import NEW_TENSORS
+from versatileffn.models.decisions import Decisions
+from versatileffn.models.layer import ReuseLayer
+from versatileffn.models.weights import align
+
+OLD_TENSORS = {
+    r"\.controller\.loop_gains$": ".gains.loop_gains",
+    r"\.controller\.width_gain$": ".gains.width_gain",
+}
+"""Tensors of older checkpoints, and what they are called today."""
+FLOAT32 = (".*controller", ".*experts.router", ".*gains")
+"""Decisions need more than 8 bits: a checkpoint that is loaded in half precision, or quantized,
+keeps these few weights in float32."""
+_DRAWN = ContextVar("versatileffn_new_tensors_drawn", default=False)
+
+
+@contextmanager
+def new_tensors_drawn() -> Iterator[None]:
+    """Let what a variant adds be missing from the checkpoints that are loaded inside.
+
+    It is drawn at random then, which is what a conversion from a dense model wants and nobody else.
+    """
+    token = _DRAWN.set(True)
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
+
+
+class ReusePreTrainedModel(PreTrainedModel):
+    """Mixin for every model of a family: building, initialization, loading and saving.
+
+    Attributes:
+        own_init: the family's constructor, which makes our classes where it makes its own.
+        router_aux_loss_coef: weight of the balance loss in the training loss.
+    """
+
+    own_init: ClassVar[Callable[..., None]]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        type(self).own_init(self, config, *args, **kwargs)
+        assert self.reuse_layers(), "the family's constructor made none of our layers"
+        ffn = config.ffn()
+        self.router_aux_loss_coef = getattr(ffn, "router_aux_loss_coef", 0.0)
+        # On a CPU real experts split their rows by counts that a graph can't know.
+        self._can_compile_fullgraph = self._can_compile_fullgraph and ffn.variant != "moe"
+
+    def reuse_layers(self) -> list[ReuseLayer]:
+        """The layers whose FFN is reused, in order."""
+        return [module for module in self.modules() if isinstance(module, ReuseLayer)]
+
+    def set_tau(self, tau: float) -> None:
+        """Set the temperature τ of Eq. 10 in every layer, and in the config so that it is saved.
+
+        Raises:
+            ConfigError: τ isn't a positive number.
+        """
+        check_value("tau", tau, float)
+        if not tau > 0:
+            raise ConfigError(f"tau={tau!r} must be a positive number")
+        self.config.tau = tau
+        for layer in self.reuse_layers():
+            layer.set_tau(tau)
+
+    def set_execution(self, execution: Execution) -> None:
+        """Choose how every layer carries out its plans; of the running model, never saved.
+
+        Raises:
+            ConfigError: there is no such way.
+        """
+        check_value("execution", execution, Execution)
+        for layer in self.reuse_layers():
+            layer.execution = execution
+
+    @torch.no_grad()
+    @init.guard_torch_init_functions()
+    def initialize_weights(self) -> None:
+        """Transformers' own; then what a variant adds, as far as it wasn't loaded, by its rules."""
+        super().initialize_weights()
+        std = getattr(self.config, "initializer_range", 0.02)
+        for layer in self.reuse_layers():
+            new = (layer.controller, layer.experts, layer.gains, layer.loop_weights)
+            for module in (each for each in new if each is not None):
+                weights: list[Any] = list(module.parameters())
+                if not all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
+                    module.reset_parameters(std)
+                    for weight in weights:
+                        weight._is_hf_initialized = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own, strict about what a variant adds, and with weights at aligned
+        addresses.
+
+        Learned gains are a few bytes long, so in a memory-mapped file the tensors behind them
+        start anywhere, and matrix products on such addresses round differently.
+
+        Raises:
+            CheckpointError: the checkpoint lacks tensors of the reuse, or has others.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        kwargs["key_mapping"] = OLD_TENSORS | (kwargs.get("key_mapping") or {})
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        _check_new_tensors(info, str(args[0] if args else "the checkpoint"))
+        model._weight_conversions = [  # with the old names there, a save would bring them back
+            conversion
+            for conversion in getattr(model, "_weight_conversions", None) or []
+            if not set(conversion.target_patterns) & set(OLD_TENSORS.values())
+        ]
+        align(model)
+        return (model, info) if asked else model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own.
+
+        Raises:
+            ConfigError: a controller couldn't be found again by the name in the config.
+        """
+        named = getattr(self.config.ffn(), "controller", None)
+        expected = ConstantController if named is None else CONTROLLERS.get(named)
+        for decider in (layer.controller for layer in self.reuse_layers()):
+            if decider is not None and type(decider) is not expected:
+                raise ConfigError(
+                    f"a {type(decider).__name__} decides, but a reload would make a "
+                    f"{getattr(expected, '__name__', None)}, by the config's controller={named!r}: "
+                    "give its class a name with @register_controller(name), and set "
+                    "config.reuse['controller'] to it"
+                )
+        return super().save_pretrained(*args, **kwargs)
+
+    def check_balance_gradient(self, decisions: Decisions) -> None:
+        """Reentrant checkpointing runs layers without gradients and would lose this one silently.
+
+        Raises:
+            ConfigError: the balance loss is there to train a router, but has no gradient.
+        """
+        if decisions.without_gradient and self.trains_balance():
+            raise ConfigError(
+                "the balance loss has no gradient under reentrant gradient checkpointing: pass "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}, or set "
+                "router_aux_loss_coef=0"
+            )
+
+    def trains_balance(self) -> bool:
+        """Whether a balance loss would train anything now."""
+        if not (self.training and torch.is_grad_enabled() and self.router_aux_loss_coef):
+            return False
+        return any(layer.trains_choice() for layer in self.reuse_layers())
+
+
+def _check_new_tensors(info: dict[str, Any], source: str) -> None:
+    """Refuse a checkpoint whose reuse isn't the config's: Transformers would draw it at random.
+
+    Raises:
+        CheckpointError: with the first tensor that is missing, or that nobody knows.
+    """
+    for kind, says in (("missing_keys", "lacks"), ("unexpected_keys", "has unknown")):
+        names = sorted(n for n in info[kind] if any(f".{new}" in n for new in NEW_TENSORS))
+        if names and not _DRAWN.get():
+            raise CheckpointError(
+                f"{source} {says} tensors of the reuse, {names[0]} among {len(names)}: its config "
+                "and weights don't belong together; a dense checkpoint is converted by "
+                "versatileffn.upcycle"
+            )
