@@ -8,13 +8,27 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from support.layers import as_naive, gumbel, make_hidden, make_layer
+from support.layers import (
+    as_naive,
+    decide,
+    execute_with,
+    gumbel,
+    make_any,
+    make_hidden,
+    make_layer,
+    view_of,
+)
 from versatileffn.errors import ConfigError
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.operators import run_operator
-from versatileffn.execution.packed_training import run_packed_training, run_recomputed
+from versatileffn.execution.packed_training import (
+    run_packed_training,
+    run_recomputed,
+    run_stepwise_training,
+)
 from versatileffn.execution.select import execute
 from versatileffn.ffn import naive
+from versatileffn.ffn.config import Versatile
 
 PACKED = {"keep": run_packed_training, "recompute": run_recomputed, "operator": run_operator}
 packed = pytest.mark.parametrize("executor", PACKED.values(), ids=PACKED)
@@ -25,10 +39,10 @@ def scalar(executor, layer, execution=None):
     noise = gumbel(make_hidden(9, 16), 4)
 
     def function(hidden):
-        plan = layer.controller(hidden, noise)
+        plan = decide(layer, hidden, noise)
         if execution is None:
-            return executor(hidden, layer.norm, layer.mlp, plan).sum()
-        return executor(hidden, layer.norm, layer.mlp, plan, execution).sum()
+            return execute_with(executor, layer, hidden, plan).sum()
+        return (hidden + executor(hidden, view_of(layer), plan, execution)).sum()
 
     return function
 
@@ -37,14 +51,21 @@ def slope(function, layer, hidden):
     """Of the squared norm of the gradient in H, in a weight: what a gradient penalty trains."""
     hidden = hidden.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(function(hidden), hidden, create_graph=True)
-    return torch.autograd.grad(gradient.square().sum(), layer.mlp.up_proj.weight)[0]
+    return torch.autograd.grad(gradient.square().sum(), view_of(layer).proj[0].weight)[0]
 
 
 @packed
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_second_derivatives_are_refused(executor, compiled):
-    layer, hidden = make_layer(reuse_gains="learned"), make_hidden(9, 16)
-    function = scalar(executor, layer)
+    refuses(executor, make_layer(reuse_gains="learned"), compiled)
+
+
+def test_second_derivatives_are_refused_where_nothing_merges():
+    refuses(run_stepwise_training, make_any("sandwich", Versatile(reuse_gains="learned")))
+
+
+def refuses(executor, layer, compiled=False):
+    hidden, function = make_hidden(9, 16), scalar(executor, layer)
     if compiled:
         torch._dynamo.reset()
         function = torch.compile(function, backend="eager")
@@ -91,7 +112,7 @@ def test_torch_func_has_second_derivatives():
 
     def function(execution):
         return lambda hidden: execute(
-            hidden, layer.norm, layer.mlp, layer.controller(hidden, noise), execution
+            hidden, view_of(layer), decide(layer, hidden, noise), execution
         ).sum()
 
     expected = torch.autograd.functional.hessian(function("masked"), hidden)

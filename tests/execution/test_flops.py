@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from support.layers import gumbel, make_hidden, make_layer
+from support.layers import decide, execute_with, gumbel, make_hidden, make_layer
 from versatileffn.errors import ConfigError
 from versatileffn.execution.operators import run_operator
 from versatileffn.execution.packed import run_packed
@@ -29,7 +29,7 @@ def layer_and_plan(counts, hidden):
     noise = gumbel(hidden, 4)
     if counts is not None:
         noise = 50.0 * torch.nn.functional.one_hot(torch.tensor(counts) - 1, 4).double()
-    return layer, layer.controller(hidden, noise)
+    return layer, decide(layer, hidden, noise)
 
 
 def counted(work) -> int:
@@ -49,7 +49,7 @@ def test_inference(counts):
     layer, plan = layer_and_plan(counts, hidden)
     with torch.no_grad():
         found, truth = (
-            counted(lambda run=run: run(hidden, layer.norm, layer.mlp, plan))
+            counted(lambda run=run: execute_with(run, layer, hidden, plan))
             for run in (run_operator, run_packed)
         )
     assert found == truth == 3 * UNIT * plan.loop_count.sum().item()
@@ -63,7 +63,7 @@ def test_training(counts):
     results = []
     for run in (run_operator, run_recomputed):
         outputs = []
-        forward = counted(lambda: outputs.append(run(hidden, layer.norm, layer.mlp, plan)))  # noqa: B023
+        forward = counted(lambda: outputs.append(execute_with(run, layer, hidden, plan)))  # noqa: B023
         weights = [hidden, plan.loop_probs, plan.lam, *layer.norm.parameters()]
         weights += layer.mlp.parameters()
         backward = counted(
@@ -80,7 +80,7 @@ def test_what_was_counted_carries_the_operators_name():
     hidden = make_hidden(TOKENS, D).requires_grad_()
     layer, plan = layer_and_plan(None, hidden)
     with FlopCounterMode(display=False) as counter:
-        run_operator(hidden, layer.norm, layer.mlp, plan).sum().backward()
+        execute_with(run_operator, layer, hidden, plan).sum().backward()
     names = counter.get_flop_counts()["Global"]
     assert names[operator("packed_forward")] > 0
     assert names[operator("packed_backward")] > names[operator("packed_forward")]
@@ -89,7 +89,7 @@ def test_what_was_counted_carries_the_operators_name():
 def test_no_tokens():
     hidden = make_hidden(0, D).requires_grad_()
     layer, plan = layer_and_plan(None, hidden)
-    work = counted(lambda: run_operator(hidden, layer.norm, layer.mlp, plan).sum().backward())
+    work = counted(lambda: execute_with(run_operator, layer, hidden, plan).sum().backward())
     assert work == 0
 
 
@@ -97,6 +97,6 @@ def test_loop_counts_that_nobody_knows_are_refused():
     layer = make_layer()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         hidden = torch.empty(TOKENS, D, dtype=torch.float64)
-        plan = layer.controller(hidden)
+        plan = decide(layer, hidden)
         with pytest.raises(ConfigError, match="versatileffn flops"):
-            counted(lambda: run_operator(hidden, layer.norm, layer.mlp, plan))
+            counted(lambda: execute_with(run_operator, layer, hidden, plan))

@@ -1,27 +1,119 @@
-"""Small layers, and the same weights as `naive.py` reads them."""
+"""Small layers of every form, and the same weights as `naive.py` reads them."""
 
 import math
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from versatileffn.ffn import naive
-from versatileffn.ffn.versatile import VersatileFFN
+from versatileffn.ffn.config import FFNConfig, KLoop, Versatile
+from versatileffn.ffn.token_choice import TokenChoiceController
+from versatileffn.ffn.view import FFNView, unchanged
+from versatileffn.layer import Reuse, VersatileFFN
 
 
-def make_layer(
-    d_model=16, d_hidden=32, dtype=torch.float64, seed=0, gains_at=None, **settings
-) -> VersatileFFN:
-    """A layer with weights large enough that every term matters; learned gains set off zero."""
+@dataclass(frozen=True)
+class Form:
+    """What a feed-forward network of a family may look like."""
+
+    norm: str | None = "rms"
+    gated: bool = True
+    fused: bool = False
+    bias: bool = False
+    act: object = F.silu
+    post_norm: bool = False
+    scale: float = 1.0
+
+
+FORMS = {
+    "swiglu": Form(),
+    "fused": Form(fused=True),
+    "fused-biases": Form(fused=True, bias=True),
+    "plain-biases": Form(gated=False, act=F.gelu, bias=True),
+    "layer-norm": Form(norm="layer", gated=False, act=F.gelu, bias=True),
+    "scale": Form(scale=0.3, bias=True),
+    "post-norm": Form(norm=None, post_norm=True),
+    "sandwich": Form(post_norm=True, fused=True, scale=0.7),
+}
+
+
+class AnyLayer(Reuse):
+    """A reused FFN of any form, with the residual around it."""
+
+    def __init__(self, d_model: int, d_hidden: int, config: FFNConfig, form: Form) -> None:
+        super().__init__()
+        self.config, self.form = config, form
+        norms = {"rms": nn.RMSNorm(d_model, eps=1e-6), "layer": nn.LayerNorm(d_model, eps=1e-6)}
+        self.norm = norms.get(form.norm)
+        widths = [2 * d_hidden] if form.fused else [d_hidden] * (1 + form.gated)
+        self.proj = nn.ModuleList(nn.Linear(d_model, w, bias=form.bias) for w in widths)
+        self.down = nn.Linear(d_hidden, d_model, bias=form.bias)
+        self.post_norm = nn.RMSNorm(d_model, eps=1e-6) if form.post_norm else None
+        self.add_reuse(config, d_model, d_hidden, self.view())
+
+    def view(self) -> FFNView:
+        form, loop_weights = self.form, getattr(self, "loop_weights", None)
+        return FFNView(
+            self.norm or unchanged, tuple(self.proj), form.act, self.down, form.gated, self.post_norm,
+            form.scale, loop_weights,
+        )  # fmt: skip
+
+    def forward(self, hidden, plan=None):
+        update, _ = self.reuse(hidden, self.view(), plan)
+        return hidden + self.form.scale * update
+
+
+def fill(layer, dtype, seed, gains_at):
+    """Weights large enough that every term matters; learned gains set off zero."""
     generator = torch.Generator().manual_seed(seed)
-    layer = VersatileFFN(d_model, d_hidden, **settings).to(dtype)
+    layer = layer.to(dtype)
     with torch.no_grad():
         for name, weight in layer.named_parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator).to(dtype) * 0.3)
-            if name == "norm.weight":
+            if "norm.weight" in name:
                 weight += 1
             if "gain" in name and gains_at is not None:
                 weight.fill_(gains_at)
     return layer
+
+
+def make_layer(
+    d_model=16, d_hidden=32, dtype=torch.float64, seed=0, gains_at=None, execution="auto",
+    **settings,
+) -> VersatileFFN:  # fmt: skip
+    layer = fill(VersatileFFN(d_model, d_hidden, **settings), dtype, seed, gains_at)
+    layer.execution = execution
+    return layer
+
+
+def make_any(
+    form: str, config: FFNConfig, d_model=16, d_hidden=32, dtype=torch.float64, gains_at=None
+) -> AnyLayer:
+    return fill(AnyLayer(d_model, d_hidden, config, FORMS[form]), dtype, 0, gains_at)
+
+
+def view_of(layer: Reuse) -> FFNView:
+    if isinstance(layer, VersatileFFN):
+        return layer.mlp.view(layer.norm, layer.loop_weights)
+    return layer.view()
+
+
+def decide(layer: Reuse, hidden, noise=None):
+    """The layer's plan, for given Gumbel noise where its controller draws some."""
+    view, controller = view_of(layer), layer.controller
+    if noise is None:
+        return layer.decide(hidden, view)
+    seen = view.norm(hidden) if getattr(layer.config, "normed_controller", False) else hidden
+    plan = controller(seen, gumbel_noise=noise)
+    return plan if layer.gains is None else layer.gains(plan)
+
+
+def execute_with(executor, layer: Reuse, hidden, plan):
+    """Y by one executor."""
+    view = view_of(layer)
+    return hidden + view.scale * executor(hidden, view, plan.flatten().weights())
 
 
 def make_hidden(*shape, dtype=torch.float64, seed=1) -> torch.Tensor:
@@ -35,34 +127,86 @@ def gumbel(hidden, max_loops, seed=2) -> torch.Tensor:
     return -(-uniform.clamp_min(1e-12).log()).log().to(hidden.dtype)
 
 
-def as_naive(layer: VersatileFFN) -> naive.NaiveFFN:
+def as_naive(layer: Reuse) -> naive.NaiveFFN:
     """The same layer for `naive.py`, sharing its parameters so that gradients meet in them."""
-    config, controller, mlp = layer.config, layer.controller, layer.mlp
-    learned = config.reuse_gains == "learned"
-    one = layer.norm.weight.new_ones(1)
-    gains = None if controller.loop_gains is None else torch.cat([one, controller.loop_gains])
+    config, controller, view = layer.config, layer.controller, view_of(layer)
+    versatile = isinstance(config, Versatile)
+    pairs = [(linear.weight, linear.bias) for linear in view.proj]
+    if view.gated and len(pairs) == 1:
+        weight, bias = pairs[0]
+        halves = (None, None) if bias is None else bias.chunk(2)
+        pairs = list(zip(weight.chunk(2), halves, strict=True))
+    (gate, gate_bias), (up, up_bias) = pairs if view.gated else [(None, None), *pairs]
+    gains = layer.gains
+    loop_gains = None if gains is None else gains.loop_gains
+    if loop_gains is not None:
+        loop_gains = torch.cat([loop_gains.new_ones(1), loop_gains])
+    token_choice = isinstance(controller, TokenChoiceController)
+    fusion = getattr(config, "fusion", "depth")
+    with_full = gains is not None and (token_choice or fusion != "depth")
+    router, head = (getattr(controller, name, None) for name in ("router", "loop_head"))
     return naive.NaiveFFN(
-        norm_D=layer.norm.weight,
-        up_FD=mlp.up_proj.weight,
-        down_DF=mlp.down_proj.weight,
-        gate_FD=None if mlp.gate_proj is None else mlp.gate_proj.weight,
-        gate_bias_F=None if mlp.gate_proj is None else mlp.gate_proj.bias,
-        up_bias_F=mlp.up_proj.bias,
-        down_bias_D=mlp.down_proj.bias,
-        router_ND=None if controller.router is None else controller.router.weight,
-        loop_head_LD=None if controller.loop_head is None else controller.loop_head.weight,
-        width_gain=1.0 if controller.width_gain is None else controller.width_gain,
-        loop_gains_L=gains,
-        shared=1.0 if learned or config.fusion == "width" else 0.0,
-        top_k=config.top_k,
-        d_expert=config.expert_size(mlp.up_proj.weight.shape[0]),
-        tau=controller.tau,
-        fusion=config.fusion,
-        soft=config.loop_mix == "soft",
-        normed_controller=config.normed_controller,
-        eps=layer.norm.eps,
-        activation=mlp.act_fn,
+        norm_D=getattr(view.norm, "weight", None),
+        norm_bias_D=getattr(view.norm, "bias", None),
+        up_FD=up,
+        down_DF=view.down.weight,
+        gate_FD=gate,
+        gate_bias_F=gate_bias,
+        up_bias_F=up_bias,
+        down_bias_D=view.down.bias,
+        post_norm_D=None if view.post_norm is None else view.post_norm.weight,
+        scale=view.scale,
+        residuals=None if view.loop_weights is None else residuals(view),
+        router_ND=None if router is None else router.weight,
+        loop_head_LD=None if head is None else head.weight,
+        loops=None if versatile else config.loops,
+        width_gain=1.0 if gains is None or gains.width_gain is None else gains.width_gain,
+        loop_gains_L=loop_gains,
+        shared=1.0 if with_full or fusion == "width" else 0.0,
+        top_k=getattr(config, "top_k", 1),
+        d_expert=config.expert_size(up.shape[0]),
+        tau=getattr(controller, "tau", 1.0),
+        fusion=fusion,
+        soft=getattr(config, "loop_mix", "hard") == "soft",
+        token_choice=token_choice,
+        normed_controller=getattr(config, "normed_controller", False),
+        eps=getattr(view.norm, "eps", 1e-6),
+        activation=view.act,
     )
+
+
+def residuals(view: FFNView):
+    """(A, B) of gate (if any), up and down, for each loop after the first."""
+    found = []
+    for loop in range(view.loop_weights.reduce[0].shape[0]):
+        pairs = [
+            (a[loop], b[loop])
+            for a, b in zip(view.loop_weights.reduce, view.loop_weights.expand, strict=True)
+        ]
+        if view.gated and len(view.proj) == 1:
+            (a, b), *rest = pairs
+            pairs = [*((a, half) for half in b.chunk(2)), *rest]
+        found.append(pairs)
+    return found
+
+
+PLANS = {
+    "paper": Versatile(),
+    "average": Versatile(fusion="average"),
+    "width": Versatile(fusion="width"),
+    "depth": Versatile(fusion="depth"),
+    "learned": Versatile(reuse_gains="learned"),
+    "soft": Versatile(loop_mix="soft", reuse_gains="learned"),
+    "token-choice": Versatile(fusion="depth", controller="token-choice"),
+    "token-choice-learned": Versatile(
+        fusion="depth", controller="token-choice", reuse_gains="learned"
+    ),
+    "k-loop": KLoop(3),
+    "k-loop-learned": KLoop(3, reuse_gains="learned"),
+    "dense": FFNConfig.from_dict({"variant": "dense"}),
+    "loop-weights": Versatile(loop_rank=2, reuse_gains="learned"),
+    "k-loop-weights": KLoop(3, loop_rank=2),
+}
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

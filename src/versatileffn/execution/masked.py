@@ -57,7 +57,7 @@ def _merged(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> Tensor:
     if bias_D is None:
         return output_MD
     # W_out's bias was added once; the plan wants it once per loop and once for the width pathway.
-    times_M1, width_M1 = depth_ML.sum(-1, keepdim=True), weights.width_bias_M1
+    times_M1, width_M1 = depth_ML.sum(-1, keepdim=True), weights.width_bias()
     times_M1 = times_M1 if width_M1 is None else times_M1 + width_M1
     return output_MD + (times_M1.to(bias_D.dtype) - 1) * bias_D
 
@@ -85,14 +85,14 @@ def width_update(view: FFNView, weights: TokenWeights, a_MF: Tensor) -> Tensor |
     Without a post-norm W_out's bias is in the width pathway once, as everywhere else: not times s,
     and not again where the full FFN joins.
     """
-    gated_MF, bias_D = weights.gated(a_MF), view.down_bias
-    if gated_MF is None or weights.routed_M1 is None or weights.width_bias_M1 is None:
+    gated_MF, bias_D, bias_M1 = weights.gated(a_MF), view.down_bias, weights.width_bias()
+    if gated_MF is None or weights.routed_M1 is None or bias_M1 is None:
         return None
     update_MD = view.update(gated_MF)
     width_MD = weights.routed_M1.to(update_MD.dtype) * update_MD
     if bias_D is None or view.post_norm is not None:
         return width_MD
-    times_M1 = weights.width_bias_M1 - weights.routed_M1
+    times_M1 = bias_M1 - weights.routed_M1
     times_M1 = times_M1 if weights.shared_M1 is None else times_M1 - weights.shared_M1
     return width_MD + times_M1.to(bias_D.dtype) * bias_D
 

@@ -14,10 +14,10 @@ from torch.func import functional_call
 from versatileffn.execution.plain import is_watched
 from versatileffn.ffn.view import Norm
 
-ROUNDS_FIRST = frozenset(
-    f"{family}RMSNorm"
-    for family in "Llama Mistral Ministral Ministral3 Qwen2 Qwen3 SmolLM3 Granite Phi3".split()
-)
+ROUNDS_FIRST = {
+    "LlamaRMSNorm", "MistralRMSNorm", "MinistralRMSNorm", "Ministral3RMSNorm", "Qwen2RMSNorm",
+    "Qwen3RMSNorm", "SmolLM3RMSNorm", "GraniteRMSNorm", "Phi3RMSNorm",
+}  # fmt: skip
 """Transformers' names of one and the same norm; those of other families compute others."""
 NormBackward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """From d_x to the gradient of the state, [R, D], and of the norm's weights."""
@@ -40,7 +40,7 @@ class RMSNorm:
 
     @classmethod
     def of(cls, norm: Norm) -> "RMSNorm | None":
-        """Recognize torch's RMSNorm and `ROUNDS_FIRST`, unless hooked or wrapped; None for others."""
+        """Recognize torch's RMSNorm and `ROUNDS_FIRST`, unless hooked; None for others."""
         if not isinstance(norm, nn.Module) or is_watched(norm):
             return None
         if type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None:

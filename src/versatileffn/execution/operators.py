@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from versatileffn.execution.activation import Phi
 from versatileffn.execution.flops import backward_flops, forward_flops, planned_loops
-from versatileffn.execution.gradients import Gradients, Saved, Wanted
+from versatileffn.execution.gradients import Saved, Wanted
 from versatileffn.execution.layer import ReadLayer
 from versatileffn.execution.norms import RMSNorm
 from versatileffn.execution.order import run_in_order
@@ -26,7 +26,7 @@ from versatileffn.execution.packed_training import (
     run_backward,
     run_forward,
 )
-from versatileffn.execution.plain import why_called
+from versatileffn.execution.plain import why_called, why_stepwise
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.token_weights import TokenWeights
 from versatileffn.ffn.view import FFNView
@@ -39,8 +39,9 @@ def why_no_operator(view: FFNView) -> str | None:
     reason = why_called(view)
     if reason is not None:
         return reason
-    if not view.merges:
-        return "each loop has a down-projection of its own"
+    stepwise = why_stepwise(view)
+    if stepwise is not None:
+        return stepwise
     if RMSNorm.of(view.norm) is None:
         return "the norm isn't an RMSNorm that is known"
     return None if Phi(view.act, view.gated).is_swiglu else "φ isn't SwiGLU"
@@ -188,8 +189,11 @@ def packed_backward(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> lis
 def _(d_output_MD: Tensor, totals: Tensor, *arguments: Any) -> list[Tensor]:
     given = Arguments(*arguments)
     nothing = given.hidden_MD.new_empty(0)
-    like = [nothing if t is None else t for t in (given[0], *given[2:TENSORS], *given.tensors)]
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in like]
+    like: list[Any] = [given[0], *given[2:TENSORS], *given.tensors]
+    return [
+        torch.empty_like(nothing if t is None else t, memory_format=torch.contiguous_format)
+        for t in like
+    ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -203,17 +207,17 @@ def _differentiate(ctx: Any, d_output_MD: Tensor, _: Tensor | None) -> tuple[Any
     totals, *saved = ctx.saved_tensors
     given = Arguments(*saved[:TENSORS], saved[TENSORS:], *ctx.settings)  # type: ignore[call-arg]
     grads = packed_backward(d_output_MD.contiguous(), totals, *given)
-    named = Gradients(*grads[: TENSORS - 1], layer=list(grads[TENSORS - 1 :]))
+    hidden, probs, kept, shared, routed, gates, gains, *tensors = grads
     return (
-        named.hidden,
-        None,
-        named.probs,
-        named.kept,
-        None if given.shared_M1 is None else named.shared,
-        None if given.routed_M1 is None else named.routed,
-        None if given.gates_MN is None else named.gates,
-        None if given.gains_L is None else named.gains,
-        named.layer,
+        hidden,
+        None,  # the loop counts
+        probs,
+        kept,
+        None if given.shared_M1 is None else shared,
+        None if given.routed_M1 is None else routed,
+        None if given.gates_MN is None else gates,
+        None if given.gains_L is None else gains,
+        tensors,
         *(None for _ in ctx.settings),
     )
 

@@ -202,7 +202,7 @@ def bias_times(weights: TokenWeights, loop: int) -> Tensor:
 
     (1 − λ)γ in the last loop and what the width pathway has, whose shared part loop 1 held.
     """
-    gain, width_R1 = gain_of(weights, loop), weights.width_bias_M1
+    gain, width_R1 = gain_of(weights, loop), weights.width_bias()
     times_R1 = weights.kept_M1 if gain is None else weights.kept_M1 * gain
     if width_R1 is None:
         return times_R1

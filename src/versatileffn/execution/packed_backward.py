@@ -14,6 +14,7 @@ Legend: M tokens, D d_model, F d_hidden, L max_loops, N num_experts, R tokens st
 S = Σ ℓ̂ rows; `d_x` is the gradient of the loss in x.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -225,18 +226,21 @@ class PackedBackward:
         d_routed_M1 = (by_expert_MN * weights.gates_MN).sum(-1, keepdim=True)
         return d_shared_M1, d_routed_M1, weights.routed_M1 * by_expert_MN
 
-    def _layer_gradients(self, wanted: list[bool]) -> list[Tensor | None]:
+    def _layer_gradients(self, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Gradients of the layer's tensors, in its order, of those that are wanted."""
-        of_biases = [
+        biases = [
             d_rows.sum(0)
             for d_rows, bias in zip(self.d_projected, self.layer.b_proj, strict=True)
             if bias is not None
         ]
-        of_out = [self.d_update_SD.T, self.a_SF]
-        products = [[d_rows.T, self.x_SD] for d_rows in self.d_projected]
-        ready = [*self.d_norm, *products, *of_biases, of_out]
-        ready += [] if self.d_b_out is None else [self.d_b_out]
+        found: list[Tensor | tuple[Tensor, Tensor]] = [
+            *self.d_norm,
+            *((d_rows.T, self.x_SD) for d_rows in self.d_projected),
+            *biases,
+            (self.d_update_SD.T, self.a_SF),
+            *(() if self.d_b_out is None else (self.d_b_out,)),
+        ]
         return [
-            None if not want else part if isinstance(part, Tensor) else part[0] @ part[1]
-            for part, want in zip(ready, wanted, strict=True)
+            (part if isinstance(part, Tensor) else part[0] @ part[1]) if want else None
+            for part, want in zip(found, wanted, strict=True)
         ]

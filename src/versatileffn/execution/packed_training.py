@@ -98,7 +98,7 @@ class _PackedTraining(torch.autograd.Function):
         # What is saved is held by autograd alone, which frees it, moves it and guards it.
         nothing = hidden_MD.new_empty(0)
         ctx.layer = layer.with_tensors([nothing] * len(layer.tensors))
-        ctx.weights = replace(weights, **{name: None for name in BY_TOKEN})  # type: ignore[arg-type]
+        ctx.weights = replace(weights, **dict.fromkeys(BY_TOKEN))  # type: ignore[arg-type]
         parts = (tensors[: len(BY_TOKEN)], layer.tensors, run.totals, run.projected)
         ctx.sizes = [len(part) for part in parts]
         ctx.save_for_backward(hidden_MD, *chain.from_iterable(parts))
@@ -198,12 +198,12 @@ def run_backward(
     order_M = longest_first(weights.loop_count)
     active = count_active(weights.loop_count, weights.max_loops)()
     saved = replace(saved, start_MD=saved.start_MD.index_select(0, order_M))
-    make = StepwiseBackward if isinstance(layer, SteppedLayer) else PackedBackward
+    weights, d_output_MD = weights.take(order_M), d_output_MD.index_select(0, order_M)
     with autocast_as(d_output_MD, None):
-        run = make(  # type: ignore[operator]
-            layer, weights.take(order_M), active, saved, d_output_MD.index_select(0, order_M)
-        )
-        grads: Gradients = run(wanted)
+        if isinstance(layer, SteppedLayer):
+            grads = StepwiseBackward(layer, weights, active, saved, d_output_MD)(wanted)
+        else:
+            grads = PackedBackward(layer, weights, active, saved, d_output_MD)(wanted)
     return grads.back_in_place(order_M)
 
 

@@ -58,11 +58,10 @@ class TokenWeights:
             return None
         return self.routed_M1 * self.gates_MN
 
-    @property
-    def width_bias_M1(self) -> Tensor | None:
-        """How often the width pathway adds W_out's bias where no post-norm follows; None for never.
+    def width_bias(self) -> Tensor | None:
+        """How often the width pathway adds W_out's bias where no post-norm follows, [M, 1].
 
-        Once, λ, whatever the gates are; without experts with the full FFN alone, λσ.
+        λ, whatever the gates are; without experts with the full FFN alone, λσ. None for never.
         """
         return self.shared_M1 if self.gates_MN is None else 1 - self.kept_M1
 

@@ -60,25 +60,18 @@ class Work:
     gains_L: Tensor | None
     shared: float
     max_loops: int
+    gate_FD: Tensor | None = field(init=False)
+    up_FD: Tensor = field(init=False)
     output_MD: Tensor = field(init=False)
     totals: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.gate_FD, self.up_FD = self.proj[-2] if len(self.proj) == 2 else None, self.proj[-1]
         self.output_MD = torch.empty_like(self.hidden_MD)
         # U₁ stays; later ones take turns, so that no launch writes what it reads and each may be
         # repeated, as timing it does.
         count = min(self.max_loops - 1, 3)
         self.totals = [torch.empty_like(self.hidden_MD) for _ in range(count)]
-
-    @property
-    def gate_FD(self) -> Tensor | None:
-        """W_gate; None in an ungated FFN."""
-        return self.proj[0] if len(self.proj) == 2 else None
-
-    @property
-    def up_FD(self) -> Tensor:
-        """W_up."""
-        return self.proj[-1]
 
     def total(self, loop: int) -> Tensor:
         """U_loop, for loops 1 … L; in loop L nobody stays, so any tensor will do."""

@@ -53,9 +53,9 @@ def unsupported(hidden_MD: Tensor, view: FFNView, weights: TokenWeights) -> str 
     ):
         if holds:
             return reason
-    reason = why_called(view)
-    if reason is not None:
-        return reason
+    called = why_called(view)
+    if called is not None:
+        return called
     linears: list[Any] = view.linears
     if any(linear.bias is not None for linear in linears):
         return "a linear map has a bias"
