@@ -51,13 +51,17 @@ def test_the_residual_scale_is_the_familys():
     torch.testing.assert_close(states["out"], hidden)
 
 
-def test_beside_attention_the_controller_reads_the_stream_before_the_layer():
-    dense = tiny_dense("cohere2")
-    config = reuse_config(dense.config, vf.Versatile())
+@pytest.mark.parametrize(
+    ("family", "settings"), [("cohere2", {}), ("stablelm", {"use_parallel_residual": True})]
+)
+def test_beside_attention_the_controller_reads_the_stream_before_the_layer(family, settings):
+    dense, ids = tiny_dense(family, **settings), make_ids(2, 9)
+    config = reuse_config(dense.config, vf.Versatile(reuse_gains="learned"))
     model, read = model_class(config)(config).eval(), {}
+    model.load_state_dict(dense.state_dict(), strict=False)
     layer = model.model.layers[1]
     layer.register_forward_pre_hook(lambda _m, inputs: read.update(stream=inputs[0]))
     layer.controller.register_forward_pre_hook(lambda _m, inputs: read.update(seen=inputs[0]))
     with torch.no_grad():
-        model(make_ids(2, 9))
+        assert torch.equal(model(ids).logits, dense(ids).logits)
     assert torch.equal(read["seen"], read["stream"])
