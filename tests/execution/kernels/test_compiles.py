@@ -23,8 +23,8 @@ POINTERS = {
     "M": "i32", "loop": "i32", "shared": "fp32", "eps": "fp32",
 }  # fmt: skip
 LAYER = {
-    "D": 1024, "F": 4096, "NUM_EXPERTS": 8, "GATED": True, "ACT": "silu", "PRECISION": "ieee", "WIDEN": False, "SHARED": True,
-    "PROGRAMS": 132,
+    "D": 1024, "F": 4096, "NUM_EXPERTS": 8, "GATED": True, "ACT": "silu", "PRECISION": "ieee",
+    "WIDEN": False, "SHARED": True, "PROGRAMS": 132,
 }  # fmt: skip
 
 
