@@ -203,8 +203,8 @@ class VersatileFFN(Reuse):
                 f"plan for max_loops={plan.max_loops} given to a layer with "
                 f"max_loops={self.config.loops}: make it with this layer's controller"
             )
-        slices = getattr(self.controller, "slices", None)
-        if plan.slices is not None and slices is not None and plan.slices != slices:
+        slices = getattr(self.controller, "slices", plan.slices)  # a foreign one may have none
+        if plan.slices is not None and plan.slices != slices:
             raise PlanError(
                 f"plan for {plan.slices} given to a layer with {slices}: "
                 "make it with this layer's controller"

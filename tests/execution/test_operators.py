@@ -3,17 +3,30 @@
 import pytest
 import torch
 
-from support.layers import as_naive, gumbel, make_hidden, make_layer
+from support.layers import (
+    as_naive,
+    decide,
+    execute_with,
+    gumbel,
+    make_any,
+    make_hidden,
+    make_layer,
+    view_of,
+)
+from support.models import make_ids, make_model
+from versatileffn.errors import ConfigError
 from versatileffn.execution import operators
+from versatileffn.execution.select import execute
 from versatileffn.ffn import naive
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.ffn.config import KLoop, Versatile
 
-VARIANTS = {
-    "paper": {},
-    "learned": {"reuse_gains": "learned"},
-    "depth": {"fusion": "depth"},
-    "one-loop": {"max_loops": 1},
-    "unused-neurons": {"num_experts": 3, "d_expert": 4},
+LAYERS = {
+    "paper": ("swiglu", {}),
+    "learned": ("fused-biases", {"reuse_gains": "learned"}),
+    "depth": ("swiglu", {"fusion": "depth"}),
+    "token-choice": ("swiglu", {"fusion": "depth", "controller": "token-choice"}),
+    "one-loop": ("swiglu", {"max_loops": 1}),
+    "unused-neurons": ("scale", {"num_experts": 3, "d_expert": 4}),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*belong to no expert.*:UserWarning")
 
@@ -36,10 +49,13 @@ def compile_whole(function):
     return torch.compile(function, fullgraph=True, backend=look), graphs
 
 
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
-def test_inference_in_a_graph_equals_algorithm_2(settings):
-    layer = make_layer(**settings).eval()
-    compiled, graphs = compile_whole(lambda h: layer(h).hidden)
+layers = pytest.mark.parametrize(("form", "settings"), LAYERS.values(), ids=LAYERS)
+
+
+@layers
+def test_inference_in_a_graph_equals_algorithm_2(form, settings):
+    layer = make_any(form, Versatile(**settings)).eval()
+    compiled, graphs = compile_whole(lambda h: layer(h))
     with torch.no_grad():
         for tokens in (17, 17, 40):
             hidden = make_hidden(tokens, 16, seed=tokens)
@@ -49,17 +65,16 @@ def test_inference_in_a_graph_equals_algorithm_2(settings):
     assert all(any("versatileffn.packed" in call for call in calls(graph)) for graph in graphs)
 
 
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
-def test_training_in_a_graph_equals_algorithm_1(settings):
-    layer, hidden = make_layer(**settings), make_hidden(9, 16).requires_grad_()
-    noise = gumbel(hidden, layer.config.max_loops)
+@layers
+def test_training_in_a_graph_equals_algorithm_1(form, settings):
+    layer, hidden = make_any(form, Versatile(**settings)), make_hidden(9, 16).requires_grad_()
+    noise = None if "controller" in settings else gumbel(hidden, layer.config.loops)
+    view = view_of(layer)
 
     def forward(hidden):
-        plan = layer.controller(hidden, gumbel_noise=noise)
-        return layer(hidden, plan).hidden
+        update = execute(hidden, view, decide(layer, hidden, noise), "packed")
+        return hidden + view.scale * update
 
-    # plan.check() looks at values, which a graph can't
-    layer.forward = lambda h, plan: _versatile(layer, h, plan)
     compiled, graphs = compile_whole(forward)
     results = []
     for output in (compiled(hidden), naive.train(as_naive(layer), hidden, noise)):
@@ -70,16 +85,6 @@ def test_training_in_a_graph_equals_algorithm_1(settings):
         if truth is not None:
             torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
     assert any("packed_forward" in call for call in calls(graphs[0]))
-
-
-def _versatile(layer, hidden, plan):
-    from versatileffn.ffn.dense import FFNOutput
-    from versatileffn.ffn.versatile import versatile
-
-    new_hidden, plan = versatile(
-        hidden, layer.norm, layer.mlp, layer.controller, layer.config, plan
-    )
-    return FFNOutput(new_hidden, None, plan)
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -98,13 +103,34 @@ def test_autocast_and_transposed_input_in_a_graph(grad):
         torch.testing.assert_close(plain(hidden), layer(hidden.T).hidden)
 
 
-@pytest.mark.parametrize("settings", [{"gated": False}, {"bias": True}, {"loop_mix": "soft"}])
-def test_what_no_operator_describes_is_masked(settings):
-    layer, hidden = make_layer(**settings).eval(), make_hidden(9, 16)
-    compiled, graphs = compile_whole(lambda h: layer(h).hidden)
+MASKED = {
+    "plain": make_any("plain-biases", Versatile()),
+    "post-norm": make_any("sandwich", Versatile(reuse_gains="learned"), gains_at=0.4),
+    "soft": make_any("swiglu", Versatile(loop_mix="soft")),
+    "k-loop": make_any("swiglu", KLoop(3)),
+}
+
+
+@pytest.mark.parametrize("layer", MASKED.values(), ids=MASKED)
+def test_what_no_operator_describes_is_masked(layer):
+    layer, hidden = layer.eval(), make_hidden(9, 16)
+    compiled, graphs = compile_whole(lambda h: layer(h))
     with torch.no_grad():
-        torch.testing.assert_close(compiled(hidden), layer(hidden).hidden)
+        torch.testing.assert_close(compiled(hidden), layer(hidden))
     assert not any("versatileffn" in call for call in calls(graphs[0]))
+
+
+@pytest.mark.parametrize(("name", "reason"), [("plain", "SwiGLU"), ("post-norm", "of its own")])
+def test_what_no_operator_describes_is_refused_where_it_was_asked_for(name, reason):
+    view, plan = view_of(MASKED[name]), decide(MASKED[name], make_hidden(9, 16))
+
+    def asked(hidden):
+        return execute(hidden, view, plan, "packed")
+
+    with pytest.raises(Exception, match=reason) as caught:
+        compile_whole(asked)[0](make_hidden(9, 16))
+    causes = [caught.value, caught.value.__cause__]
+    assert any(isinstance(cause, ConfigError) or "ConfigError" in str(cause) for cause in causes)
 
 
 @pytest.mark.parametrize("gains", ["fixed", "learned"])
@@ -122,9 +148,9 @@ def test_operators_keep_torchs_promises(gains):
 
         setattr(operators, name, spy)
         try:
-            plan = layer.controller(hidden, gumbel(hidden, 4))
+            plan = decide(layer, hidden, gumbel(hidden, 4))
             with torch.set_grad_enabled(name == "packed_forward"):
-                operators.run_operator(hidden, layer.norm, layer.mlp, plan)
+                execute_with(operators.run_operator, layer, hidden, plan)
         finally:
             setattr(operators, name, original)
         arguments = [
@@ -137,13 +163,7 @@ def test_operators_keep_torchs_promises(gains):
 
 
 def test_a_compiled_model_trains_and_reads_like_the_eager_one():
-    config = VersatileLlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        vocab_size=64, max_position_embeddings=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = VersatileLlamaForCausalLM(config).eval()
-    ids = torch.randint(0, 64, (2, 12))
+    model, ids = make_model(variant="versatile"), make_ids(2, 12)
     compiled, _ = compile_whole(lambda ids: model(input_ids=ids, labels=ids, use_cache=False).loss)
     losses, grads = [], []
     for function in (compiled, lambda ids: model(input_ids=ids, labels=ids, use_cache=False).loss):

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from support.layers import make_hidden
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.dense import ACTIVATIONS, DenseFFN
-from versatileffn.ffn.kloop import KLoopFFN
-from versatileffn.ffn.moe import MoEFFN, grouped_linear
+from versatileffn.ffn.config import Dense, KLoop, MoE
+from versatileffn.ffn.mlp import ACTIVATIONS
+from versatileffn.ffn.moe import grouped_linear
+from versatileffn.layer import VersatileFFN
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 5])
 def test_k_loop_repeats_the_dense_ffn(num_loops):
-    dense = DenseFFN(16, 32).double()
-    loop = KLoopFFN(16, 32, num_loops).double()
+    dense = VersatileFFN(16, 32, Dense()).double()
+    loop = VersatileFFN(16, 32, KLoop(num_loops)).double()
     loop.load_state_dict(dense.state_dict())
     expected = hidden = make_hidden(5, 16)
     for _ in range(num_loops):
@@ -22,19 +22,19 @@ def test_k_loop_repeats_the_dense_ffn(num_loops):
 
 
 def test_k_loop_with_learned_gains_starts_dense_and_uses_them():
-    loop = KLoopFFN(16, 32, 3, reuse_gains="learned").double()
-    dense = DenseFFN(16, 32).double()
+    loop = VersatileFFN(16, 32, KLoop(3, reuse_gains="learned")).double()
+    dense = VersatileFFN(16, 32, Dense()).double()
     dense.load_state_dict(loop.state_dict(), strict=False)
     hidden = make_hidden(5, 16)
     assert torch.equal(loop(hidden).hidden, dense(hidden).hidden)
     with torch.no_grad():
         loop.gains.loop_gains.fill_(1.0)
-    plain = KLoopFFN(16, 32, 3).double()
+    plain = VersatileFFN(16, 32, KLoop(3)).double()
     plain.load_state_dict(loop.state_dict(), strict=False)
     torch.testing.assert_close(loop(hidden).hidden, plain(hidden).hidden)
 
 
-def moe_token_by_token(layer: MoEFFN, hidden):
+def moe_token_by_token(layer: VersatileFFN, hidden):
     """Y = H + FFN(x) + Σ g_k E_k(x), one token and one expert at a time."""
     experts, outputs = layer.experts, []
     for h in hidden:
@@ -60,7 +60,7 @@ def moe_token_by_token(layer: MoEFFN, hidden):
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_moe_equals_its_definition_in_outputs_and_gradients(top_k, gated):
     torch.manual_seed(0)
-    layer = MoEFFN(16, 32, FFNConfig(variant="moe", num_experts=4, top_k=top_k), gated=gated)
+    layer = VersatileFFN(16, 32, MoE(num_experts=4, top_k=top_k), gated=gated)
     layer.double()
     layer.experts.reset_parameters(std=0.5)
     hidden = make_hidden(11, 16).requires_grad_()
@@ -84,7 +84,7 @@ def test_grouped_linear_with_empty_groups():
 
 
 def test_moe_in_bfloat16_autocast_trains():
-    layer = MoEFFN(16, 32, FFNConfig(variant="moe"))
+    layer = VersatileFFN(16, 32, MoE())
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(make_hidden(2, 7, 16, dtype=torch.float32))
     (out.hidden.float().sum() + out.balance_loss).backward()
@@ -100,7 +100,7 @@ def test_activations():
 
 
 def test_the_dense_ffn_equals_equation_2():
-    layer, h = DenseFFN(16, 32).double(), make_hidden(16)
+    layer, h = VersatileFFN(16, 32, Dense()).double(), make_hidden(16)
     x = h / (h.pow(2).mean() + 1e-6).sqrt() * layer.norm.weight
     gate, up = layer.mlp.gate_proj.weight @ x, layer.mlp.up_proj.weight @ x
     expected = h + layer.mlp.down_proj.weight @ (gate * torch.sigmoid(gate) * up)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from support.layers import gumbel, make_hidden, make_layer
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.controller import ReuseController, sample_gumbel
+from versatileffn.ffn.controller import sample_gumbel
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.layer import VersatileFFN
 
 
 def test_only_the_controller_is_new():
@@ -17,10 +17,10 @@ def test_only_the_controller_is_new():
 
 
 def test_learned_gains_are_l_scalars():
-    controller = ReuseController(16, 32, FFNConfig(reuse_gains="learned", max_loops=4))
-    gains = {n: p.shape for n, p in controller.named_parameters() if "gain" in n}
+    layer = make_layer(reuse_gains="learned", max_loops=4, gains_at=0.0)
+    gains = {name: p.shape for name, p in layer.gains.named_parameters()}
     assert gains == {"loop_gains": (3,), "width_gain": (1,)}
-    assert all(not p.any() for n, p in controller.named_parameters() if "gain" in n)
+    assert all(not p.any() for p in VersatileFFN(16, 32, reuse_gains="learned").gains.parameters())
 
 
 def test_evaluation_is_argmax_and_draws_nothing():

@@ -57,6 +57,8 @@ def test_the_start_is_exact_whoever_decides(own_controller, controller):
     layer = VersatileFFN(16, 32, controller=controller, fusion=fusion, reuse_gains="learned")
     hidden = torch.randn(5, 16)
     dense = hidden + layer.mlp(layer.norm(hidden))
+    torch.testing.assert_close(layer(hidden).hidden, dense)
+    layer.execution = "masked"  # packed products may round a row by how many there are
     assert torch.equal(layer(hidden).hidden, dense)
     with torch.no_grad():
         layer.gains.loop_gains.fill_(0.5)

@@ -6,8 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from support.layers import make_hidden, make_layer
 from support.models import VARIANTS, make_ids, make_model
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.moe import MoEFFN
+from versatileffn.ffn.config import MoE
 from versatileffn.ffn.wide import WideLinear
 
 TOKENS = 8192
@@ -56,7 +55,7 @@ def test_half_precision_weights_leave_no_ties(wide_hidden):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_real_experts_are_chosen_in_float32(compiled):
-    layer = MoEFFN(64, 64, FFNConfig(variant="moe"))
+    layer = make_layer(64, 64, dtype=torch.float32, config=MoE())
     x = make_hidden(400, 64, dtype=torch.float32)
     router = layer.experts.router
     if compiled:

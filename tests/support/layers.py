@@ -10,7 +10,7 @@ from torch import nn
 from versatileffn.ffn import naive
 from versatileffn.ffn.config import FFNConfig, KLoop, Versatile
 from versatileffn.ffn.token_choice import TokenChoiceController
-from versatileffn.ffn.view import FFNView
+from versatileffn.ffn.view import FFNView, unchanged
 from versatileffn.layer import Reuse, VersatileFFN
 
 
@@ -46,7 +46,7 @@ class AnyLayer(Reuse):
         super().__init__()
         self.config, self.form = config, form
         norms = {"rms": nn.RMSNorm(d_model, eps=1e-6), "layer": nn.LayerNorm(d_model, eps=1e-6)}
-        self.norm = norms.get(form.norm, nn.Identity())
+        self.norm = norms.get(form.norm)
         widths = [2 * d_hidden] if form.fused else [d_hidden] * (1 + form.gated)
         self.proj = nn.ModuleList(nn.Linear(d_model, w, bias=form.bias) for w in widths)
         self.down = nn.Linear(d_hidden, d_model, bias=form.bias)
@@ -56,7 +56,7 @@ class AnyLayer(Reuse):
     def view(self) -> FFNView:
         form, loop_weights = self.form, getattr(self, "loop_weights", None)
         return FFNView(
-            self.norm, tuple(self.proj), form.act, self.down, form.gated, self.post_norm,
+            self.norm or unchanged, tuple(self.proj), form.act, self.down, form.gated, self.post_norm,
             form.scale, loop_weights,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from versatileffn.execution.activation import Phi
 from versatileffn.execution.norms import AnyNorm, RMSNorm
 from versatileffn.execution.plain import has_plain_linears
-from versatileffn.ffn.view import FFNView, Norm
+from versatileffn.ffn.view import FFNView, Norm, unchanged
 
 
 class Layer(Protocol):
@@ -121,7 +121,8 @@ class ReadLayer:
 
         weights = [(read(linear.weight), read(linear.bias)) for linear in view.linears]  # type: ignore[arg-type]
         (*proj, out) = cast(list[tuple[Tensor, Tensor | None]], weights)
-        norm = RMSNorm.of(view.norm) or AnyNorm.of(cast(nn.Module, view.norm), autocast)
+        module = nn.Identity() if view.norm is unchanged else cast(nn.Module, view.norm)
+        norm = RMSNorm.of(module) or AnyNorm.of(module, autocast)
         return cls(
             norm, Phi(view.act, view.gated), [w for w, _ in proj], [b for _, b in proj], *out,
             view.scale, autocast,

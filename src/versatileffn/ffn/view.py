@@ -15,6 +15,11 @@ Norm = Callable[[Tensor], Tensor]
 Activation = Callable[[Tensor], Tensor]
 
 
+def unchanged(x: Tensor) -> Tensor:
+    """A norm that isn't there, or that somebody else applies."""
+    return x
+
+
 class LoopWeights(Protocol):
     """What a loop adds to the linear maps, see `ffn/loop_weights.py`."""
 
@@ -31,7 +36,7 @@ class FFNView:
     read weights first make sure that these are plain.
 
     Args:
-        norm: the norm before the FFN; identity where there is none.
+        norm: the norm before the FFN; `unchanged` where there is none.
         proj: W_proj as linear maps: up; or gate and up; or both fused into one.
         act: φ is act(gate)·up where gated, else act(up).
         down: W_out.

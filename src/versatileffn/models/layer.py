@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.view import FFNView
+from versatileffn.ffn.view import FFNView, unchanged
 from versatileffn.layer import Reuse
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.table import Family

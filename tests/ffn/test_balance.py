@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from support.layers import make_hidden, make_layer
-from versatileffn.ffn.losses import balance_loss, expert_statistics, loop_statistics
+from versatileffn.ffn.balance import balance_loss
+from versatileffn.ffn.config import KLoop, MoE
 
 
 def test_balanced_is_one_and_collapsed_is_larger():
@@ -53,16 +54,15 @@ def test_the_layer_returns_its_balance_loss():
     assert make_layer(fusion="depth")(hidden).balance_loss is None
 
 
-def test_statistics_count():
-    layer = make_layer().eval()
-    plan = layer(make_hidden(4, 25, 16)).plan
-    stats = loop_statistics(plan)
-    counts = plan.loop_count.flatten().tolist()
-    assert stats.mean_loops.item() == pytest.approx(sum(counts) / 100)
-    assert stats.loop_share.tolist() == pytest.approx([counts.count(i) / 100 for i in (1, 2, 3, 4)])
-    assert stats.mean_lam.item() == pytest.approx(1 - stats.mean_loops.item() / 4)
-    load = expert_statistics(plan, 8)
-    assert load.sum().item() == pytest.approx(1)
-    assert load[3].item() == pytest.approx((plan.experts == 3).sum().item() / 200)
-    with pytest.raises(ValueError, match="no width pathway"):
-        expert_statistics(make_layer(fusion="depth")(make_hidden(3, 16)).plan, 8)
+@pytest.mark.parametrize(("settings", "top_k"), [({}, 2), ({"config": MoE(top_k=3)}, 3)], ids=str)
+def test_what_was_decided_knows_its_loss(settings, top_k):
+    """Of the tokens that count, which a layer isn't told."""
+    plan = make_layer(**settings).eval()(make_hidden(2, 9, 16)).plan
+    mask = (torch.arange(18) % 3 > 0).view(2, 9)
+    expected = balance_loss(plan.router_logits[mask], top_k)
+    torch.testing.assert_close(plan.balance_loss(mask), expected)
+    assert plan.balance_loss().item() != pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_where_nothing_is_chosen_there_is_no_loss():
+    assert make_layer(config=KLoop(2))(make_hidden(3, 16)).balance_loss is None
