@@ -79,7 +79,7 @@ def test_tokenizer_stop_tokens_and_chat_template_come_along(dense, tmp_path):
 
 
 def test_weights_that_are_missing_are_missed_in_every_family(dense, tmp_path):
-    _, folder, model = dense
+    _, _, model = dense
     state = model.state_dict()
     name = next(n for n in state if n.endswith("layers.1.self_attn.o_proj.weight") or "dense" in n)
     del state[name]

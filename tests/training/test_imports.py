@@ -1,4 +1,4 @@
-"""A controller of someone's own: imported by name, trained, saved, loaded, and told when changed."""
+"""A controller of someone's own: imported by name, trained, saved, and loaded again."""
 
 import json
 import subprocess
@@ -85,7 +85,9 @@ def test_it_is_trained_saved_and_loaded_again(router, make_config):
 def test_on_the_command_line_the_import_is_an_option_and_on_the_receipt(router, tmp_path):
     path, name = router
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
-    LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2)).save_pretrained(tmp_path / "dense")
+    LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2)).save_pretrained(
+        tmp_path / "dense"
+    )
     upcycle = ["upcycle", tmp_path / "dense", tmp_path / "out", "--controller", name]
     upcycle += ["--fusion", "depth", "--max-loops", "2"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from support.families import tiny_dense
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
 from versatileffn.models.weights import parameter_count
@@ -21,6 +22,7 @@ from versatileffn.training.init import (
     set_execution,
     truncated_init,
 )
+from versatileffn.training.run import train
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 TINY = {
@@ -255,3 +257,22 @@ def test_an_architecture_that_memory_can_not_hold_is_one_line(monkeypatch):
     with pytest.raises(ConfigError, match="choose smaller sizes") as caught:
         build({"architecture": TINY})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
+def test_a_checkpoint_of_another_family_is_upcycled_and_trained(make_config, tmp_path, family):
+    dense = tiny_dense(family, vocab_size=64)
+    dense.save_pretrained(tmp_path / "dense")
+    model = {"init_from": str(tmp_path / "dense"), "ffn": {"reuse_gains": "learned"}}
+    changes = {f"model__{name}": value for name, value in model.items()}
+    run = train(make_config(model__architecture=None, run__execution="masked", **changes))
+    losses = [
+        entry["eval_loss"]
+        for entry in map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        if "eval_loss" in entry
+    ]
+    assert losses[-1] < losses[0]
+    trained = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert trained.config.model_type == f"versatile_{family}"
+    assert trained.config.tau < 5
+    assert json.loads((run / "run.json").read_text())["variant"] == "versatile"

@@ -131,7 +131,7 @@ def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(folder):
     inputs = json.loads(folder.inputs.read_text())
     del inputs["format"], inputs["imports"]
     folder.inputs.write_text(json.dumps(inputs))
-    with pytest.raises(ConfigError, match="of another version .* finish it with that version, or"):
+    with pytest.raises(ConfigError, match=r"of another version .* finish it with that version, or"):
         folder.check(INPUTS)
 
 

@@ -132,7 +132,7 @@ def build_model(section: ModelSection, config: PreTrainedConfig, seed: int) -> M
     return load_checkpoint(model_class(config), section.init_from, config, dtype=torch.float32)
 
 
-def set_execution(model: Model, execution: str) -> None:
+def set_execution(model: Any, execution: str) -> None:
     """Say how a run's model computes its reused FFNs.
 
     Raises:
