@@ -6,19 +6,19 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
+from support.families import tiny_config
 from support.processes import PROCESSES, join, leave
 from versatileffn.execution.packed_training import _PackedTraining
+from versatileffn.ffn.config import Versatile
+from versatileffn.models.family import model_class, reuse_config
 
 
-def build(execution):
-    config = VersatileLlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        vocab_size=64, max_position_embeddings=64, reuse_gains="learned", execution=execution,
-    )  # fmt: skip
+def build(family, execution):
+    config = reuse_config(tiny_config(family), Versatile(reuse_gains="learned"))
     torch.manual_seed(0)
-    model = VersatileLlamaForCausalLM(config).eval()
+    model = model_class(config)(config).eval()
+    model.set_execution(execution)
     for name, weight in model.named_parameters():
         if "gain" in name:
             torch.nn.init.constant_(weight, 0.5)
@@ -34,9 +34,9 @@ def gradients(model, ids):
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def work(rank, wrapping, execution, folder):
+def work(rank, wrapping, family, execution, folder):
     join(rank, folder)
-    model, packed = build(execution), []
+    model, packed = build(family, execution), []
     original = _PackedTraining.forward
     _PackedTraining.forward = staticmethod(lambda *a: packed.append(1) or original(*a))
     if wrapping == "fsdp2":
@@ -56,15 +56,17 @@ def work(rank, wrapping, execution, folder):
     leave()
 
 
-@pytest.mark.parametrize("execution", ["packed", "recompute"])
-@pytest.mark.parametrize("wrapping", ["fsdp2", "ddp"])
-def test_two_processes_average_what_one_would_compute(wrapping, execution, tmp_path):
-    mp.spawn(work, (wrapping, execution, tmp_path), nprocs=PROCESSES)
+CASES = [("fsdp2", "llama", "packed"), ("ddp", "phi3", "recompute"), ("fsdp2", "gemma2", "packed")]
+
+
+@pytest.mark.parametrize(("wrapping", "family", "execution"), CASES)
+def test_two_processes_average_what_one_would_compute(wrapping, family, execution, tmp_path):
+    mp.spawn(work, (wrapping, family, execution, tmp_path), nprocs=PROCESSES)
     actual, packed_calls = torch.load(tmp_path / "grads.pt")
     assert packed_calls == 2
     expected = {}
     for rank in range(PROCESSES):
-        for name, grad in gradients(build("masked"), batch(rank)).items():
+        for name, grad in gradients(build(family, "masked"), batch(rank)).items():
             expected[name] = expected.get(name, 0) + grad / PROCESSES
     assert actual.keys() == expected.keys()
     for name, grad in expected.items():

@@ -8,17 +8,23 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from support.layers import decide, execute_with, gumbel, make_hidden, make_layer
+from support.layers import decide, execute_with, gumbel, make_hidden, make_layer, view_of
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.packed import run_packed
 from versatileffn.execution.packed_training import (
     run_packed_training,
     run_recomputed,
+    run_stepwise_training,
 )
+from versatileffn.execution.select import select_executor
 from versatileffn.layer import VersatileFFN
 
-PACKED = [run_packed_training, run_recomputed]
-pytestmark = pytest.mark.parametrize("packed", PACKED, ids=["keep", "recompute"])
+PACKED = {
+    "keep": run_packed_training,
+    "recompute": run_recomputed,
+    "stepwise": run_stepwise_training,
+}
+every_pass = pytest.mark.parametrize("packed", PACKED.values(), ids=PACKED)
 
 
 def gradients(executor, layer, hidden, plan_of=None, autocast=False):
@@ -47,6 +53,7 @@ class NormWithLinear(nn.Module):
         return torch.tanh(self.mix(x))
 
 
+@every_pass
 @pytest.mark.parametrize("norm", [nn.LayerNorm(16), NormWithLinear(16), nn.RMSNorm(16)])
 def test_any_norm(packed, norm):
     layer, hidden = make_layer(), make_hidden(9, 16).requires_grad_()
@@ -54,6 +61,7 @@ def test_any_norm(packed, norm):
     same(gradients(packed, layer, hidden), gradients(run_masked, layer, hidden))
 
 
+@every_pass
 def test_a_norm_with_a_product_under_autocast(packed):
     layer = make_layer(dtype=torch.float32)
     layer.norm = NormWithLinear(16)
@@ -64,6 +72,30 @@ def test_a_norm_with_a_product_under_autocast(packed):
             assert (ours - masked).norm() <= 5e-2 * masked.norm() + 1e-6
 
 
+class LearnedActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.slope * torch.tanh(x)
+
+
+@pytest.mark.parametrize("execution", ["auto", "packed", "recompute"])
+def test_an_activation_with_weights_learns(execution):
+    """It is differentiated loop by loop, whichever mode was asked for."""
+    layer, hidden = make_layer(bias=True), make_hidden(9, 16).requires_grad_()
+    layer.mlp.act_fn = LearnedActivation()
+    weights = decide(layer, hidden).weights()
+    choice = select_executor(execution, hidden, view_of(layer), weights)
+    assert (choice.name, choice.reason) == ("stepwise_training", "φ has weights of its own")
+    expected = gradients(run_masked, layer, hidden)
+    same(gradients(choice.run, layer, hidden), expected)
+    slope = [name for name, _ in layer.named_parameters()].index("mlp.act_fn.slope")
+    assert expected[2 + slope].abs() > 0.1
+
+
+@every_pass
 def test_no_tokens(packed):
     layer, hidden = make_layer(reuse_gains="learned"), make_hidden(0, 16).requires_grad_()
     for grad in gradients(packed, layer, hidden):
@@ -71,6 +103,7 @@ def test_no_tokens(packed):
         assert not grad.abs().sum()
 
 
+@every_pass
 @pytest.mark.parametrize("norm", [None, nn.LayerNorm(16)])
 def test_other_weights_by_functional_call(packed, norm):
     """The backward pass uses the weights of the call, not those that the modules have by then."""
@@ -87,6 +120,7 @@ def test_other_weights_by_functional_call(packed, norm):
     same(*grads)
 
 
+@every_pass
 def test_graphs_can_be_kept_and_run_again(packed):
     layer, hidden = make_layer(), make_hidden(9, 16).requires_grad_()
     output = execute_with(packed, layer, hidden, decide(layer, hidden, gumbel(hidden, 4)))
@@ -97,6 +131,7 @@ def test_graphs_can_be_kept_and_run_again(packed):
         torch.autograd.grad(output.sum(), layer.mlp.up_proj.weight)
 
 
+@every_pass
 @pytest.mark.parametrize("name", ["norm.weight", "mlp.down_proj.weight"])
 def test_weights_changed_before_the_backward_pass_are_noticed(packed, name):
     layer, hidden = make_layer(), make_hidden(9, 16).requires_grad_()
@@ -107,6 +142,7 @@ def test_weights_changed_before_the_backward_pass_are_noticed(packed, name):
         output.sum().backward()
 
 
+@every_pass
 def test_what_was_saved_is_gone_after_the_backward_pass(packed):
     """The output keeps the graph alive, and the graph must not keep tensors of its own."""
     layer = VersatileFFN(32, 128)
@@ -136,6 +172,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@every_pass
 def test_a_first_gain_other_than_one(packed):
     """σ·W_out a₁ is free of γ₁."""
     layer, hidden = make_layer(reuse_gains="learned", gains_at=0.3), make_hidden(9, 16)

@@ -104,20 +104,7 @@ def backward_hook(layer):
     layer.mlp.up_proj.register_full_backward_pre_hook(lambda *_: None)
 
 
-class LearnedActivation(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.slope = nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        return self.slope * torch.tanh(x)
-
-
-def learned_activation(layer):
-    layer.mlp.act_fn = LearnedActivation()
-
-
-WRAPPED = [hook, backward_hook, replaced_forward, parametrized, subclass, learned_activation]
+WRAPPED = [hook, backward_hook, replaced_forward, parametrized, subclass]
 
 
 @pytest.mark.parametrize("wrap", WRAPPED)
@@ -128,7 +115,7 @@ def test_training_reads_weights_only_where_they_are_plain(wrap):
     choice = chosen("auto", layer)
     assert choice.name == "masked"
     assert choice.fallback
-    with pytest.raises(ConfigError, match=r"adapters|φ has weights.*use execution='auto'"):
+    with pytest.raises(ConfigError, match=r"adapters.*use execution='auto'"):
         chosen("packed", layer)
 
 

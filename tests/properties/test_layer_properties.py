@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from support.layers import as_naive, make_hidden, make_layer
 from versatileffn.ffn import naive
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.ffn.dense import DenseFFN
+from versatileffn.ffn.config import Dense, Versatile
 from versatileffn.ffn.experts import ExpertSlices
+from versatileffn.layer import VersatileFFN
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*belong to no expert.*:UserWarning")
 few = settings(max_examples=40, deadline=None)
@@ -109,7 +109,7 @@ def test_the_shape_of_the_batch_does_not_matter(layer, hidden):
 @given(hiddens, st.integers(0, 999))
 def test_one_loop_is_the_dense_ffn(hidden, seed):
     layer = make_layer(d_model=8, d_hidden=16, max_loops=1, seed=seed).eval()
-    dense = DenseFFN(8, 16).double()
+    dense = VersatileFFN(8, 16, Dense()).double()
     dense.load_state_dict(layer.state_dict(), strict=False)
     with torch.no_grad():
         torch.testing.assert_close(layer(hidden).hidden, dense(hidden).hidden)
@@ -119,12 +119,11 @@ def test_one_loop_is_the_dense_ffn(hidden, seed):
 @given(hiddens, st.integers(0, 999))
 def test_all_tokens_at_the_last_loop_give_pure_depth(hidden, seed):
     layer = make_layer(d_model=8, d_hidden=16, seed=seed).eval()
-    dense = DenseFFN(8, 16).double()
+    dense = VersatileFFN(8, 16, Dense()).double()
     dense.load_state_dict(layer.state_dict(), strict=False)
     plan = layer.controller(hidden)
-    plan.loop_count = torch.full_like(plan.loop_count, 4)
-    plan.loop_probs = torch.nn.functional.one_hot(plan.loop_count - 1, 4).double()
-    plan.lam = torch.zeros_like(plan.lam)
+    plan = plan.with_loops(torch.full_like(plan.loop_count, 4))
+    assert not plan.lam.any()
     expected = hidden
     with torch.no_grad():
         for _ in range(4):
@@ -151,7 +150,7 @@ def test_saving_and_loading_changes_nothing(layer, hidden):
 @few
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 64))
 def test_new_parameters_are_d_times_n_plus_l(num_experts, max_loops, d_model):
-    config = FFNConfig(num_experts=num_experts, top_k=1, max_loops=max_loops)
+    config = Versatile(num_experts=num_experts, top_k=1, max_loops=max_loops)
     layer = make_layer(d_model=d_model, d_hidden=num_experts * 2, config=config)
     new = sum(p.numel() for p in layer.controller.parameters())
     assert new == d_model * (num_experts + max_loops)

@@ -26,7 +26,7 @@ from versatileffn.execution.packed_training import (
     run_backward,
     run_forward,
 )
-from versatileffn.execution.plain import why_called
+from versatileffn.execution.plain import why_called, why_stepwise
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.token_weights import TokenWeights
 from versatileffn.ffn.view import FFNView
@@ -39,8 +39,9 @@ def why_no_operator(view: FFNView) -> str | None:
     reason = why_called(view)
     if reason is not None:
         return reason
-    if not view.merges:
-        return "each loop has a down-projection of its own"
+    stepwise = why_stepwise(view)
+    if stepwise is not None:
+        return stepwise
     if RMSNorm.of(view.norm) is None:
         return "the norm isn't an RMSNorm that is known"
     return None if Phi(view.act, view.gated).is_swiglu else "φ isn't SwiGLU"

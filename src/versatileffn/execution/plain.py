@@ -15,10 +15,15 @@ def why_called(view: FFNView) -> str | None:
     for part in (view.norm, view.post_norm, view.loop_weights):
         if not (part is None or part is unchanged or isinstance(part, nn.Module)):
             return "a norm isn't a module"
-    act = view.act
-    if isinstance(act, nn.Module) and (list(act.parameters()) or getattr(act, "inplace", False)):
-        return "φ has weights of its own, or works in place"
-    return None
+    return "φ works in place" if getattr(view.act, "inplace", False) else None
+
+
+def why_stepwise(view: FFNView) -> str | None:
+    """Why each loop is differentiated by autograd; None where it is by hand."""
+    if not view.merges:
+        return "each loop has a down-projection of its own"
+    learned = isinstance(view.act, nn.Module) and len(list(view.act.parameters())) > 0
+    return "φ has weights of its own" if learned else None
 
 
 def has_plain_linears(view: FFNView) -> bool:

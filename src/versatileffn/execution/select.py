@@ -15,7 +15,8 @@
 | `triton`      | gradients on, or under torch.func                          | as `auto`          |
 
 Where a norm follows W_out, or weights differ by loop, `stepwise` takes the place of packed, and
-`stepwise_training`, which keeps states only, that of packed_training and recomputed.
+`stepwise_training`, which keeps states only, that of packed_training and recomputed; the latter
+also where φ has weights of its own.
 
 Packed training, the operator's too, has no second derivatives and says so; masked has them.
 Weights are plain when each linear is an unwrapped `nn.Linear` without hooks: no adapter, no
@@ -47,7 +48,7 @@ from versatileffn.execution.packed_training import (
     run_recomputed,
     run_stepwise_training,
 )
-from versatileffn.execution.plain import why_called
+from versatileffn.execution.plain import why_called, why_stepwise
 from versatileffn.execution.stepwise import run_stepwise
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.token_weights import TokenWeights
@@ -144,14 +145,13 @@ def _packed(execution: Execution, view: FFNView) -> Choice:
     """What lets tokens stop early."""
     if _is_compiling():
         return Choice("operator", run_operator, "a hard plan within torch.compile")
-    training = torch.is_grad_enabled()
-    if not view.merges:
-        reason = "each loop has a down-projection of its own"
-        if training:
-            return Choice("stepwise_training", run_stepwise_training, reason)
-        return Choice("stepwise", run_stepwise, reason)
-    if not training:
-        return Choice("packed", run_packed, "a hard plan without gradients")
+    if not torch.is_grad_enabled():
+        if view.merges:
+            return Choice("packed", run_packed, "a hard plan without gradients")
+        return Choice("stepwise", run_stepwise, str(why_stepwise(view)))
+    stepwise = why_stepwise(view)
+    if stepwise is not None:
+        return Choice("stepwise_training", run_stepwise_training, stepwise)
     if execution == "recompute":
         return Choice("recomputed", run_recomputed, "asked for")
     return Choice("packed_training", run_packed_training, "a hard plan with plain weights")

@@ -7,7 +7,8 @@ tokens whose λs isn't 0:
     (Y − H₀)/r = λσU₁ + λs·post(W_out(m ⊙ a₁)) + (1 − λ) U_ℓ̂
 
 The forward pass calls the view; the backward pass runs a token's ℓ̂ loops again, one after another,
-and lets autograd differentiate each. Only states are saved, H₀ and U₁ … U_L.
+and lets autograd differentiate each. So training comes here also where φ has weights of its own.
+Only states are saved, H₀ and U₁ … U_L.
 
 Legend: M tokens, D d_model, F d_hidden, L max_loops, R tokens still running; H_ℓ = H₀ + r·U_ℓ;
 `d_x` is the gradient of the loss in x.
@@ -155,7 +156,7 @@ class Step(nn.Module):
     def __init__(self, view: FFNView) -> None:
         super().__init__()
         self.view = view
-        parts = (view.norm, *view.linears, view.post_norm, view.loop_weights)
+        parts = (view.norm, *view.linears, view.act, view.post_norm, view.loop_weights)
         self.parts = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
 
     def forward(
@@ -209,7 +210,7 @@ class StepwiseBackward:
         totals = [torch.zeros_like(tensor) for tensor in trained]
         d_next_RD = self.d_output_MD[:0]
         for loop in reversed(range(len(self.active) - 1)):
-            if self.active[loop]:
+            if self.active[loop] or loop == 0:
                 d_next_RD = self._loop(loop, d_next_RD, tensors, trained, totals)
         found = iter(totals)
         d_kept_M1 = self.d_kept_M[:, None]

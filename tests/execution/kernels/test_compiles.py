@@ -17,15 +17,14 @@ pytestmark = pytest.mark.skipif(INTERPRETING, reason="the interpreter compiles n
 SHARED_MEMORY = 227 * 1024
 """Bytes that one program may have on compute capability 9.0."""
 POINTERS = {
-    "order_M": "*i32", "active_L": "*i32", "loop_count_M": "*i64", "experts_MK": "*i64",
-    "lam_M": "*fp32", "gates_MK": "*fp32", "width_gain": "*fp32", "loop_gains_L": "*fp32",
+    "order_M": "*i32", "active_L": "*i32", "loop_count_M": "*i64", "owner_F": "*i64",
+    "kept_M": "*fp32", "routed_MN": "*fp32", "gains_L": "*fp32",
     "arrived": "*i32", "parts_SMD": "*fp32", "counts_LP": "*i32",
-    "M": "i32", "loop": "i32", "span": "i32", "shared": "fp32", "eps": "fp32",
+    "M": "i32", "loop": "i32", "shared": "fp32", "eps": "fp32",
 }  # fmt: skip
 LAYER = {
-    "D": 1024, "F": 4096, "TOP_K": 2, "NUM_EXPERTS": 8, "EXPERT_SIZE": 512, "STRIDE": 512,
-    "GATED": True, "ACT": "silu", "PRECISION": "ieee", "WIDEN": False, "SHARED": True,
-    "PROGRAMS": 132,
+    "D": 1024, "F": 4096, "NUM_EXPERTS": 8, "GATED": True, "ACT": "silu", "PRECISION": "ieee",
+    "WIDEN": False, "SHARED": True, "PROGRAMS": 132,
 }  # fmt: skip
 
 
@@ -47,7 +46,7 @@ def compile_for_hopper(kernel, constants, warps, stages, tiles=None):
             signature[name] = "tensordesc<bf16[{},{}]>".format(*tiles[name])
         else:
             signature[name] = "i32" if name == "D" else POINTERS.get(name, "*bf16")
-        if signature[name].startswith("*") and name not in ("width_gain", "loop_gains_L"):
+        if signature[name].startswith("*") and name != "gains_L":
             aligned[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages}

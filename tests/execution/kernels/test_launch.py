@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from support.layers import make_hidden, make_layer
-from versatileffn.execution.kernels.custom_op import reuse_forward, run_triton, supports
+from support.layers import decide, make_any, make_hidden, make_layer, view_of
+from versatileffn.execution.kernels import custom_op
+from versatileffn.execution.kernels.custom_op import reuse_forward, run_triton
 from versatileffn.execution.kernels.support import unsupported
+from versatileffn.execution.packed import run_packed
+from versatileffn.ffn.config import Versatile
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 1024, 2500])
@@ -47,9 +51,9 @@ def test_only_the_wanted_loops_are_computed(counts, multiplications):
     layer = make_layer(32, 64, dtype=torch.float32).eval()
     hidden = make_hidden(len(counts), 32, dtype=torch.float32)
     with torch.no_grad():
-        plan = layer.controller(hidden)
+        plan = decide(layer, hidden)
         plan = dataclasses.replace(plan, loop_count=torch.tensor(counts))
-        run_triton(hidden, layer.norm, layer.mlp, plan)
+        run_triton(hidden, view_of(layer), plan.weights())
     blocks = sum(-(-sum(count >= loop for count in counts) // 16) for loop in range(1, 5))
     assert multiplications[0] == blocks * 16 * 3 * 32 * 64
 
@@ -59,34 +63,24 @@ def test_a_few_tokens_run_the_longest_one_s_loops(counts, multiplications):
     layer = make_layer(32, 96, dtype=torch.float32).eval()
     hidden = make_hidden(len(counts), 32, dtype=torch.float32)
     with torch.no_grad():
-        plan = layer.controller(hidden)
+        plan = decide(layer, hidden)
         plan = dataclasses.replace(plan, loop_count=torch.tensor(counts))
-        run_triton(hidden, layer.norm, layer.mlp, plan)
+        run_triton(hidden, view_of(layer), plan.weights())
     assert multiplications[0] == max(counts) * 16 * 3 * 32 * 96
 
 
-def arguments(layer, hidden, plan):
-    """What `run_triton` hands to the operator."""
-    return (
-        hidden, layer.norm.weight, 1e-6, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight,
-        layer.mlp.down_proj.weight, "silu", plan.loop_count, plan.lam, plan.gates, plan.experts,
-        plan.width_gain, plan.loop_gains, plan.shared, plan.max_loops, plan.slices.num_experts,
-        plan.slices.d_expert,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("num_tokens", [0, 3, 40])
-def test_the_operator_is_well_formed(num_tokens, device):
+def test_the_operator_is_well_formed(num_tokens, device, monkeypatch):
     layer = make_layer(dtype=torch.float32, reuse_gains="learned").to(device).eval()
     hidden = make_hidden(num_tokens, 16, dtype=torch.float32).to(device)
     with torch.no_grad():
-        plan = layer.controller(hidden)
-        assert run_triton(hidden, layer.norm, layer.mlp, plan).shape == hidden.shape
-        torch.library.opcheck(
-            reuse_forward,
-            arguments(layer, hidden, plan),
-            test_utils=("test_schema", "test_faketensor"),
-        )
+        plan = decide(layer, hidden)
+        assert run_triton(hidden, view_of(layer), plan.weights()).shape == hidden.shape
+        given = []
+        monkeypatch.setattr(custom_op, "reuse_forward", lambda *arguments: given.extend(arguments))
+        run_triton(hidden, view_of(layer), plan.weights())
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(reuse_forward, tuple(given), test_utils=tests)
 
 
 def test_a_compiled_graph_has_no_break(device):
@@ -95,10 +89,10 @@ def test_a_compiled_graph_has_no_break(device):
     hidden = make_hidden(40, 16, dtype=torch.float32).to(device)
 
     def run(hidden):
-        plan = layer.controller(hidden)
-        if not supports(hidden, layer.norm, layer.mlp, plan):
+        plan = decide(layer, hidden)
+        if unsupported(hidden, view_of(layer), plan.weights()) is not None:
             raise AssertionError
-        return run_triton(hidden, layer.norm, layer.mlp, plan) * 2
+        return run_triton(hidden, view_of(layer), plan.weights()) * 2
 
     with torch.no_grad():
         compiled = torch.compile(run, fullgraph=True, backend="eager")
@@ -108,40 +102,36 @@ def test_a_compiled_graph_has_no_break(device):
 def test_what_is_not_supported_says_why(device):
     layer = make_layer(dtype=torch.float32).to(device).eval()
     hidden = make_hidden(3, 16, dtype=torch.float32).to(device)
+    view, weights = view_of(layer), decide(layer, hidden).weights()
     with torch.no_grad():
-        plan = layer.controller(hidden)
-        assert supports(hidden, layer.norm, layer.mlp, plan)
-        soft = dataclasses.replace(plan, hard=False)
-        assert "soft" in unsupported(hidden, layer.norm, layer.mlp, soft)
-        assert "RMSNorm" in unsupported(hidden, nn.LayerNorm(16), layer.mlp, plan)
-        assert "dtype" in unsupported(hidden.double(), layer.norm, layer.mlp, plan)
-        assert "dtype" in unsupported(hidden.bfloat16(), layer.norm, layer.mlp, plan)
+        assert unsupported(hidden, view, weights) is None
+        soft = dataclasses.replace(weights, hard=False)
+        assert "soft" in unsupported(hidden, view, soft)
+        assert "dtype" in unsupported(hidden.double(), view, weights)
+        assert "dtype" in unsupported(hidden.bfloat16(), view, weights)
+        for reason, change in {
+            "RMSNorm": {"norm": nn.LayerNorm(16)},
+            "activation": {"act": torch.tanh},
+            "scale": {"scale": 0.5},
+            "of its own": {"post_norm": nn.RMSNorm(16)},
+        }.items():
+            assert reason in unsupported(hidden, dataclasses.replace(view, **change), weights)
+        fused = make_any("fused", Versatile(), dtype=torch.float32).to(device)
+        assert "fused" in unsupported(hidden, view_of(fused), weights)
         with_bias = make_layer(dtype=torch.float32, bias=True).to(device)
-        assert "bias" in unsupported(hidden, with_bias.norm, with_bias.mlp, plan)
-        layer.mlp.act_fn = torch.tanh
-        assert "activation" in unsupported(hidden, layer.norm, layer.mlp, plan)
-    assert "gradients" in unsupported(hidden, layer.norm, layer.mlp, plan)
+        assert "bias" in unsupported(hidden, view_of(with_bias), weights)
+    assert "gradients" in unsupported(hidden, view, weights)
 
 
-def test_transformers_norm_is_read(device):
-    from transformers import LlamaConfig
-    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-
-    from versatileffn.execution.packed import run_packed
-
+def test_a_family_s_norm_is_read(device):
     layer = make_layer(dtype=torch.float32).to(device).eval()
     hidden = make_hidden(5, 16, dtype=torch.float32).to(device)
-    norm = LlamaRMSNorm(16, eps=0.1).to(device)
-    mlp = LlamaMLP(LlamaConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2)).to(
-        device
-    )
+    view = dataclasses.replace(view_of(layer), norm=LlamaRMSNorm(16, eps=0.1).to(device))
     with torch.no_grad():
-        plan = layer.controller(hidden)
-        assert unsupported(hidden, norm, mlp, plan) is None
-        assert unsupported(hidden, GemmaRMSNorm(16).to(device), mlp, plan)
-        expected = run_packed(hidden, norm, mlp, plan)
-        assert torch.allclose(run_triton(hidden, norm, mlp, plan), expected, rtol=1e-5, atol=1e-5)
+        weights = decide(layer, hidden).weights()
+        assert unsupported(hidden, view, weights) is None
+        expected = run_packed(hidden, view, weights)
+        assert torch.allclose(run_triton(hidden, view, weights), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("cuda")
@@ -150,11 +140,11 @@ def test_nothing_waits_for_the_host(num_tokens):
     layer = make_layer(64, 128, dtype=torch.bfloat16).cuda().eval()
     hidden = make_hidden(num_tokens, 64, dtype=torch.bfloat16).cuda()
     with torch.no_grad():
-        plan = layer.controller(hidden)
-        run_triton(hidden, layer.norm, layer.mlp, plan)
+        plan = decide(layer, hidden)
+        run_triton(hidden, view_of(layer), plan.weights())
         torch.cuda.set_sync_debug_mode("error")
         try:
-            run_triton(hidden, layer.norm, layer.mlp, plan)
+            run_triton(hidden, view_of(layer), plan.weights())
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -167,7 +157,7 @@ def test_a_captured_graph_follows_the_plan(num_tokens):
     hidden = make_hidden(num_tokens, 64, dtype=torch.bfloat16).cuda()
 
     def run():
-        return run_triton(hidden, layer.norm, layer.mlp, layer.controller(hidden))
+        return run_triton(hidden, view_of(layer), decide(layer, hidden).weights())
 
     with torch.no_grad():
         run()
@@ -187,9 +177,9 @@ def test_torchs_counter_sees_the_kernels(counts, device):
     layer = make_layer(32, 64, dtype=torch.float32).to(device).eval()
     hidden = make_hidden(len(counts), 32, dtype=torch.float32).to(device)
     with torch.no_grad():
-        plan = layer.controller(hidden)
+        plan = decide(layer, hidden)
         plan = dataclasses.replace(plan, loop_count=torch.tensor(counts, device=device))
         with FlopCounterMode(display=False) as counter:
-            run_triton(hidden, layer.norm, layer.mlp, plan)
+            run_triton(hidden, view_of(layer), plan.weights())
     rows = sum(counts) if len(counts) > 32 else len(counts) * max(counts)
     assert counter.get_total_flops() == rows * 2 * 3 * 32 * 64

@@ -6,11 +6,20 @@ import dataclasses
 import pytest
 import torch
 
-from support.layers import as_naive, make_hidden, make_layer, relative_error
+from support.layers import (
+    as_naive,
+    decide,
+    execute_with,
+    make_hidden,
+    make_layer,
+    relative_error,
+    view_of,
+)
 from versatileffn.execution.kernels.custom_op import run_triton
 from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.packed import run_packed
 from versatileffn.ffn import naive
+from versatileffn.ffn.config import KLoop
 
 VARIANTS = {
     "paper": {},
@@ -34,6 +43,8 @@ VARIANTS = {
     "gelu-tanh": {"activation": "gelu_tanh"},
     "relu": {"gated": False, "activation": "relu"},
     "relu2": {"gated": False, "activation": "relu2"},
+    "token-choice": {"fusion": "depth", "controller": "token-choice", "reuse_gains": "learned"},
+    "k-loop": {"config": KLoop(3)},
 }
 # Rows against blocks of 16 and 32; sizes that blocks divide, that they don't, and that tensor
 # descriptors can't address (rows of 72 and 136 bytes).
@@ -50,7 +61,7 @@ def problem(dtype, size=(32, 64, 20), **settings):
     hidden = make_hidden(num_tokens, d_model, dtype=dtype)
     exact = copy.deepcopy(layer).double()
     with torch.no_grad():
-        plan = exact.controller(hidden.double())
+        plan = decide(exact, hidden.double())
         expected, loops = naive.infer(as_naive(exact), hidden.double())
     assert plan.loop_count.tolist() == loops
     return layer, hidden, plan, expected
@@ -69,8 +80,8 @@ def on(device, plan):
 @torch.no_grad()
 def by_kernels(device, layer, hidden, plan):
     layer, hidden, plan = layer.to(device), hidden.to(device), on(device, plan)
-    assert unsupported(hidden, layer.norm, layer.mlp, plan) is None
-    return run_triton(hidden, layer.norm, layer.mlp, plan)
+    assert unsupported(hidden, view_of(layer), plan.weights()) is None
+    return execute_with(run_triton, layer, hidden, plan)
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
@@ -96,7 +107,7 @@ def with_counts(counts, dtype, **settings):
     targets = torch.nn.functional.one_hot(torch.tensor(counts) - 1, 4).double()
     with torch.no_grad():
         layer.controller.loop_head.weight.copy_((torch.linalg.pinv(hidden) @ targets).T)
-        plan = layer.controller(hidden)
+        plan = decide(layer, hidden)
         assert plan.loop_count.tolist() == counts
         expected, _ = naive.infer(as_naive(layer), hidden)
     return layer.to(dtype), hidden.to(dtype), plan, expected
@@ -120,7 +131,7 @@ def test_half_precision(settings, dtype, path, device, poison):
     layer, hidden, plan, expected = problem(dtype, **settings)
     actual = by_kernels(device, layer, hidden, plan)
     with torch.no_grad():
-        packed = run_packed(hidden.to(device), layer.norm, layer.mlp, on(device, plan))
+        packed = execute_with(run_packed, layer, hidden.to(device), on(device, plan))
     assert actual.dtype == dtype
     assert relative_error(actual, expected) <= 1.5 * relative_error(packed, expected)
     assert relative_error(actual, expected) <= 2e-2
