@@ -46,11 +46,12 @@ def test_training_and_analysis_agree_on_names() -> None:
 
 def test_every_point_is_read(runs) -> None:
     curves = read_curves("dense", runs["dense"])
-    assert curves.train_loss == [(s * 400_000, 4 - 0.005 * s) for s in (5, 10, 15, 20)]
-    assert curves.held_out == [(s * 400_000, 4.1 - 0.005 * s) for s in (10, 20)]
-    assert list(curves.tasks) == [*LABELS, "mean"]
-    first = curves.tasks["task 3"]
-    assert first == [(s * 400_000, pytest.approx(0.33 + 0.005 * s)) for s in (10, 20)]
+    steps, scored = (5, 10, 15, 20), [4e6, 8e6]
+    assert curves.series["loss"] == ([s * 4e5 for s in steps], [4 - 0.005 * s for s in steps])
+    assert curves.series["eval_loss"] == (scored, pytest.approx([4.05, 4.0]))
+    assert curves.tasks == [*LABELS, "mean"]
+    assert curves.series["eval_task_task 3"] == (scored, pytest.approx([0.38, 0.43]))
+    assert len(curves.series) == 2 + 9
 
 
 def test_each_task_has_its_panel_and_the_mean_is_last(runs) -> None:
@@ -59,10 +60,12 @@ def test_each_task_has_its_panel_and_the_mean_is_last(runs) -> None:
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels] == ["First", *LABELS[1:], "mean"]
     assert [len(axes.lines) for axes in panels] == [2] * 7 + [1, 2]  # one run lacks task 7
-    tokens, percent = panels[3].lines[1].get_data()
-    assert list(tokens) == [4.0, 8.0]  # millions
-    assert list(percent) == pytest.approx([43, 53])
-    assert figure.get_supxlabel() == "tokens (millions)"
+    tokens, shares = panels[3].lines[1].get_data()
+    assert list(tokens) == [4e6, 8e6]
+    assert list(shares) == pytest.approx([0.43, 0.53])
+    figure.draw_without_rendering()
+    assert "8 M" in [label.get_text() for label in panels[-1].get_xticklabels()]
+    assert panels[3].yaxis.get_major_formatter()(0.43).startswith("43")
     assert [text.get_text() for text in figure.legends[0].texts] == ["dense", "versatile"]
 
 
@@ -70,7 +73,7 @@ def test_losses_are_drawn_over_tokens(runs) -> None:
     figure = loss_figure([read_curves(name, run) for name, run in runs.items()])
     drawn = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
     assert [line.get_label() for line in drawn] == ["dense", "versatile"]
-    assert list(drawn[1].get_xdata()) == [4.0, 8.0]
+    assert list(drawn[1].get_xdata()) == [4e6, 8e6]
     assert list(drawn[1].get_ydata()) == pytest.approx([4.0, 3.9])
 
 

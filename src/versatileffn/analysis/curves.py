@@ -3,11 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from versatileffn.analysis.drawing import plain, styles
 from versatileffn.errors import DataError
@@ -17,25 +18,24 @@ MEAN = "mean"
 COLUMNS = 3
 DPI = 150
 
-Points = list[tuple[float, float]]
-"""(tokens seen, value), along training."""
 
-
-@dataclass
-class Curves:
+class Curves(NamedTuple):
     """What a run's log says about its way.
 
     Args:
         name: how the legend calls it.
-        tasks: by task (and `mean`): share of right answers, 0 to 1.
-        train_loss: nats per token, mean since the log line before.
-        held_out: nats per token of held-out text.
+        series: by the log's key: tokens seen, and the values there. `loss` (nats per token, mean
+            since the log line before), `eval_loss` (of held-out text), and of each task and their
+            `mean` the share of right answers, 0 to 1.
     """
 
     name: str
-    tasks: dict[str, Points] = field(default_factory=dict)
-    train_loss: Points = field(default_factory=list)
-    held_out: Points = field(default_factory=list)
+    series: dict[str, tuple[list[float], list[float]]]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that were scored, the mean among them."""
+        return [key.removeprefix(TASK) for key in self.series if key.startswith(TASK)]
 
 
 def read_curves(name: str, run: Path) -> Curves:
@@ -48,15 +48,18 @@ def read_curves(name: str, run: Path) -> Curves:
     Raises:
         DataError: the folder holds no run, or its log is damaged.
     """
-    curves = Curves(name)
+    curves = Curves(name, {})
     try:
-        per_step = json.loads((run / "inputs.json").read_bytes())["config"]["run"][
-            "tokens_per_batch"
-        ]
+        settings = json.loads((run / "inputs.json").read_bytes())["config"]["run"]
         lines = (run / "log.jsonl").read_text(encoding="utf-8").split("\n")
         for line in lines[:-1]:  # what follows the last newline is being written
             entry = json.loads(line)
-            _add(curves, entry["step"] * per_step, entry)
+            tokens = entry["step"] * settings["tokens_per_batch"]
+            for key, value in entry.items():
+                if key in ("loss", "eval_loss") or key.startswith(TASK):
+                    points = curves.series.setdefault(key, ([], []))
+                    points[0].append(tokens)
+                    points[1].append(value)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise DataError(
@@ -64,16 +67,6 @@ def read_curves(name: str, run: Path) -> Curves:
             "`versatileffn train` writes"
         ) from None
     return curves
-
-
-def _add(curves: Curves, tokens: float, entry: dict[str, Any]) -> None:
-    for key, value in entry.items():
-        if key.startswith(TASK):
-            curves.tasks.setdefault(key.removeprefix(TASK), []).append((tokens, value))
-    if "loss" in entry:
-        curves.train_loss.append((tokens, entry["loss"]))
-    if "eval_loss" in entry:
-        curves.held_out.append((tokens, entry["eval_loss"]))
 
 
 def draw_curves(
@@ -112,16 +105,15 @@ def loss_figure(curves: Sequence[Curves]) -> Figure:
     """Held-out loss, and the training loss thinly behind it."""
     figure = Figure(figsize=(8.0, 4.2), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    scale, unit = _unit(curves)
     for style, curve in zip(styles(), curves, strict=False):
-        if curve.train_loss:
-            axes.plot(*_scaled(curve.train_loss, scale), color=style["color"], linewidth=0.6,
-                      alpha=0.5)  # fmt: skip
-        if curve.held_out:
-            axes.plot(*_scaled(curve.held_out, scale), label=curve.name, **style)
-    axes.set_xlabel(f"tokens ({unit})")
+        thin = {"color": style["color"], "linewidth": 0.6, "alpha": 0.5}
+        if "loss" in curve.series:
+            axes.plot(*curve.series["loss"], **thin)
+        if "eval_loss" in curve.series:
+            axes.plot(*curve.series["eval_loss"], label=curve.name, **style)
+    axes.set_xlabel("tokens")
     axes.set_ylabel("nats per token: held out\n(thin: training)")
-    plain(axes)
+    _over_tokens(axes)
     axes.legend(loc="upper right", frameon=False, fontsize=9)
     return figure
 
@@ -136,20 +128,18 @@ def task_figure(curves: Sequence[Curves], titles: Mapping[str, str]) -> Figure:
     size = (3.2 * columns, 2.6 * rows + 0.4)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    scale, unit = _unit(curves)
     for axes, name in zip(panels, names, strict=False):
         for style, curve in zip(styles(), curves, strict=False):
             if name in curve.tasks:
-                tokens, shares = _scaled(curve.tasks[name], scale)
-                percent = [100 * share for share in shares]
-                axes.plot(tokens, percent, label=curve.name, **style)
+                axes.plot(*curve.series[TASK + name], label=curve.name, **style)
         axes.set_title("mean" if name == MEAN else titles.get(name, name), fontsize=10)
-        plain(axes)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _over_tokens(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
-        axes.set_ylabel("accuracy (%)")
-    figure.supxlabel(f"tokens ({unit})", fontsize=10)
+        axes.set_ylabel("accuracy")
+    figure.supxlabel("tokens", fontsize=10)
     handles = {
         label: handle
         for axes in panels[: len(names)]
@@ -160,15 +150,6 @@ def task_figure(curves: Sequence[Curves], titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _unit(curves: Sequence[Curves]) -> tuple[float, str]:
-    """What to divide tokens by, and what that is called."""
-    series = [p for c in curves for p in (c.train_loss, c.held_out, *c.tasks.values())]
-    most = max((tokens for points in series for tokens, _ in points), default=0.0)
-    for scale, unit in ((1e9, "billions"), (1e6, "millions")):
-        if most >= scale:
-            return scale, unit
-    return 1e3, "thousands"
-
-
-def _scaled(points: Points, scale: float) -> tuple[list[float], list[float]]:
-    return [tokens / scale for tokens, _ in points], [value for _, value in points]
+def _over_tokens(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(EngFormatter())
+    plain(axes)

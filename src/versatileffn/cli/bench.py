@@ -82,7 +82,8 @@ def bench_command(
         if not speeds:
             torch.manual_seed(seed)
             ids, read = twin.token_ids(model, configs[0].vocab_size, text, shape)
-            ids, digests = ids.to(where), {n: model_sha256(m) for n, m in pair.items()}
+            ids = ids.to(where)
+            digests = {n: model_sha256(m) for n, m in pair.items()} if json else {}
         typer.echo(f"timing {each.value} …", err=True)
         budget = {"seconds": seconds, "least": 5}
         speeds.append(speed.compare(each.value, pair, ids, new_tokens, bf16, **budget))

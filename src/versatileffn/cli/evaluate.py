@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from versatileffn.cli.device import DeviceOption, choose_device
 from versatileffn.cli.record import OverwriteOption, RecordFile, command_line
 
 DEFAULT_OUT = Path("runs") / "evaluate"
@@ -53,9 +54,7 @@ def evaluate_command(
         str | None,
         typer.Option(help="`olmo`, a tokenizer.json, a folder or a hub id, if not the model's."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="As PyTorch names it.  [default: cuda if there is one]")
-    ] = None,
+    device: DeviceOption = None,
     onednn: Annotated[
         bool,
         typer.Option(
@@ -66,9 +65,14 @@ def evaluate_command(
     overwrite: OverwriteOption = False,
 ) -> None:  # fmt: skip
     """Score models on the paper's eight zero-shot tasks, offline."""
+    import torch
+
+    import versatileffn  # noqa: F401 - registers our models with the Auto classes
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.catalogue import find_tasks
+    from versatileffn.evaluation.tasks.loading import load_subject
     from versatileffn.evaluation.tasks.records import check_own
+    from versatileffn.evaluation.tasks.run import evaluate
     from versatileffn.evaluation.tasks.scores import compare_records
     from versatileffn.models.checkpoint import read_any_config
 
@@ -78,7 +82,8 @@ def evaluate_command(
     folders = _folders(models, out)
     name = f"{folders[-1].name}-against-{folders[0].name}"
     path = (out or DEFAULT_OUT / name) / COMPARISON_FILE
-    file = RecordFile(path, "evaluate", models, overwrite) if compare else None
+    file = RecordFile(path if compare else None, "evaluate", models, overwrite)
+    place, dtype = choose_device(device), torch.bfloat16 if bf16 else torch.float32
     for source in models:  # before hours go into the first one
         read_any_config(source)
     for folder in folders:
@@ -86,12 +91,21 @@ def evaluate_command(
     evaluations = []
     for source, folder in zip(models, folders, strict=True):
         typer.echo(f"{source}")
-        options: dict[str, Any] = {"limit": limit, "batch_tokens": batch_tokens, "onednn": onednn}
-        evaluation = _evaluate(source, chosen, folder, bf16, device, tokenizer, **options)
+        evaluation = evaluate(
+            load_subject(source, dtype, place, tokenizer),
+            chosen,
+            limit=limit,
+            batch_tokens=batch_tokens,
+            out=folder,
+            command=command_line(),
+            progress=_Lines(),
+            onednn=onednn,
+            tell=lambda text: typer.echo(f"note: {text}", err=True),
+        )
         _print_scores(evaluation.results)
         typer.echo(f"results: {folder / 'results.json'}\n")
         evaluations.append(evaluation)
-    if file is None:
+    if not compare:
         return
     first, second = evaluations
     comparison = {
@@ -105,35 +119,6 @@ def evaluate_command(
     file.write(comparison)
     _print_comparison(comparison, models)
     typer.echo(f"results: {path}")
-
-
-def _evaluate(
-    source: str,
-    tasks: Any,
-    folder: Path,
-    bf16: bool,
-    device: str | None,
-    tokenizer: str | None,
-    **options: Any,
-) -> Any:
-    import torch
-
-    import versatileffn  # noqa: F401 - registers our models with the Auto classes
-    from versatileffn.cli.device import choose_device
-    from versatileffn.evaluation.tasks.loading import load_subject
-    from versatileffn.evaluation.tasks.run import evaluate
-
-    place = choose_device(device)
-    subject = load_subject(source, torch.bfloat16 if bf16 else torch.float32, place, tokenizer)
-    return evaluate(
-        subject,
-        tasks,
-        out=folder,
-        command=command_line(),
-        progress=_Lines(),
-        tell=lambda text: typer.echo(f"note: {text}", err=True),
-        **options,
-    )
 
 
 class _Lines:

@@ -52,9 +52,9 @@ def perplexity_command(
     from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
     from versatileffn.models.checkpoint import quiet_transformers
-    from versatileffn.provenance import device_name, versions
+    from versatileffn.provenance import device_name
 
-    out = RecordFile(json, "perplexity", [model, tokenizer, *text], overwrite) if json else None
+    out = RecordFile(json, "perplexity", [model, tokenizer, *text], overwrite)
     corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]
 
     documents = chain.from_iterable(piece for corpus in corpora for piece in corpus.pieces())
@@ -77,9 +77,10 @@ def perplexity_command(
             f"note: at {result.uncertain} places in long documents the tokens may not be those of "
             "the whole document"
         )
-    if out is not None:
-        record = {
-            "versions": versions("torch", "transformers"),
+    if json is None:  # digests of weights take a while
+        return
+    out.write(
+        {
             "device": device_name(subject.model.device),
             "dtype": "bfloat16" if bf16 else "float32",
             "model": model,
@@ -96,4 +97,4 @@ def perplexity_command(
             "window": result.window,
             "stride": result.stride,
         }
-        out.write(record)
+    )

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from versatileffn.provenance import source_digest, versions
-from versatileffn.workspace.durable import beside, rename, sync, write_json, writing
-from versatileffn.workspace.folder import claim
-from versatileffn.workspace.lock import locked
+from versatileffn.workspace import folder as workspace
+from versatileffn.workspace.durable import beside, make_folder, set_aside, write_json, writing
 from versatileffn.workspace.manifest import FILES, damage, digests, files_of, read_record, sha256
 
 MARKER, INPUTS = "reproduce.json", "inputs.json"
@@ -76,8 +75,7 @@ def held(root: Path) -> Iterator[None]:
     Raises:
         ConfigError: the folder holds something else, or another run is using it.
     """
-    claim(root, MARKER, "earlier reproduction")
-    with locked(root, str(root)):
+    with workspace.held(root, MARKER, "earlier reproduction"):
         if not (root / MARKER).exists():
             with writing(root):
                 write_json(root / MARKER, {"format": 2, "made_by": "versatileffn reproduce"})
@@ -149,7 +147,7 @@ class StageRunner:
         files = files_of(record)
         if files is None or damage(folder, files):
             report("damaged", 0.0)
-            set_aside(self.root, folder, digest)
+            self._set_aside(folder, digest)
             return None
         return Outcome(stage, digest, record["summary"], files, record["seconds"], skipped=True)
 
@@ -160,10 +158,15 @@ class StageRunner:
             return True
         unfinished = beside(Path(INPUTS)).name  # of a crash while the record below was written
         if folder.exists() and any(child.name != unfinished for child in folder.iterdir()):
-            set_aside(self.root, folder, begun.get("hash", "unknown") if begun else "unknown")
-        _make(folder)
+            self._set_aside(folder, begun.get("hash", "unknown") if begun else "unknown")
+        make_folder(folder)
         write_json(folder / INPUTS, {"hash": digest, **inputs})
         return False
+
+    def _set_aside(self, folder: Path, old_hash: str) -> None:
+        """Move a folder that isn't taken as it is to `superseded/`."""
+        name = folder.relative_to(self.root).as_posix().replace("/", "--")
+        set_aside(folder, self.root / "superseded" / f"{name}-{old_hash[:8]}")
 
 
 @functools.cache
@@ -184,29 +187,7 @@ def product_digests(folder: Path, produces: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def set_aside(root: Path, folder: Path, old_hash: str) -> Path:
-    """Move a folder that isn't taken as it is to `superseded/`; where it went."""
-    name = folder.relative_to(root).as_posix().replace("/", "--")
-    attempt = 0
-    while True:
-        target = root / "superseded" / f"{name}-{old_hash[:8]}{f'-{attempt}' if attempt else ''}"
-        if not target.exists():
-            break
-        attempt += 1
-    _make(target.parent)
-    rename(folder, target)
-    return target
-
-
 def canonical_hash(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _make(folder: Path) -> None:
-    """Make a folder and those above it, and have their names on disk."""
-    if not folder.is_dir():
-        _make(folder.parent)
-        folder.mkdir()
-        sync(folder.parent)

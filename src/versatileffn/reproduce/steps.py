@@ -147,15 +147,16 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
     if loss is None:
         return {"diverged": "its held-out loss isn't finite"}
     cost, reuse = model_cost(model.config), measure_reuse(model, list(usage_batches(context)))
-    count = {"mean_loops": reuse.mean_loops, "share_below_max": reuse.share_below_max}
+    count = (reuse.mean_loops, reuse.share_below_max)
     return {
         "after": loss,
         "parameters": cost.parameters,
-        "flops_paper": cost.ffn_flops(**count, accounting="paper"),
-        "flops_ours": cost.ffn_flops(**count),
+        "flops_paper": cost.ffn_flops(*count, accounting="paper"),
+        "flops_ours": cost.ffn_flops(*count),
         "flops_executed": reuse.executed_flops,
         "flops_controller": reuse.controller_flops,
-        **count,
+        "mean_loops": reuse.mean_loops,
+        "share_below_max": reuse.share_below_max,
         "layers": finite(reuse.layers),
     }
 

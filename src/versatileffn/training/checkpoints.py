@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from versatileffn.workspace.durable import PARTIAL, rename, sync, sync_tree, write_json
+from versatileffn.workspace.durable import PARTIAL, rename, set_aside, sync, sync_tree, write_json
 from versatileffn.workspace.manifest import damage, digests, files_of, read_record
 
 CONTENTS = "contents.json"
@@ -15,7 +15,6 @@ ESSENTIAL = (
     "log.jsonl",
 )  # fmt: skip
 _NAME = re.compile(r"checkpoint-(\d+)")
-_REJECTED = "rejected-"
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,9 @@ def newest_whole(folder: Path, binding: Binding) -> tuple[Path | None, dict[Path
     return None, faults
 
 
-def set_aside(checkpoint: Path) -> Path:
+def reject(checkpoint: Path) -> Path:
     """Rename a checkpoint that can't serve, so that its step can be saved again; its new path."""
-    aside = checkpoint.with_name(_REJECTED + checkpoint.name)
-    number = 2
-    while aside.exists():
-        aside = checkpoint.with_name(f"{_REJECTED}{checkpoint.name}-{number}")
-        number += 1
-    rename(checkpoint, aside)
-    return aside
+    return set_aside(checkpoint, checkpoint.with_name(f"rejected-{checkpoint.name}"))
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -1,6 +1,7 @@
 """How a run is coming along: tokens per second, and a line for whoever watches."""
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -54,12 +55,6 @@ class SpeedCallback(TrainerCallback):
         self._mark = now
 
 
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
-
-
 def progress_line(
     step: int, max_steps: int, logs: dict[str, Any], speed: SpeedCallback
 ) -> str | None:
@@ -88,7 +83,8 @@ def progress_line(
         parts.append(f"loops {sum(loops) / len(loops):.2f}")
     rate, per_step = speed.tokens_per_second, speed.seconds_per_step
     if rate is not None and per_step is not None:
-        parts += [f"{rate:,.0f} tokens/s", f"left {_clock(per_step * (max_steps - step))}"]
+        left = timedelta(seconds=round(per_step * (max_steps - step)))
+        parts += [f"{rate:,.0f} tokens/s", f"left {left}"]
     return "  ".join(parts)
 
 

@@ -14,13 +14,13 @@ from versatileffn.training.checkpoints import (
     contents,
     leftovers,
     newest_whole,
-    set_aside,
+    reject,
     step_of,
 )
 from versatileffn.training.divergence import check_not_diverged
 from versatileffn.training.inputs import Inputs, check_same_run, inputs_sha256
 from versatileffn.training.log_file import restore_log
-from versatileffn.workspace.durable import beside, remove, sync, write_json, writing
+from versatileffn.workspace.durable import beside, make_folder, remove, sync, write_json, writing
 from versatileffn.workspace.folder import claim
 from versatileffn.workspace.lock import LOCK, locked
 from versatileffn.workspace.manifest import files_of, read_record
@@ -88,8 +88,7 @@ class RunFolder:
             ConfigError: it can't be written, or another run is using it.
         """
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            sync(self.path.parent)
+            make_folder(self.path)
         with locked(self.path, f"run.output_dir={self.path}"):
             yield
 
@@ -192,7 +191,7 @@ class RunFolder:
                     say(f"{self.inputs} was damaged: written again from what the checkpoints say")
                 write_json(self.inputs, record | inputs)  # from now on the folder is known as ours
             for path, reason in faults.items():
-                say(f"{path} can't be resumed from ({reason}): set aside as {set_aside(path)}")
+                say(f"{path} can't be resumed from ({reason}): set aside as {reject(path)}")
             remove(beside(path) for path in (self.inputs, self.model, self.log, self.summary))
             remove(leftovers(self.checkpoints))
             self.checkpoints.mkdir(exist_ok=True)

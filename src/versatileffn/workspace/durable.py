@@ -95,6 +95,24 @@ def rename(source: Path, target: Path) -> None:
         sync(source.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they aren't, and have their names on disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def set_aside(path: Path, aside: Path) -> Path:
+    """Rename what can't be taken as it is, to `aside` or the first free name after it; that one."""
+    make_folder(aside.parent)
+    number, target = 2, aside
+    while os.path.lexists(target):
+        number, target = number + 1, aside.with_name(f"{aside.name}-{number}")
+    rename(path, target)
+    return target
+
+
 def remove(paths: Iterable[Path]) -> None:
     """Delete files and folders of ours, where they exist; of a link, the link."""
     for path in paths:

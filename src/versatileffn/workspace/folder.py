@@ -5,12 +5,21 @@ import errno
 import glob
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from versatileffn.errors import ConfigError, ResourceError, VersatileFFNError
-from versatileffn.workspace.durable import PARTIAL, beside, remove, rename, sync, sync_tree, writing
+from versatileffn.workspace.durable import (
+    PARTIAL,
+    beside,
+    make_folder,
+    remove,
+    rename,
+    sync,
+    sync_tree,
+    writing,
+)
 from versatileffn.workspace.lock import LOCK, locked
 from versatileffn.workspace.manifest import files_of, read_record, strangers
 
@@ -91,7 +100,6 @@ def claim(
     folder: Path,
     record: str,
     what: str,
-    own: Collection[str] = (),
     error_class: type[VersatileFFNError] = ConfigError,
 ) -> None:
     """Make a folder that is worked in for long, or refuse one that holds something else.
@@ -100,7 +108,6 @@ def claim(
         folder: made if need be.
         record: the file that says that a folder is one of these; the caller writes it.
         what: it should hold, for the error.
-        own: other names that may be there before the record is.
         error_class: what is raised.
 
     Raises:
@@ -109,14 +116,24 @@ def claim(
     with writing(folder, error_class):
         if os.path.lexists(folder) and not folder.is_dir():
             raise error_class(f"{folder} is a file, or a link to nothing: choose another folder")
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            sync(folder.parent)
-        names = {child.name for child in folder.iterdir()} - {LOCK, beside(Path(record)).name, *own}
+        make_folder(folder)
+        names = {child.name for child in folder.iterdir()} - {LOCK, beside(Path(record)).name}
     if names and record not in names:
         raise error_class(
             f"{folder} is not empty and holds no {what}: choose another folder; nothing was changed"
         )
+
+
+@contextmanager
+def held(folder: Path, record: str, what: str) -> Iterator[None]:
+    """A folder to work in for long, see `claim`, that no other process works in meanwhile.
+
+    Raises:
+        ConfigError: it holds something else, another process is at it, or it can't be made.
+    """
+    claim(folder, record, what)
+    with locked(folder, str(folder)):
+        yield
 
 
 @contextmanager

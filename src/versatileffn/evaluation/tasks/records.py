@@ -14,8 +14,7 @@ from versatileffn.errors import ConfigError
 from versatileffn.evaluation.tasks.metrics import predictions
 from versatileffn.evaluation.tasks.requests import Item
 from versatileffn.workspace.durable import open_own, write_bytes, write_json, writing
-from versatileffn.workspace.folder import claim
-from versatileffn.workspace.lock import locked
+from versatileffn.workspace.folder import claim, held
 from versatileffn.workspace.manifest import read_record
 
 SETTINGS_FILE = "settings.json"
@@ -107,8 +106,7 @@ class RecordStore:
                 can't be written.
             ResourceError: the disk is full.
         """
-        check_own(folder)
-        with locked(folder, str(folder)):
+        with held(folder, SETTINGS_FILE, "evaluation"):
             with writing(folder):
                 _check_settings(folder, settings)
                 known = _read(folder / RECORDS_FILE, tell)
