@@ -86,12 +86,10 @@ def test_a_dense_ffn_keeps_what_its_products_read() -> None:
 
 def test_loops_multiply_and_packing_saves() -> None:
     dense, three, masked, states = (
-        measured(form)
-        for form in ("dense", "3-loop", "masked", "states only")
+        measured(form) for form in ("dense", "3-loop", "masked", "states only")
     )
     one, two, two_and_a_half, three_packed, four = (
-        measured("packed", mean_loops=loops)
-        for loops in (1, 2, 2.5, 3, 4)
+        measured("packed", mean_loops=loops) for loops in (1, 2, 2.5, 3, 4)
     )
     assert three == 3 * dense
     assert masked > 4 * dense  # L = 4 loops, and the blend

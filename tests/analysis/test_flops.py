@@ -9,6 +9,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from versatileffn.analysis.flops import ModelCost, ffn_of, model_cost
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.registry import register_controller
+from versatileffn.ffn.token_choice import TokenChoiceController
 from versatileffn.models.family import model_class, reuse_config
 
 SIZES = {
@@ -86,6 +89,20 @@ def test_weights_by_loop_cost_from_the_second_loop_on() -> None:
         cost.ffn_flops(3.0)
 
 
+@register_controller("test-looks-at-values")
+class LooksAtValues(TokenChoiceController):
+    """Somebody's own, which a model without values could not run."""
+
+    def forward(self, hidden: torch.Tensor) -> ReusePlan:
+        assert float(hidden.sum()) < 1e9
+        return super().forward(hidden)
+
+
+def test_a_controller_of_somebodys_own_is_counted() -> None:
+    own = Versatile(controller="test-looks-at-values", fusion="depth")
+    assert model_cost(reuse_config(llama(), own)).controller == 2 * 2 * 32 * 4
+
+
 # The paper: D, parameters in millions (dense and MoE), and Table 2's GFLOPs as printed.
 PAPER = {
     "354M": (1024, 354.712576, 543.6, "0.38", "0.47", ("0.75", "1.50", "2.25")),
@@ -124,10 +141,7 @@ def test_table_2_flops(size: str) -> None:
     base = paper(d_model, Dense()).ffn_flops()
     moe = paper(d_model, MoE()).ffn_flops()
     assert (f"{base / 1e9:.2f}", f"{moe / 1e9:.2f}") == (base_printed, moe_printed)
-    two, four, six = (
-        paper(d_model, KLoop(num_loops=k)).ffn_flops() / 1e9
-        for k in (2, 4, 6)
-    )
+    two, four, six = (paper(d_model, KLoop(num_loops=k)).ffn_flops() / 1e9 for k in (2, 4, 6))
     assert f"{two:.2f}" == loops_printed[0]
     # The paper prints 4- and 6-Loop as two and three times its rounded 2-Loop: at 354M 1.50 and
     # 2.25, where the arithmetic gives 1.51 and 2.26. At the other sizes both agree.

@@ -101,7 +101,7 @@ def test_padding_counts_nowhere(ffn, side, batches) -> None:
         assert one.loop_share == pytest.approx(other.loop_share)
         assert one.mean_lam == pytest.approx(other.mean_lam)
     blind = layer_use(model, [batch["input_ids"] for batch in padded])
-    assert any(a.expert_load != pytest.approx(b.expert_load) for a, b in zip(alone, blind, strict=True))
+    assert blind[0].expert_load != pytest.approx(alone[0].expert_load)
 
 
 def test_what_computes_no_numbers_is_refused(batches) -> None:

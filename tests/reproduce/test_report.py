@@ -1,6 +1,7 @@
 """The report: complete, self-contained, honest about what a number can carry."""
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_both_reports_carry_every_row(tmp_path: Path, seeds: int) -> None:
         assert ("Holm" in text) == (seeds > 1)
     for name in FIGURES:
         assert f"(figures/{name}.svg)" in markdown
+
+
+def test_committed_results_of_an_earlier_version_render_as_they_did(tmp_path: Path) -> None:
+    """Their protocol describes FFNs with fields that a variant no longer has."""
+    folder = Path(__file__).parents[2] / "results" / "tiny-3-seeds"
+    render(json.loads((folder / "results.json").read_text()), tmp_path)
+    assert (tmp_path / "report.md").read_text() == (folder / "report.md").read_text()
 
 
 def test_html_needs_nothing_but_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from versatileffn.analysis.flops import ffn_of
+from versatileffn.analysis.flops import ffn_of, with_zeros
 from versatileffn.analysis.saved import saved_for_backward
 from versatileffn.execution.select import Execution
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
@@ -51,20 +51,11 @@ def ffn_activation_bytes(
     model: Any = skeleton(config if is_reuse(config) else reuse_config(config, ffn))
     model.set_execution(execution)
     layers = model.reuse_layers()
-    layer = _with_zeros(layers[0])
+    layer = with_zeros(layers[0]).train()
     with torch.random.fork_rng(devices=[]):
         measured = {n: _per_token(layer, config.hidden_size, n, bf16) for n in {below, above}}
     between = measured[below] + (mean - below) * (measured[above] - measured[below])
     return len(layers) * between
-
-
-def _with_zeros(layer: Any) -> Any:
-    """A layer with memory; weights of zero change no count."""
-    layer = layer.to(torch.float32).to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.zero_()
-    return layer.train()
 
 
 def _per_token(layer: Any, d_model: int, loops: int, bf16: bool) -> float:

@@ -5,7 +5,8 @@ Source: arXiv 2512.14531, Table 2, with activation memory and our own accounting
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from versatileffn.analysis.activations import ffn_activation_bytes
@@ -45,8 +46,8 @@ class EfficiencyRow:
     flops_ours: float | None
     flops_executed: float | None
     flops_controller: int
-    activation_bytes: float | None
-    activation_bytes_bf16: float | None
+    activation_bytes: float | None = None
+    activation_bytes_bf16: float | None = None
 
 
 def efficiency_table(
@@ -75,17 +76,12 @@ def efficiency_table(
         form = reuse_config(config, ffn)
         cost = model_cost(form)
         paper, ours = (_flops(cost, mean_loops, share_below_max, a) for a in ("paper", "ours"))
-        kept = [
-            ffn_activation_bytes(form, bf16, mean_loops, execution) if memory else None
-            for bf16 in (False, True)
-        ]
         mine = ffn == own and execution == "auto"
-        rows.append(
-            EfficiencyRow(
-                name, mine, cost.parameters, paper, ours, executed if mine else None,
-                cost.controller, *kept,
-            )  # fmt: skip
-        )
+        row = EfficiencyRow(name, mine, cost.parameters, paper, ours, None, cost.controller)
+        if memory:
+            kept = partial(ffn_activation_bytes, form, mean_loops=mean_loops, execution=execution)
+            row = replace(row, activation_bytes=kept(), activation_bytes_bf16=kept(bf16=True))
+        rows.append(replace(row, flops_executed=executed) if mine else row)
     return rows
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from versatileffn.errors import ConfigError
@@ -56,12 +55,13 @@ class ModelCost:
     @property
     def needs_loops(self) -> bool:
         """Whether the FLOPs depend on the loops that tokens take."""
-        return isinstance(self.ffn, Versatile) and self.ffn.uses_depth and not self._soft
+        ffn = self.ffn
+        return isinstance(ffn, Versatile) and ffn.uses_depth and ffn.loop_mix == "hard"
 
     def needs_share(self, accounting: Accounting = "ours") -> bool:
-        """Whether they depend on the share of tokens that skip the width pathway."""
-        counted = accounting == "paper" or self.width_down > 0
-        return counted and self.needs_loops and self.ffn.fusion == "difficulty"  # type: ignore[attr-defined]
+        """Whether they depend on the share of tokens that skip the width pathway, too."""
+        skipped = getattr(self.ffn, "fusion", None) == "difficulty"  # there λ may be 0
+        return self.needs_loops and skipped and (accounting == "paper" or self.width_down > 0)
 
     def ffn_flops(
         self,
@@ -91,10 +91,6 @@ class ModelCost:
             return flops + self.experts
         width = self.experts if accounting == "paper" else self.width_down
         return flops + (width * self._share(share_below_max, accounting) if width else 0)
-
-    @property
-    def _soft(self) -> bool:
-        return getattr(self.ffn, "loop_mix", "hard") == "soft"
 
     def _loops(self, mean_loops: float | None) -> float:
         most = self.ffn.loops
@@ -153,12 +149,22 @@ def _layer_cost(layer: Any, ffn: FFNConfig, d_model: int) -> tuple[int, int, int
         experts = 2 * layer.experts.top_k * each
         controller = _counted(lambda: layer.experts.router(token))
     elif isinstance(ffn, Versatile):
-        controller = _counted(lambda: layer.controller(token))
+        decide = with_zeros(layer.controller)  # someone's own may look at values
+        controller = _counted(lambda: decide(torch.zeros(1, 1, d_model)))
         if ffn.uses_width:
             d_hidden = view.down.in_features
             experts = once * ffn.top_k * ffn.expert_size(d_hidden) // d_hidden
             width_down = 0 if view.merges else 2 * view.down.weight.numel()
     return once, again, experts, width_down, controller
+
+
+@torch.no_grad()
+def with_zeros(module: Any) -> Any:
+    """The same module with memory, all its values 0."""
+    module = module.to(torch.float32).to_empty(device="cpu")
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.zero_()
+    return module
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from versatileffn.data.decoding import COMPRESSIONS, lacks_checksum, naming
+from versatileffn.data.decoding import COMPRESSIONS, naming
 from versatileffn.data.default_corpus import (
     TOPICS_FILE,
     default_corpus_name,
@@ -60,7 +60,6 @@ class Corpus:
         skipped: files of a folder that no reader knows, counted by suffix.
         identity: what changes when the corpus does, for resuming.
         limit: how many documents to read; None means all.
-        unverified: .zst files without a checksum.
     """
 
     source: str
@@ -69,21 +68,13 @@ class Corpus:
     skipped: dict[str, int] = field(default_factory=dict)
     identity: list[Any] = field(default_factory=list)
     limit: int | None = None
-    unverified: list[str] = field(default_factory=list)
 
     def notices(self) -> list[str]:
         """What a user should know of the corpus, a line each."""
-        lines = []
-        if self.skipped:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.skipped.items()))
-            lines.append(f"{self.source}: files of other kinds are passed over: {kinds}")
-        if self.unverified:
-            more = f" and {len(self.unverified) - 1:,} more" if len(self.unverified) > 1 else ""
-            lines.append(
-                f"{self.source}: {self.unverified[0]}{more} without a checksum, so that damage to "
-                "it may go unnoticed; `zstd` writes one"
-            )
-        return lines
+        if not self.skipped:
+            return []
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.skipped.items()))
+        return [f"{self.source}: files of other kinds are passed over: {kinds}"]
 
     def first(self, limit: int) -> "Corpus":
         """The corpus of the first `limit` documents; one task reads it, for only one can count."""
@@ -208,12 +199,11 @@ def _local_corpus(
     names = [name for r in readers if isinstance(r, FileReader) for name in r.files]
     with naming(str(root)):
         stats = [(root / name).stat() for name in names]
-        unverified = [name for name in names if lacks_checksum(root / name)]
     size = sum(s.st_size for s in stats)
     tasks = max(1, min(len(names), MAX_TASKS, round(size / TASK_BYTES)))
     identity = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]
     where = [str(root.resolve()), identity]
-    return Corpus(source, readers, tasks, skipped, where, unverified=unverified)
+    return Corpus(source, readers, tasks, skipped, where)
 
 
 def _scan_folder(root: Path) -> tuple[dict[str, list[str]], dict[str, int]]:

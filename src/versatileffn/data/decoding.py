@@ -7,11 +7,9 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, cast
 
 import pyarrow as pa
-import zstandard
 
 from versatileffn.errors import DataError, ResourceError
 from versatileffn.workspace.durable import size_text
@@ -56,20 +54,6 @@ def open_input(raw: IO[bytes], path: str) -> IO[bytes]:
     if path.endswith(".zst"):
         return io.BufferedReader(pa.input_stream(raw, compression="zstd"))
     return raw
-
-
-def lacks_checksum(path: Path) -> bool:
-    """Whether a file is .zst without a checksum, so that damage in it may go unnoticed.
-
-    It is asked of the file's first frame; who writes several, writes them alike.
-    """
-    if path.suffix.lower() != ".zst":
-        return False
-    with path.open("rb") as file:
-        try:
-            return not zstandard.get_frame_parameters(file.read(18)).has_checksum
-        except zstandard.ZstdError:
-            return False  # reading it will tell
 
 
 def too_long(where: str) -> DataError:

@@ -1,10 +1,9 @@
 """The two stages over a corpus: look at every document, then tokenize it."""
 
 import io
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -144,17 +143,27 @@ def run_stage(corpus: Corpus, last: LastStep, workers: int, on_progress: Progres
         corpus: what to read.
         last: the step that consumes the documents.
         workers: processes.
-        on_progress: called twice a second with the tasks done and an estimate of the time left.
+        on_progress: called after each task with those done and an estimate of the time left.
     """
     ranks = [rank for rank in range(corpus.tasks) if not last.records.finished(rank)]
     task = partial(_run_task, corpus, last)
-    workers = min(workers, len(ranks))
-    with _watching(last.records, len(ranks), corpus.tasks, on_progress):
-        if workers > 1:
-            run_in_processes(task, ranks, workers, preload=__name__)
-        else:
-            for rank in ranks:
-                task(rank)
+    workers, done, began = min(workers, len(ranks)), 0, time.monotonic()
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        # Tasks are alike enough for that: each reads about as many bytes as any other.
+        left = timedelta(seconds=round((time.monotonic() - began) * (len(ranks) / done - 1)))
+        state = f"{corpus.tasks - len(ranks) + done}/{corpus.tasks} tasks"
+        on_progress(f"{state}, about {left} left")
+
+    on_progress(f"{corpus.tasks - len(ranks)}/{corpus.tasks} tasks")
+    if workers > 1:
+        run_in_processes(task, ranks, workers, __name__, report)
+        return
+    for rank in ranks:
+        task(rank)
+        report()
 
 
 def _run_task(corpus: Corpus, last: LastStep, rank: int) -> None:
@@ -179,32 +188,3 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             characters += len(text)
     if batch:
         yield batch
-
-
-@contextmanager
-def _watching(records: TaskRecords, left: int, tasks: int, on_progress: Progress) -> Iterator[None]:
-    """Report, at once and then twice a second, the tasks done and the time left.
-
-    Tasks are alike enough for that: each reads about as many bytes as any other.
-    """
-    stop = threading.Event()
-    began, found = time.monotonic(), records.count()
-
-    def watch() -> None:
-        while True:
-            now = max(0, records.count() - found)
-            state = f"{tasks - left + now}/{tasks} tasks"
-            if now:
-                seconds = (time.monotonic() - began) * (left - now) / now
-                state += f", about {timedelta(seconds=round(seconds))} left"
-            on_progress(state)
-            if stop.wait(0.5):
-                return
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

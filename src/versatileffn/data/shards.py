@@ -100,10 +100,6 @@ class TaskRecords:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self._path(rank), {FILES: files, "counts": counts})
 
-    def count(self) -> int:
-        """How many there are."""
-        return sum(1 for _ in self.folder.glob("*.json"))
-
     def finished(self, rank: int) -> bool:
         """Whether a task has a record, and its files are still what it wrote."""
         record = read_record(self._path(rank))

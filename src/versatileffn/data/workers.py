@@ -24,8 +24,14 @@ def check_workers(workers: int) -> None:
         raise ConfigError(f"workers={workers} must be {bound}")
 
 
-def run_in_processes(task: Task, ranks: Iterable[int], workers: int, preload: str) -> None:
-    """Call `task` with each rank, in `workers` processes.
+def run_in_processes(
+    task: Task,
+    ranks: Iterable[int],
+    workers: int,
+    preload: str,
+    finished: Callable[[], None] = lambda: None,
+) -> None:
+    """Call `task` with each rank, in `workers` processes, and `finished` after each.
 
     They are forked from a server that has imported the module `preload` once.
 
@@ -41,6 +47,7 @@ def run_in_processes(task: Task, ranks: Iterable[int], workers: int, preload: st
     try:
         for future in as_completed([pool.submit(_run, rank) for rank in ranks]):
             future.result()
+            finished()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:

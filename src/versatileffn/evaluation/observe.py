@@ -29,8 +29,8 @@ class Observed:
     Args:
         ids_BT: the tokens, as they were given.
         mask_BT: 0 where a token is padding; None where none is.
-        decisions: one for each layer, for tokens of shape [B, T]: a plan, or a routing where experts
-            are real. None of a dense model of Transformers' own.
+        decisions: one for each layer, for tokens of shape [B, T]: a plan, or a routing where
+            experts are real. None of a dense model of Transformers' own.
     """
 
     ids_BT: Tensor

@@ -47,9 +47,7 @@ def build_stages(
         inputs = {"vocab_size": protocol.vocab_size, "corpus": corpus_identity(corpus)}
         work = partial(steps.tokenize, protocol, corpus)
         effort = 4e5 * _cost(protocol)
-        stages.append(
-            Stage(TOKENS, "tokenize the corpus", inputs, work, (), ("tokens",), effort)
-        )
+        stages.append(Stage(TOKENS, "tokenize the corpus", inputs, work, (), ("tokens",), effort))
         tokens = root / TOKENS / "tokens"
     needs = tuple(stage.name for stage in stages)
     for seed in range(seeds):

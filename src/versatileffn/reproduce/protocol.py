@@ -131,8 +131,7 @@ TINY = Protocol(
     bf16=False,
     threads=1,
     choice="Learning rate and batch were chosen on other text and other seeds: by the base's loss "
-    "on training windows that it hasn't read (python -m versatileffn.reproduce.sweep, "
-    "results/tiny-sweep.json).",
+    "on training windows that it hasn't read (results/tiny-sweep.json).",
 )
 SCALES = {
     "tiny": TINY,  # what fits into a demo
