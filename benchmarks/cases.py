@@ -1,11 +1,21 @@
-"""Every case of `benchmarks.cpu`, as data: what is measured, and for how long."""
+"""Every case, as data: what is measured, and for how long."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from benchmarks import layers
 from benchmarks.distributions import SHARES
+from benchmarks.models import model
 
+FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "inference": layers.inference,
+    "width": layers.width,
+    "training": layers.training,
+    "memory": layers.memory,
+    "decode": layers.decode,
+    "model": model,
+}
 DTYPES = ("float32", "bfloat16")
 MODEL = {
     "vocab_size": 2048,
@@ -25,9 +35,9 @@ class Case:
 
     Args:
         name: unique, `kind/…`.
-        kind: which function of `cpu.FUNCTIONS` measures it.
+        kind: which function measures it, see `FUNCTIONS`.
         settings: its arguments, JSON.
-        budget: fields of `timing.Budget`.
+        budget: arguments of `speed.measure`.
     """
 
     name: str
@@ -39,9 +49,18 @@ class Case:
         """Everything that decides what is measured."""
         return {"kind": self.kind, "settings": self.settings, "budget": self.budget}
 
+    def measure(self) -> dict[str, Any]:
+        """What is found."""
+        return FUNCTIONS[self.kind](budget=self.budget, **self.settings)
 
-def all_cases(quick: bool = False) -> list[Case]:
-    """All cases; with `quick` one of each kind, tiny, through the same code."""
+
+def all_cases(device: str, quick: bool = False) -> list[Case]:
+    """All cases of a device; with `quick` one of each kind, tiny, through the same code."""
+    brief = {"rounds": 2, "seconds": 0.5, "least": 2}
+    if device != "cpu":
+        if quick:
+            return [replace(case, budget=brief) for case in _on_cuda(32, 40, "cpu", ("2.5",))]
+        return [case for size in (1024, 2048) for case in _on_cuda(size, 16384, "cuda")]
     if not quick:
         return [
             *(case for size in ((1024, 4096), (512, 2048)) for case in _layers(*size)),
@@ -52,8 +71,27 @@ def all_cases(quick: bool = False) -> list[Case]:
     lengths = {"prefill": 16, "decode": 8, "training": 16}
     models = _models(MODEL | tiny, lengths, ("float32",), ("2.5",))
     layers = _layers(64, 128, (64,), 64, ("bfloat16",), ("2.5",), 2**17)
-    budget = {"rounds": 2, "seconds": 0.5, "least": 2}
-    return [replace(case, budget=budget) for case in (*layers, *models)]
+    return [replace(case, budget=brief) for case in (*layers, *models)]
+
+
+def _on_cuda(
+    size: int, tokens: int, device: str, means: tuple[str, ...] = tuple(SHARES)
+) -> Iterator[Case]:
+    """What the kernels are held to; on a CPU, in Triton's interpreter, in float32."""
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    base = {"d_model": size, "d_hidden": 4 * size, "dtype": dtype, "seed": 0, "device": device}
+    budget = {"rounds": 15, "seconds": 4.0, "least": 5, "warmup": 2}
+    fast = {"executors": ["masked", "triton", "triton-graph"], "against": "packed"}
+    for mean in means:
+        layer = {**base, "tokens": tokens, "shares": list(SHARES[mean])}
+        yield Case(f"inference/cuda/d{size}/{mean}", "inference", layer | fast, budget)
+        if mean in ("1.4", "2.5"):
+            states = {"executors": ["packed", "recompute"], "against": "masked"}
+            yield Case(f"training/cuda/d{size}/{mean}", "training", layer | states, budget)
+    for batch in (1, 8, 32):
+        weights = {"weight_bytes": 12 * 24 * size**2, "executor": "triton", "against": "packed"}
+        settings = {**base, "tokens": batch, **weights}
+        yield Case(f"decode/cuda/d{size}/b{batch}", "decode", settings, budget)
 
 
 def _layers(
@@ -99,6 +137,7 @@ def _models(
     dtypes: tuple[str, ...] = DTYPES,
     means: tuple[str, ...] = ("1.4", "2.5", "trained"),
 ) -> Iterator[Case]:
+    """Cases of whole models."""
     for work, length in lengths.items():
         for dtype in dtypes:
             for mean in means:

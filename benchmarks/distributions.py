@@ -26,31 +26,15 @@ MARGIN = 0.1
 
 
 def loop_counts(shares: Sequence[float], tokens: int, seed: int = 0) -> Tensor:
-    """ℓ̂ of each token, shuffled, int64 [M].
-
-    Counts are whole, so shares are met by largest remainder, and then the sum of all loops is
-    moved to the whole number next to M·E[ℓ̂].
+    """ℓ̂ of each token, shuffled, int64 [M]: shares as close as whole counts allow.
 
     Args:
         shares: share of tokens with 1, 2, … loops; sums to 1.
         tokens: M.
         seed: of the order.
     """
-    wanted = [share * tokens for share in shares]
-    counts = [int(w + 1e-9) for w in wanted]
-    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - wanted[i])
-    for index in by_remainder[: tokens - sum(counts)]:
-        counts[index] += 1
-    missing = round(sum(i * w for i, w in enumerate(wanted))) - sum(
-        i * count for i, count in enumerate(counts)
-    )
-    step = 1 if missing > 0 else -1
-    for _ in range(abs(missing)):
-        movable = [i for i in range(len(counts)) if 0 <= i + step < len(counts)]
-        source = max(movable, key=lambda i: counts[i])
-        counts[source] -= 1
-        counts[source + step] += 1
-    loops = torch.arange(1, len(shares) + 1).repeat_interleave(torch.tensor(counts))
+    ends = (torch.tensor([0.0, *shares], dtype=torch.float64).cumsum(0) * tokens).round().long()
+    loops = torch.arange(1, len(shares) + 1).repeat_interleave(ends.diff())
     return loops[torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))]
 
 

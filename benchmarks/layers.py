@@ -1,158 +1,230 @@
-"""One layer, its hidden states and a plan with prescribed loops, and all that carries it out.
+"""Cases of one layer: inference, the width pathway, training and its memory, decoding.
 
-Legend: M tokens, D d_model, F d_hidden, L max_loops.
+Legend: M tokens; a unit is one dense forward pass, 6·D·F FLOPs a token.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.distributions import gumbel_noise_for, loop_counts
-from benchmarks.straightforward import run_straightforward
-from versatileffn.execution.select import execute
+from benchmarks.distributions import SHARES
+from benchmarks.flops import FlopCounter
+from benchmarks.setup import LOOSE, MATRICES, TOLERANCE, Setup, captured, check_equal, set_up
+from versatileffn.analysis.saved import saved_for_backward
+from versatileffn.analysis.speed import Spread, Timings, measure, spread, waits_for
+from versatileffn.execution.kernels.tiles import timing_tiles
 from versatileffn.ffn.plan import ReusePlan
-from versatileffn.ffn.versatile import VersatileFFN
 
-MATRICES = 3  # gate, up and down projection
-TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
-"""Largest relative error, in the Frobenius norm, between two ways to compute one layer's output or
-its gradients: about five times the most that was seen (4e-6 and 6e-3; 2e-2 where D is tiny)."""
-MODEL_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
-"""The same for a whole model, where one layer's rounding may choose another expert in the next."""
+CALLS = {"cpu": 1, "cuda": 10}
+"""Calls that are timed as one: on CUDA the host may run ahead, as in a model."""
+PEAK = 8192
+"""Rows and columns of the matrix product that CUDA's peak is measured by."""
+Found = dict[str, Any]
 
 
-class MismatchError(AssertionError):
-    """Two ways to compute one thing disagree, so timing them would compare different work."""
+def timed(
+    subjects: Mapping[str, Callable[[], Any]], device: str, budget: dict[str, Any]
+) -> Timings:
+    """Seconds of one call of each, in turns."""
+
+    def several(call: Callable[[], Any]) -> None:
+        for _ in range(CALLS[device]):
+            call()
+
+    repeated = {name: partial(several, call) for name, call in subjects.items()}
+    found = measure(repeated, wait=waits_for(device), **budget)
+    return Timings({name: [s / CALLS[device] for s in each] for name, each in found.items()})
 
 
-@dataclass(frozen=True)
-class Setup:
-    """A layer with what it is given.
-
-    Args:
-        layer: weights in float32 for training, in the measured dtype for inference.
-        hidden_MD: H.
-        noise_ML: Gumbel noise that gives the prescribed loop counts.
-        dtype: name of the measured dtype; with gradients, that of autocast.
-    """
-
-    layer: VersatileFFN
-    hidden_MD: Tensor
-    noise_ML: Tensor
-    dtype: str
-
-    def plan(self, executor: str = "packed") -> ReusePlan:
-        """What to do for each token; `no-width` leaves the width pathway out, λ = 0."""
-        plan = self.layer.controller(self.hidden_MD, gumbel_noise=self.noise_ML)
-        if executor == "no-width":
-            plan = replace(plan, gates=None, experts=None, slices=None, lam=plan.lam * 0)
-        return plan
-
-    def run(self, executor: str, plan: ReusePlan) -> Tensor:
-        """Carry out a plan by the name of an executor, `dense` or `straightforward`, [M, D]."""
-        layer = self.layer
-        if executor == "dense":
-            return self.hidden_MD + layer.mlp(layer.norm(self.hidden_MD))
-        if executor == "straightforward":
-            return run_straightforward(self.hidden_MD, layer.norm, layer.mlp, plan)
-        execution: Any = "packed" if executor == "no-width" else executor
-        return execute(self.hidden_MD, layer.norm, layer.mlp, plan, execution)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 autocast where that is measured."""
-        if self.dtype != "bfloat16":
-            return nullcontext()
-        return torch.autocast(self.hidden_MD.device.type, torch.bfloat16)
-
-    def train_step(self, executor: str) -> list[Tensor]:
-        """Forward and backward pass from H to all gradients: of H, then of each parameter.
-
-        The controller decides within the step, so that its gradients are real ones.
-        """
-        inputs = [self.hidden_MD, *self.layer.parameters()]
-        with self.autocast():
-            plan = None if executor == "dense" else self.plan(executor)
-            output_MD = self.run(executor, plan)  # type: ignore[arg-type]
-        loss = output_MD.float().square().sum()
-        return list(torch.autograd.grad(loss, inputs, allow_unused=executor == "dense"))
+def ratios(timings: Timings, pairs: Sequence[tuple[str, str, float]]) -> dict[str, Spread]:
+    """Spreads of seconds[a] / (factor · seconds[b]), as `a/b`."""
+    return {f"{a}/{b}": timings.ratio(a, b, factor) for a, b, factor in pairs}
 
 
-def set_up(
-    d_model: int,
-    d_hidden: int,
-    tokens: int,
-    shares: Sequence[float],
-    dtype: str = "float32",
+@torch.inference_mode()
+def inference(
+    budget: dict[str, Any],
+    executors: list[str],
+    against: str = "straightforward",
     device: str = "cpu",
-    seed: int = 0,
-    training: bool = False,
-) -> Setup:
-    """A layer with prescribed loops.
+    **settings: Any,
+) -> Found:
+    """Executors beside the dense FFN, `…/dense` divided by E[ℓ̂], and beside a reference.
 
-    Args:
-        d_model, d_hidden: D and F.
-        tokens: M.
-        shares: of tokens with ℓ̂ = 1 … L.
-        dtype: of weights at inference; with `training`, of autocast over float32 weights
-            (float64 trains in float64).
-        training: hidden states and weights take gradients.
+    On CUDA also the share of a large matrix product's FLOP/s, `peak/…`.
     """
-    torch.manual_seed(seed)
-    stored = torch.float32 if training and dtype == "bfloat16" else getattr(torch, dtype)
-    layer = VersatileFFN(d_model, d_hidden, max_loops=len(shares)).to(device, stored)
-    layer.controller.tau = 1.0
-    layer.train(training).requires_grad_(training)
-    hidden_MD = torch.randn(tokens, d_model).to(device, stored)
-    counts_M = loop_counts(shares, tokens, seed).to(device)
+    setup = set_up(device=device, **settings)
+    names = [against, *executors]
+    if device == "cuda":
+        with timing_tiles():
+            setup.run("triton", setup.plan())
+    run = {name: setup.runner(name) for name in ["dense", *names]}
+    results = {n: [run[n]().clone()] for n in names}
+    errors = check_equal(results, against, TOLERANCE[setup.dtype])
+    loops = setup.plan().loop_count
+    total, mean = int(loops.sum()), loops.double().mean().item()
+    flops = {}
+    for name in (n for n in executors if not n.endswith("-graph")):
+        with FlopCounter() as counter:
+            run[name]()
+        count = setup.noise_ML.numel() if name == "masked" else total
+        flops[name] = {"executed": counter.total, "planned": setup.unit * count}
+    pairs = [(n, "dense", mean) for n in names] + [(against, n, 1.0) for n in executors]
+    if device == "cuda":
+        square = torch.randn(PEAK, PEAK, device=device, dtype=setup.hidden_MD.dtype)
+        run["peak"] = partial(torch.matmul, square, square)
+        pairs += [("peak", n, 2 * PEAK**3 / (setup.unit * total)) for n in names]
+    timings = timed(run, device, budget)
+    return {
+        "mean_loops": mean, "errors": errors, "flops": flops,
+        "seconds": timings.spreads(), "ratios": ratios(timings, pairs),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def width(budget: dict[str, Any], **settings: Any) -> Found:
+    """The same loops with and without the width pathway, beside the dense FFN."""
+    setup = set_up(**settings)
+    timings = measure({n: setup.runner(n) for n in ("dense", "packed", "no-width")}, **budget)
+    rounds = zip(*(timings[n] for n in ("packed", "no-width", "dense")), strict=True)
+    extra = spread([(with_ - without) / dense for with_, without, dense in rounds])
+    return {"seconds": timings.spreads(), "extra": extra}
+
+
+def training(
+    budget: dict[str, Any],
+    executors: list[str],
+    against: str = "straightforward",
+    device: str = "cpu",
+    **settings: Any,
+) -> Found:
+    """Forward and backward pass; units are thirds of the dense training step."""
+    setup = set_up(training=True, device=device, **settings)
+    names = [against, *executors]
+    gradients = {n: setup.train_step(n) for n in names}
+    tolerance = LOOSE if device == "cuda" else TOLERANCE
+    errors = check_equal(gradients, against, tolerance[setup.dtype])
+    del gradients
+    flops = {n: training_flops(setup, n) for n in executors}
+    steps = {n: partial(setup.train_step, n) for n in ["dense", *names]}
+    timings = timed(steps, device, budget)
+    pairs = [(n, "dense", 1 / 3) for n in names] + [(against, n, 1.0) for n in executors]
     with torch.no_grad():
-        head = layer.controller.loop_head
-        assert head is not None
-        logits_ML = head(hidden_MD).float()
-        noise_ML = gumbel_noise_for(logits_ML, counts_M, seed)
-        setup = Setup(layer, hidden_MD.requires_grad_(training), noise_ML, dtype)
-        with setup.autocast() if training else nullcontext():
-            assert torch.equal(setup.plan().loop_count, counts_M), "the noise missed the counts"
-    return setup
+        mean = setup.plan().loop_count.double().mean().item()
+    return {
+        "mean_loops": mean, "errors": errors, "flops": flops,
+        "seconds": timings.spreads(), "ratios": ratios(timings, pairs),
+    }  # fmt: skip
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖, in float64."""
-    expected = expected.double()
-    distance = (actual.double() - expected).norm()
-    return (distance / expected.norm().clamp_min(1e-30)).item()
+def training_flops(setup: Setup, executor: str) -> dict[str, int]:
+    """FLOPs of one executor's training step, without the controller: executed, and planned.
 
-
-def check_equal(
-    results: dict[str, list[Tensor]], reference: str, tolerance: float
-) -> dict[str, float]:
-    """Largest relative error of each result to the reference.
-
-    Args:
-        results: lists of tensors, by name.
-        reference: the name that the others are held to.
-
-    Raises:
-        MismatchError: one is above the tolerance.
+    Planned are L loops forward and, for `packed`, ℓ̂ backward at twice the work; `masked`
+    differentiates all L; `recompute` does an up-projection again for each loop it needs.
     """
-    errors = {}
-    for name, tensors in results.items():
-        if name == reference:
+    with torch.no_grad():
+        plan = setup.plan()
+    assert plan.gates is not None
+    leaves = [t.clone().requires_grad_() for t in (plan.loop_probs, plan.lam, plan.gates)]
+    plan = replace(plan, loop_probs=leaves[0], lam=leaves[1], gates=leaves[2])
+    inputs = [setup.hidden_MD, *setup.layer.mlp.parameters(), *leaves]
+    with FlopCounter() as counter:
+        with setup.autocast():
+            output_MD = setup.run(executor, plan)
+        torch.autograd.grad(output_MD.float().sum(), inputs)
+    loops, longest = plan.loop_count, plan.max_loops
+    tokens, total = len(loops), int(loops.sum())
+    planned = setup.unit * (tokens * longest + 2 * total)
+    if executor == "masked":
+        planned = 3 * setup.unit * tokens * longest
+    elif executor == "recompute":
+        again = total + int((loops < longest).sum())
+        planned += setup.unit * (MATRICES - 1) // MATRICES * again
+    return {"executed": counter.total, "planned": planned}
+
+
+def memory(budget: dict[str, Any], tokens: int, **settings: Any) -> Found:
+    """Values and bytes that each executor saves for the backward pass, for each further token.
+
+    The difference between `tokens` and twice as many leaves out what doesn't grow with them: casts
+    of weights under autocast, for one.
+    """
+
+    def saved(executor: str, count: int) -> Any:
+        setup = set_up(training=True, tokens=count, **settings)
+        plan = setup.plan(executor)
+        with setup.autocast():
+            return saved_for_backward(lambda: setup.run(executor, plan), setup.layer.parameters())
+
+    found = {}
+    for executor in ("dense", "straightforward", "masked", "packed", "recompute"):
+        few, many = saved(executor, tokens), saved(executor, 2 * tokens)
+        found[executor] = {
+            "saved_values_per_token": (many.values - few.values) / tokens,
+            "saved_bytes_per_token": (many.bytes - few.bytes) / tokens,
+        }
+    return {"memory": found}
+
+
+DECODED = {
+    "1 loop": (1.0, 0.0, 0.0, 0.0),
+    "4 loops": (0.0, 0.0, 0.0, 1.0),
+    "mixed": SHARES["2.5"],
+}
+"""Shares of tokens with 1 … 4 loops; one token alone can't be mixed."""
+
+
+@torch.inference_mode()
+def decode(
+    budget: dict[str, Any],
+    weight_bytes: int,
+    tokens: int,
+    executor: str = "auto",
+    against: str = "straightforward",
+    device: str = "cpu",
+    **settings: Any,
+) -> Found:
+    """One token of each sequence through layers of `weight_bytes` in all, which no cache holds.
+
+    The batch's loops are all 1, all 4, or mixed. On CUDA everything is a graph's replay.
+    """
+    settings |= {"tokens": tokens, "device": device}
+    first = set_up(shares=DECODED["1 loop"], **settings)
+    # Small updates keep the states of dozens of layers of random weights finite.
+    first.layer.mlp.down_proj.weight.mul_(0.1)
+    layer_bytes = sum(p.numel() * p.element_size() for p in first.layer.mlp.parameters())
+    layers = max(2, -(-weight_bytes // layer_bytes))
+    setups = [replace(first, layer=copy.deepcopy(first.layer)) for _ in range(layers)]
+
+    def through(setups: list[Setup], executor: str, plan: ReusePlan) -> Tensor:
+        hidden_MD = first.hidden_MD
+        for setup in setups:
+            hidden_MD = replace(setup, hidden_MD=hidden_MD).run(executor, plan)
+        return hidden_MD
+
+    run: dict[str, Callable[[], Tensor]] = {}
+    errors: dict[str, float] = {}
+    for name, shares in DECODED.items():
+        if name == "mixed" and tokens == 1:
             continue
-        pairs = zip(tensors, results[reference], strict=True)
-        errors[name] = max(relative_error(*pair) for pair in pairs)
-        if not errors[name] <= tolerance:
-            raise MismatchError(
-                f"{name} differs from {reference} by {errors[name]:.2e}, more than "
-                f"{tolerance:.0e}: not timed"
-            )
-    return errors
-
-
-def runners(setup: Setup, names: Sequence[str]) -> dict[str, Callable[[], Tensor]]:
-    """What to time at inference, by name; plans are made beforehand."""
-    return {name: partial(setup.run, name, setup.plan(name)) for name in names}
+        plan = set_up(shares=shares, **settings).plan()
+        ways = {name: executor, f"{against}, {name}": against}
+        # In one layer: through dozens, rounding alone takes two ways apart.
+        outputs = {n: [through(setups[:1], way, plan)] for n, way in ways.items()}
+        errors |= check_equal(outputs, f"{against}, {name}", TOLERANCE[first.dtype])
+        if device == "cuda":  # packed's steps depend on the tokens, which no graph may
+            ways.pop(f"{against}, {name}")
+        run |= {n: captured(partial(through, setups, way, plan)) for n, way in ways.items()}
+    run["dense"] = captured(partial(through, setups, "dense", first.plan()))
+    timings = timed(run, device, budget)
+    pairs = [(n, "dense", 1.0) for n in run] + [("4 loops", "1 loop", 1.0)]
+    return {
+        "layers": layers, "errors": errors,
+        "seconds": timings.spreads(), "ratios": ratios(timings, pairs),
+    }  # fmt: skip

@@ -48,10 +48,3 @@ def test_the_controller_decides(names):
     for plan in plans:
         plan.check()
         assert plan.loop_count.max() <= 2
-
-
-def test_only_the_family_that_is_named_is_taken():
-    from versatileffn.models.checkpoint import FAMILIES
-
-    assert FAMILIES == ("llama", "versatile_llama")
-    assert "`model_type: llama`" in PAGE

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -72,6 +73,22 @@ def check_memory(needed: int, what: str, remedy: str, device: torch.device | str
             f"{what} needs {size_text(needed)} of memory, {size_text(available)} are available: "
             f"{remedy}"
         )
+
+
+def forward_bytes(model: Any, tokens: int, scored: int, training: bool = False) -> int:
+    """What a forward pass takes at the very least: some hidden states, and logits.
+
+    Args:
+        model: a causal language model.
+        tokens: that it reads at once, padding included.
+        scored: how many of them get logits.
+        training: the states of all layers are kept, and logits have a gradient.
+    """
+    embedding = model.get_input_embeddings().weight
+    vocabulary, d_model = embedding.shape
+    layers = model.config.get_text_config().num_hidden_layers if training else 1
+    numbers = 4 * d_model * tokens * layers + vocabulary * scored * (1 + training)
+    return int(numbers * embedding.dtype.itemsize)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""Where a number comes from: versions of packages, digest of our sources."""
+"""Where a number comes from: versions of packages, the machine, digest of our sources."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent
 """Of this package's sources."""
@@ -22,6 +24,35 @@ def versions(*libraries: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found.setdefault(name, "not installed")
     return found
+
+
+def device_name(device: Any) -> str:
+    """What a torch device is called: the accelerator's name, or the processor's architecture."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"
+
+
+def machine(accelerator: bool = True) -> dict[str, Any]:
+    """What computes here, not by the machine's name: the accelerator, if any, else the CPU."""
+    import torch
+
+    name = f"CPU ({_cpu_model()})"
+    if accelerator and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    return {"name": name, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+
+
+def _cpu_model() -> str:
+    """The processor as Linux calls it; its architecture elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def source_digest(folders: Iterable[str] = (".",), without: Iterable[str] = ()) -> str:

@@ -174,7 +174,7 @@ def upcycle(
         },
         family=dense_config.model_type,
         layout=layout(layers[0], model.config),
-        unused_neurons=config.warn_unused_neurons(layers[0].ffn_view().down.in_features),
+        unused_neurons=config.unused_neurons(layers[0].ffn_view().down.in_features),
         dtype=str(model.dtype).removeprefix("torch."),
         probe_tokens=probe_ids.shape[-1],
         logit_difference=(_logits(model, probe_ids) - expected).abs().max().item(),

@@ -1,18 +1,18 @@
 """The efficiency table against the paper's printed Table 2, and measured reuse against plans."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from versatileffn.analysis.efficiency import EfficiencyRow, efficiency_table
-from versatileffn.analysis.flops import parameter_count
 from versatileffn.analysis.presets import WIDTHS, preset
 from versatileffn.analysis.reuse import measure_reuse, unpadded_batches
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.models.family import model_class, reuse_config
 from versatileffn.training.architecture import architecture_config
 from versatileffn.training.config import load_config
 
@@ -78,7 +78,7 @@ def test_the_assumed_loops_are_possible(size: str) -> None:
 
 def test_a_slip_in_the_formula_would_show() -> None:
     """The printed digits tell top-2 from top-4, and gated FFNs from ungated ones."""
-    wrong = VersatileLlamaConfig.from_ffn(preset("354m"), FFNConfig(variant="dense", top_k=4))
+    wrong = reuse_config(preset("354m"), MoE(top_k=4))
     moe = {row.name: row for row in efficiency_table(wrong, memory=False)}["MoE"]
     assert f"{moe.flops_paper / 1e9:.2f}" != PRINTED["354m"]["MoE"][1]
     base = table("354m")["Base"].flops_paper
@@ -118,30 +118,31 @@ def test_without_measurements_versatile_has_no_flops() -> None:
         efficiency_table(preset("354m"), 5.0, memory=False)
 
 
-def small(ffn: FFNConfig, d_hidden: int = 96) -> VersatileLlamaConfig:
-    llama = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=d_hidden,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=50,
-        initializer_range=0.3,
-    )
-    return VersatileLlamaConfig.from_ffn(llama, ffn)
+LLAMA = LlamaConfig(
+    hidden_size=32,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    vocab_size=50,
+    initializer_range=0.3,
+)
+
+
+def small(ffn: FFNConfig) -> Any:
+    return reuse_config(LLAMA, ffn)
 
 
 @pytest.mark.parametrize(
     ("ffn", "own"),
     [
-        (FFNConfig(variant="dense"), "Base"),
-        (FFNConfig(variant="k-loop", num_loops=3), "3-Loop"),
-        (FFNConfig(variant="moe", num_experts=4), "MoE"),
-        (FFNConfig(max_loops=3), "VersatileFFN"),
-        (FFNConfig(execution="packed", reuse_gains="learned"), "VersatileFFN"),
-        (FFNConfig(execution="recompute"), "VersatileFFN, states only"),
-        (FFNConfig(execution="masked"), "VersatileFFN"),
-        (FFNConfig(loop_mix="soft"), "VersatileFFN"),
-        (FFNConfig(fusion="width"), "VersatileFFN"),
+        (Dense(), "Base"),
+        (KLoop(num_loops=3), "3-Loop"),
+        (KLoop(num_loops=2, reuse_gains="learned"), "2-Loop"),
+        (MoE(num_experts=4), "MoE"),
+        (Versatile(max_loops=3), "VersatileFFN"),
+        (Versatile(reuse_gains="learned"), "VersatileFFN"),
+        (Versatile(loop_mix="soft"), "VersatileFFN"),
+        (Versatile(fusion="width"), "VersatileFFN"),
     ],
     ids=str,
 )
@@ -155,28 +156,28 @@ def test_a_models_own_row(ffn: FFNConfig, own: str) -> None:
         if not row.name.endswith("states only"):  # states are float32 under autocast, too
             assert row.activation_bytes_bf16 < row.activation_bytes
         if row.own:
-            assert row.parameters == parameter_count(config)
-    packs = ffn.loop_mix == "hard" and ffn.execution != "masked"
+            assert row.parameters == model_class(config)(config).num_parameters()
+    hard = getattr(ffn, "loop_mix", "hard") == "hard"
     memory = {row.name: row.activation_bytes for row in rows}
-    assert ("VersatileFFN, states only" in memory) == packs
-    if packs and ffn.uses_depth:
+    assert ("VersatileFFN, states only" in memory) == hard
+    if hard and getattr(ffn, "fusion", "difficulty") != "width":
         assert memory["VersatileFFN, states only"] < memory["VersatileFFN"]
 
 
 def test_forms_that_do_not_fit_are_left_out() -> None:
     """Real experts may be larger than slices of the FFN can be."""
-    config = small(FFNConfig(variant="moe", num_experts=4, d_expert=40))
+    config = small(MoE(num_experts=4, d_expert=40))
     names = [row.name for row in efficiency_table(config, memory=False)]
     assert names == ["Base", "2-Loop", "4-Loop", "6-Loop", "MoE"]
 
 
-def build(ffn: FFNConfig) -> VersatileLlamaForCausalLM:
+def build(ffn: FFNConfig) -> Any:
     torch.manual_seed(0)
-    return VersatileLlamaForCausalLM(small(ffn)).eval()
+    return model_class(small(ffn))(small(ffn)).eval()
 
 
 def test_measured_reuse_is_the_plans_and_the_counters() -> None:
-    model = build(FFNConfig())
+    model = build(Versatile())
     sequences = [list(range(n, n + length)) for n, length in ((0, 9), (3, 4), (7, 9), (20, 13))]
     batches = list(unpadded_batches(sequences))
     found = measure_reuse(model, batches)
@@ -189,7 +190,7 @@ def test_measured_reuse_is_the_plans_and_the_counters() -> None:
     assert found.tokens == 35
     assert found.mean_loops == pytest.approx(loops.mean().item())
     assert found.share_below_max == pytest.approx((loops < 4).double().mean().item())
-    assert found.loops_per_layer == pytest.approx(loops.mean(dim=1).tolist())
+    assert [layer.mean_loops for layer in found.layers] == pytest.approx(loops.mean(dim=1).tolist())
     assert 0 < found.share_below_max < 1
     rows = efficiency_table(
         model.config, found.mean_loops, found.share_below_max, found.executed_flops, memory=False
@@ -201,10 +202,10 @@ def test_measured_reuse_is_the_plans_and_the_counters() -> None:
 
 
 def test_models_that_decide_nothing_have_executed_flops_only() -> None:
-    dense = LlamaForCausalLM(LlamaConfig(**small(FFNConfig(variant="dense")).to_dict()))
-    for model in (dense, build(FFNConfig(variant="moe"))):
+    dense = LlamaForCausalLM(LLAMA)
+    for model in (dense, build(KLoop()), build(MoE())):
         found = measure_reuse(model, [torch.arange(12)[None]])
-        assert (found.mean_loops, found.share_below_max, found.loops_per_layer) == (None, None, ())
+        assert (found.mean_loops, found.share_below_max) == (None, None)
         assert found.executed_flops > 0
 
 

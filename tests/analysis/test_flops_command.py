@@ -8,15 +8,15 @@ import typer
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from versatileffn.analysis.loops import layer_use, mean_loops, share_below_max
 from versatileffn.cli.flops import flops_command
 from versatileffn.data.default_corpus import standard_library
 from versatileffn.data.long_text import LongTextEncoder
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import CheckpointError, ConfigError, DataError
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.evaluation.loops import layer_use, mean_loops, share_below_max
+from versatileffn.ffn.config import Versatile
+from versatileffn.models.family import VersatileLlamaForCausalLM, reuse_config
 
 VOCAB = 400
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
         initializer_range=0.3,
     )
     torch.manual_seed(0)
-    model = VersatileLlamaForCausalLM(VersatileLlamaConfig.from_ffn(llama, FFNConfig()))
+    model = VersatileLlamaForCausalLM(reuse_config(llama, Versatile()))
     model.save_pretrained(root / "model")
     load_tokenizer(root / "tokens").save_pretrained(root / "model")
     return root

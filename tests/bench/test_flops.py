@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.distributions import SHARES
 from benchmarks.flops import FlopCounter
-from benchmarks.layer_cases import training_flops, unit_flops
-from benchmarks.layers import runners, set_up
+from benchmarks.layers import training_flops
+from benchmarks.setup import set_up
 
 query = torch.randn(1, 2, 4, 8)
 ATTENTION = 2 * 2 * 2 * 4 * 4 * 8
@@ -45,7 +45,7 @@ def test_inference_executes_what_the_plan_asks_for(shares, dtype):
     setup = set_up(16, 32, 40, shares, dtype)
     loops = int(setup.plan().loop_count.sum())
     for name, units in (("packed", loops), ("masked", 40 * 4), ("no-width", loops)):
-        run = runners(setup, [name])[name]
+        run = setup.runner(name)
         with torch.inference_mode(), FlopCounter() as counter:
             run()
         assert counter.total == 6 * 16 * 32 * units, name
@@ -58,7 +58,7 @@ def test_training_executes_what_the_plan_asks_for(shares, dtype):
     loops = int(setup.plan().loop_count.sum())
     packed = training_flops(setup, "packed")
     assert packed == {"executed": 2 * 3 * 16 * 32 * (40 * 4 + 2 * loops)} | {
-        "planned": unit_flops(setup) * (40 * 4 + 2 * loops)
+        "planned": setup.unit * (40 * 4 + 2 * loops)
     }
     for name in ("masked", "recompute"):
         flops = training_flops(setup, name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.flops import FlopCounter
-from benchmarks.layers import relative_error
+from benchmarks.setup import relative_error
 from benchmarks.straightforward import run_straightforward
 from support.layers import as_naive, gumbel, make_hidden, make_layer
 from versatileffn.ffn import naive

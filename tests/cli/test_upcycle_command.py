@@ -1,5 +1,6 @@
 """`versatileffn upcycle` as a user runs it: another process, its output and exit code."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,8 +13,11 @@ import pytest
 import safetensors
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
 
+import versatileffn as vf
 from support.models import SHAPE, make_ids
+from versatileffn.cli.main import app
 from versatileffn.cli.upcycle import Target, upcycle_command
 from versatileffn.errors import CheckpointError, ConfigError, ResourceError
 from versatileffn.workspace import durable
@@ -43,7 +47,7 @@ def test_a_checkpoint_becomes_a_loadable_model_and_a_receipt(dense_folder, tmp_p
     assert receipt["ffn"]["reuse_gains"] == "learned"
     assert set(receipt["files"]) == {p.name for p in out.iterdir()} - {"receipt.json"}
     dense, model = (AutoModelForCausalLM.from_pretrained(f) for f in (dense_folder, out))
-    assert model.config.max_loops == 3
+    assert model.config.ffn().max_loops == 3
     ids = make_ids(2, 9)
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, dense(ids).logits, rtol=0, atol=1e-5)
@@ -105,10 +109,35 @@ def test_overwrite_never_takes_the_source_or_a_stranger(dense_folder, tmp_path):
     assert (project / "checkpoint" / "model.safetensors").exists()
 
 
+def test_every_knob_of_every_variant_is_an_option(dense_folder, tmp_path):
+    """Options are made from the records, so that a new knob is one, too."""
+    given = {
+        "versatile": vf.Versatile(4, 1, 5, 3, "average", "soft", "fixed", 2, "linear", True, 1e-3),
+        "k-loop": vf.KLoop(3, "fixed", 2),
+        "moe": vf.MoE(4, 1, 5, "fixed", 1e-3),
+        "dense": vf.Dense(),
+    }
+    for variant, config in given.items():
+        for field in dataclasses.fields(config):
+            assert field.default != getattr(config, field.name) or field.name in (
+                "reuse_gains", "controller"
+            )  # fmt: skip
+        options = []
+        for name, value in dataclasses.asdict(config).items():
+            option = "--gains" if name == "reuse_gains" else f"--{name.replace('_', '-')}"
+            options += [option] if value is True else [option, str(value)]
+        out = tmp_path / variant
+        line = ["upcycle", str(dense_folder), str(out), "--to", variant, *options]
+        result = CliRunner().invoke(app, line)
+        assert result.exit_code == 0, result.output
+        receipt = json.loads((out / "receipt.json").read_text())
+        assert receipt["ffn"] == config.to_dict()
+
+
 def test_options_without_effect_are_refused(dense_folder, tmp_path):
     done = run(dense_folder, tmp_path / "out", "--to", "dense", "--top-k", 3)
     assert done.returncode == 1
-    assert "top_k has no effect on a dense model" in done.stderr
+    assert "top_k is a knob of moe and versatile, not of dense" in done.stderr
 
 
 def test_the_papers_form_is_asked_for_and_its_receipt_says_what_it_is(dense_folder, tmp_path):
@@ -150,17 +179,14 @@ def test_weights_trained_in_place_are_not_what_was_written(dense_folder, out):
     assert weights.read_bytes() == trained
 
 
-def test_a_receipt_of_an_earlier_version_lists_no_files(dense_folder, out):
-    """Then only names that such a version wrote are replaced."""
+def test_a_receipt_that_lists_no_files_protects_the_folder(dense_folder, out):
+    """Nothing then tells what is this command's from what isn't."""
     receipt = json.loads((out / "receipt.json").read_text())
     receipt.pop("files")
     (out / "receipt.json").write_text(json.dumps(receipt))
-    (out / "thesis.json").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"holds thesis\.json"):
+    with pytest.raises(ConfigError, match="doesn't list its files"):
         again(dense_folder, out)
-    (out / "thesis.json").unlink()
-    again(dense_folder, out)
-    assert json.loads((out / "receipt.json").read_text())["variant"] == "moe"
+    assert json.loads((out / "receipt.json").read_text())["variant"] == "versatile"
 
 
 def test_a_disk_without_room_is_seen_before_anything_is_written(

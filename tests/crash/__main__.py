@@ -61,7 +61,7 @@ def main() -> None:
 
 def as_json(found: Enumeration, stride: int, seconds: float) -> dict:
     """A row of results, with what it was made by."""
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "datatrove")
+    packages = ("torch", "transformers", "tokenizers", "safetensors")
     return {
         "case": found.case,
         "points": found.points,

@@ -32,7 +32,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def read(corpus: Corpus) -> list[str]:
-    return [document.text for piece in corpus.pieces() for document in piece]
+    return [text for piece in corpus.pieces() for text in piece]
 
 
 def write_parquet(path: Path, texts: list[str | None], column: str = "text") -> bytes:

@@ -78,7 +78,7 @@ def test_a_long_file_of_short_documents_is_none(tmp_path: Path) -> None:
     parts = [f"{number} " * (number % 40 + 1) for number in range(500)]
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress("<é>".join(parts).encode()))
     found = find_corpus(tmp_path, document_separator="<é>").pieces()[0]
-    assert [document.text for document in found] == parts
+    assert list(found) == parts
 
 
 def test_a_text_that_a_table_repeats(tmp_path: Path) -> None:

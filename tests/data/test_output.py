@@ -50,10 +50,12 @@ def test_overwrite_spares_what_was_added(name: str, corpus_folder: Path, tmp_pat
     make(corpus_folder, tmp_path / "out", overwrite=True)
 
 
-def test_overwrite_needs_a_meta_file_that_loads(corpus_folder: Path, tmp_path: Path) -> None:
+def test_overwrite_needs_a_meta_file_that_lists_what_is_ours(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "meta.json").write_text('{"mine": true}')
-    with pytest.raises(DataError, match=r"not a valid meta\.json"):
+    with pytest.raises(DataError, match=r"its meta\.json doesn't list its files"):
         make(corpus_folder, tmp_path / "out", overwrite=True)
     assert names(tmp_path) == {"out/meta.json"}
 

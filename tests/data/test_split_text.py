@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenize import tokenize_corpus
-from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import DataError
 
 WORDS = "the cat sat on a mat and looked at another cat while the rain fell on and on"
@@ -59,17 +58,6 @@ def test_each_token_belongs_to_the_document_that_its_end_of_text_ends(tmp_path: 
     lengths = [len(tokens) for tokens in document_tokens(dataset)]
     found = SplitText(dataset).documents(np.arange(dataset.num_tokens))
     assert found.tolist() == np.repeat(range(4), lengths).tolist()
-
-
-def test_windows_count_all_but_their_first_token(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, TEXTS[:1])
-    dataset = PackedDataset(folder, "train", seq_len=16)
-    tokenizer, size, scored = load_tokenizer(folder), 0, 0
-    for window in range(len(dataset)):
-        ids = dataset[window]["input_ids"][1:]
-        size += len(tokenizer.decode(ids, skip_special_tokens=True).encode())
-        scored += len(ids)
-    assert SplitText(dataset).bytes_per_scored_token(dataset) == pytest.approx(size / scored)
 
 
 def metaspace() -> Tokenizer:

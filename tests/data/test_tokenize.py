@@ -63,7 +63,7 @@ def test_meta_file_has_the_agreed_layout(tokens: Path) -> None:
     assert record["format"] == 2
     assert set(record["tokenizer"]) == {"path", "sha256", "vocab_size", "eos_token_id"}
     assert set(record["splits"]["val"]) == {"documents", "tokens", "bytes"}
-    assert {"python", "datatrove", "tokenizers"} <= set(record["versions"])
+    assert {"python", "transformers", "tokenizers"} <= set(record["versions"])
     assert record["tokenizer"]["vocab_size"] == 400
 
 
@@ -168,11 +168,11 @@ def test_interrupted_run_continues(
     tokenize_corpus(corpus_folder, tmp_path / "whole", vocab_size=300)
     run, ranks, stop_at = SplitTokenizer.run, [], 2
 
-    def interrupted(self, data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
+    def interrupted(self, texts, rank):  # type: ignore[no-untyped-def]
         ranks.append(rank)
         if rank == stop_at:
             raise KeyboardInterrupt
-        run(self, data, rank, world_size)
+        run(self, texts, rank)
 
     monkeypatch.setattr(SplitTokenizer, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -189,11 +189,11 @@ def stopped_at(rank_to_stop: int, ranks: list[int]) -> Callable[..., None]:
     """A `SplitTokenizer.run` that notes its tasks and is interrupted at one of them."""
     run = SplitTokenizer.run
 
-    def interrupted(self, data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
+    def interrupted(self, texts, rank):  # type: ignore[no-untyped-def]
         ranks.append(rank)
         if rank == rank_to_stop:
             raise KeyboardInterrupt
-        run(self, data, rank, world_size)
+        run(self, texts, rank)
 
     return interrupted
 
@@ -249,8 +249,8 @@ def test_a_refusal_to_publish_keeps_the_shards(
 def test_a_corpus_that_changes_while_it_is_read(
     corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shrinking(self, data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
-        run(self, list(data)[1:], rank, world_size)
+    def shrinking(self, texts, rank):  # type: ignore[no-untyped-def]
+        run(self, iter(list(texts)[1:]), rank)
 
     run = SplitTokenizer.run
     monkeypatch.setattr(SplitTokenizer, "run", shrinking)
@@ -273,8 +273,8 @@ def test_progress_tells_the_time_left(
     monkeypatch.setattr(corpus_module, "TASK_BYTES", 10_000)
     run, lines = SplitTokenizer.run, []
 
-    def slowly(self, data, rank=0, world_size=1):  # type: ignore[no-untyped-def]
-        run(self, data, rank, world_size)
+    def slowly(self, texts, rank):  # type: ignore[no-untyped-def]
+        run(self, texts, rank)
         time.sleep(0.3)
 
     monkeypatch.setattr(SplitTokenizer, "run", slowly)

@@ -26,7 +26,7 @@ def test_upcycling_keeps_the_loss_and_training_lowers_it(tmp_path):
 
     dense = AutoModelForCausalLM.from_pretrained(STORIES)
     before = held_out_loss(dense, held_out, windows=range(24))
-    reused, receipt = vf.upcycle(STORIES, vf.FFNConfig(reuse_gains="learned"))
+    reused, receipt = vf.upcycle(STORIES, vf.Versatile(reuse_gains="learned"))
     assert receipt.logit_difference <= 1e-5
     converted = held_out_loss(reused, held_out, windows=range(24))
     assert converted.nats_per_token == pytest.approx(before.nats_per_token, abs=1e-5)
@@ -55,5 +55,5 @@ def test_upcycling_keeps_the_loss_and_training_lowers_it(tmp_path):
     trained = AutoModelForCausalLM.from_pretrained(train(config) / "model")
     after = held_out_loss(trained, held_out, windows=range(24))
     assert after.nats_per_token < before.nats_per_token - 0.3
-    gains = [layer.controller.loop_gains for layer in trained.model.layers]
+    gains = [layer.gains.loop_gains for layer in trained.model.layers]
     assert all(gain.abs().max() > 0 for gain in gains)

@@ -93,7 +93,9 @@ def test_rows_hold_what_was_really_measured(finished: tuple[Path, str]) -> None:
     # Learned gains convert exactly; the paper's form doesn't.
     before = base["after"]["nats_per_token"]
     assert rows["versatile-learned"]["before"] == pytest.approx(before, abs=1e-5)
-    assert versatile["before"] != pytest.approx(before, abs=1e-4)
+    for arm, exact in (("versatile-learned", True), ("versatile", False), ("4-loop", False)):
+        stage = json.loads((finished[0] / f"seed-0/{arm}/convert/stage.json").read_text())
+        assert (stage["summary"]["logit_difference"] < 1e-5) == exact, arm
     for row in rows.values():
         assert row["flops_executed"] == pytest.approx(row["flops_ours"], rel=1e-9)
         assert row["tokens_per_second"] > 0
@@ -106,6 +108,22 @@ def test_rows_hold_what_was_really_measured(finished: tuple[Path, str]) -> None:
         versatile["mean_loops"] * base["flops_executed"]
     )
     assert [len(layer["loop_share"]) for layer in versatile["layers"]] == [4, 4]
+
+
+def test_a_further_arm_is_added_to_a_finished_run(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    output = run(out, corpus, "--arms", "all")
+    assert output.count("finished before, skipped") == 20
+    rows = {row["arm"]: row for row in read(out)["rows"]}
+    assert list(rows) == [*ARMS, "mor"]
+    assert measured(read(out))[:7] == measured(read(finished[0]))
+    mor, base = rows["mor"], rows["base"]
+    assert mor["before"] == pytest.approx(base["after"]["nats_per_token"], abs=1e-5)
+    assert mor["flops_executed"] == pytest.approx(mor["mean_loops"] * base["flops_executed"])
+    assert "Token choice (MoR)" in (out / "report.md").read_text()
 
 
 def test_every_run_saw_the_same_data_in_the_same_order(finished: tuple[Path, str]) -> None:
@@ -251,6 +269,7 @@ def test_more_seeds_are_added_to_a_run_even_if_it_was_moved(
     [
         (["--scale", "huge"], "scale='huge' is unknown"),
         (["--tokens", "nowhere"], "leave one out"),
+        (["--arms", "dense,moor"], "arm 'moor' is unknown"),
         (["--corpus", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from versatileffn.evaluation.loops import LayerUse
 from versatileffn.reproduce.protocol import protocol
-from versatileffn.reproduce.results import Layer, Loss, Row, finite, summarize
+from versatileffn.reproduce.results import Loss, Row, finite, summarize
 
 SIZES = [700, 250, 50]  # tokens of the held-out documents
 LOSSES = {"base": 4.0, "dense": 3.8, "4-loop": 3.7, "moe": 3.75, "versatile": 3.9}
@@ -16,10 +17,10 @@ UNEVEN = {
 }
 
 
-def layer(loops: bool) -> Layer:
+def layer(loops: bool) -> LayerUse:
     if loops:
-        return Layer(2.5, [0.25, 0.25, 0.25, 0.25], 0.375, [0.125] * 8)
-    return Layer(None, None, None, [0.2, 0.05] + [0.125] * 6)
+        return LayerUse(2.5, [0.25, 0.25, 0.25, 0.25], 0.375, [0.125] * 8)
+    return LayerUse(None, None, None, [0.2, 0.05] + [0.125] * 6)
 
 
 def row(arm: str, seed: int, loss: float) -> Row:

@@ -7,6 +7,7 @@ import pytest
 
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError, DataError
+from versatileffn.ffn.config import FFNConfig
 from versatileffn.reproduce.plan import build_stages, corpus_identity, token_folder_hash
 from versatileffn.reproduce.protocol import SCALES, Protocol, protocol
 from versatileffn.reproduce.results import CONTROL
@@ -33,6 +34,29 @@ def test_every_scale_has_the_fair_control_and_all_baselines(scale: str) -> None:
     names = [arm.name for arm in protocol(scale).arms]
     assert names[0] == CONTROL
     assert set(names) == {"dense", "2-loop", "4-loop", "moe", "versatile", "versatile-learned"}
+
+
+def test_further_arms_are_there_for_who_asks() -> None:
+    usual = [arm.name for arm in protocol("tiny").arms]
+    assert [arm.name for arm in protocol("tiny", ["all"]).arms] == [*usual, "mor"]
+    (control, mor) = protocol("tiny", ["mor"]).arms
+    assert control.name == CONTROL
+    assert mor.ffn.starts_exactly
+    with pytest.raises(ConfigError, match="arm 'moor' is unknown: choose from"):
+        protocol("tiny", ["moor"])
+
+
+def test_a_further_arm_redoes_no_other(tmp_path: Path) -> None:
+    usual = hashes(protocol("smoke"), tmp_path / "a")
+    more = hashes(protocol("smoke", ["all"]), tmp_path / "a")
+    assert usual.items() <= more.items()
+    assert {name.split("/")[1] for name in more.keys() - usual.keys()} == {"mor"}
+
+
+def test_the_record_of_a_protocol_says_what_each_arm_is() -> None:
+    for arm, record in zip(protocol("tiny").arms, protocol("tiny").to_dict()["arms"], strict=True):
+        assert FFNConfig.from_dict(record["ffn"]) == arm.ffn
+        assert (record["name"], record["title"]) == (arm.name, arm.title)
 
 
 def test_unknown_scale_names_the_known_ones_but_not_the_hidden() -> None:

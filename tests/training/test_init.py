@@ -7,13 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from support.families import tiny_dense
 from versatileffn.errors import CheckpointError, ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.models.weights import parameter_count
 from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.config import ModelSection, load_config
-from versatileffn.training.init import build_model, model_config, new_model, truncated_init
+from versatileffn.training.init import (
+    build_model,
+    model_config,
+    new_model,
+    set_execution,
+    truncated_init,
+)
+from versatileffn.training.run import train
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 TINY = {
@@ -26,11 +35,9 @@ DENSE_PARAMETERS = {"354m": 354_712_576, "720m": 720_813_000, "1.21b": 1_212_742
 MOE_PARAMETERS = {"354m": 543.6e6, "720m": 1145.7e6, "1.21b": 1968.0e6}
 
 
-def count(name: str, variant: str | None) -> int:
+def count(name: str, ffn: FFNConfig | None) -> int:
     architecture = load_config(CONFIGS / f"{name}.yaml").model.architecture
-    ffn = None if variant is None else FFNConfig(variant=variant)
-    with torch.device("meta"):
-        return new_model(architecture_config(architecture, ffn)).num_parameters()
+    return parameter_count(architecture_config(architecture, ffn))
 
 
 @pytest.mark.parametrize("name", DENSE_PARAMETERS)
@@ -39,10 +46,10 @@ def test_paper_sizes_build_with_the_papers_parameters(name):
     width = {"354m": 1024, "720m": 1536, "1.21b": 2048}[name]
     dense = count(name, None)
     assert dense == DENSE_PARAMETERS[name] or round(dense, -3) == DENSE_PARAMETERS[name]
-    assert count(name, "dense") == dense
-    assert count(name, "k-loop") == dense
-    assert count(name, "versatile") == dense + 15 * width * (8 + 4)
-    assert round(count(name, "moe"), -5) == MOE_PARAMETERS[name]
+    assert count(name, Dense()) == dense
+    assert count(name, KLoop()) == dense
+    assert count(name, Versatile()) == dense + 15 * width * (8 + 4)
+    assert round(count(name, MoE()), -5) == MOE_PARAMETERS[name]
 
 
 @pytest.mark.parametrize(("name", "rate", "batch"), [
@@ -76,19 +83,19 @@ def test_init_is_a_truncated_normal():
     assert weight.std() == pytest.approx(0.9866 * 0.02, rel=0.02)
 
 
-def test_init_touches_every_matrix_and_leaves_norms_and_gains():
-    ffn = FFNConfig(variant="versatile", num_experts=4, reuse_gains="learned")
+def test_init_touches_every_matrix_and_leaves_norms_gains_and_loops_own_weights():
+    ffn = Versatile(num_experts=4, reuse_gains="learned", loop_rank=2)
     model = new_model(architecture_config(Architecture(**TINY), ffn, vocab_size=512))
     before = {name: p.clone() for name, p in model.named_parameters()}
     truncated_init(model, 0.02, 0)
     for name, parameter in model.named_parameters():
         changed = not torch.equal(parameter, before[name])
-        assert changed == (parameter.ndim >= 2), name
+        assert changed == (parameter.ndim >= 2 and ".expand." not in name), name
 
 
 def test_variants_share_their_common_weights():
     dense = dict(fresh(None).named_parameters())
-    reuse = dict(fresh(FFNConfig(variant="versatile")).named_parameters())
+    reuse = dict(fresh(Versatile()).named_parameters())
     assert dense.keys() < reuse.keys()
     assert all(torch.equal(dense[name], reuse[name]) for name in dense)
     other = dict(fresh(None, seed=1).named_parameters())
@@ -118,7 +125,7 @@ def test_a_dense_checkpoint_is_upcycled_where_the_ffn_says_so(checkpoint):
     ids = torch.arange(20)[None]
     dense = build({"init_from": checkpoint}).eval()
     reuse = build({"init_from": checkpoint, "ffn": {"reuse_gains": "learned"}}).eval()
-    assert reuse.config.ffn_variant == "versatile"
+    assert reuse.config.ffn().variant == "versatile"
     assert reuse.dtype == torch.float32
     torch.testing.assert_close(reuse(ids).logits, dense(ids).logits, rtol=1e-5, atol=1e-5)
 
@@ -126,9 +133,9 @@ def test_a_dense_checkpoint_is_upcycled_where_the_ffn_says_so(checkpoint):
 def test_a_reuse_checkpoint_continues_as_it_is_or_refuses(checkpoint, tmp_path):
     build({"init_from": checkpoint, "ffn": {"max_loops": 3}}).save_pretrained(tmp_path / "reuse")
     source = str(tmp_path / "reuse")
-    assert build({"init_from": source}).config.max_loops == 3
+    assert build({"init_from": source}).config.ffn().max_loops == 3
     same = build({"init_from": source, "ffn": {"max_loops": 3, "router_aux_loss_coef": 0.5}})
-    assert same.config.router_aux_loss_coef == 0.5
+    assert same.config.ffn().router_aux_loss_coef == 0.5
     with pytest.raises(ConfigError, match=r"model\.ffn\.max_loops=4, but the checkpoint.*3"):
         build({"init_from": source, "ffn": {"max_loops": 4}})
     with pytest.raises(ConfigError, match=r"model\.ffn\.variant='moe'"):
@@ -154,6 +161,30 @@ def test_a_vocabulary_from_scratch_defaults_to_the_datas_and_is_not_smaller():
 def test_a_window_longer_than_the_positions_is_refused(checkpoint):
     with pytest.raises(ConfigError, match="seq_len=65 exceeds max_position_embeddings=64"):
         build({"init_from": checkpoint}, seq_len=65)
+
+
+@pytest.mark.parametrize("ffn", [None, {"variant": "k-loop"}], ids=["dense", "k-loop"])
+def test_another_family_from_scratch(ffn):
+    """Fields that are left out are the family's; those it doesn't have are refused."""
+    architecture = TINY | {"family": "qwen3", "more": {"use_sliding_window": True}}
+    model = build({"architecture": architecture, "ffn": ffn}, vocab_size=77)
+    assert model.config.model_type == ("qwen3" if ffn is None else "versatile_qwen3")
+    assert model.config.use_sliding_window
+    assert model(torch.arange(20)[None]).logits.shape == (1, 20, 77)
+    with pytest.raises(ConfigError, match="qwen3 has no field 'mlp_bias'"):
+        build({"architecture": architecture | {"mlp_bias": True}})
+    with pytest.raises(ConfigError, match="no field 'sliding_windows'; did you mean 'sliding_w"):
+        build({"architecture": architecture | {"more": {"sliding_windows": 3}}})
+
+
+def test_execution_is_the_runs_and_a_plain_dense_model_has_none(checkpoint):
+    reuse = build({"init_from": checkpoint, "ffn": {}})
+    set_execution(reuse, "masked")
+    assert {layer.execution for layer in reuse.reuse_layers()} == {"masked"}
+    dense = build({"init_from": checkpoint})
+    set_execution(dense, "auto")
+    with pytest.raises(ConfigError, match=r"run\.execution='masked' has no effect"):
+        set_execution(dense, "masked")
 
 
 def test_experts_that_do_not_fit_are_refused():
@@ -182,7 +213,7 @@ def test_missing_and_damaged_checkpoints_are_refused(checkpoint, tmp_path):
     ({"num_hidden_layers": 3}, "lacks"),
     ({"num_hidden_layers": -1}, "no layers"),
     ({"intermediate_size": 128}, "has the shape"),
-    ({"model_type": "mistral"}, "'mistral', which isn't supported"),
+    ({"model_type": "gpt2"}, "'gpt2' isn't supported"),
 ])  # fmt: skip
 def test_a_checkpoint_whose_config_lies_is_refused(checkpoint, tmp_path, changes, message):
     copy = tmp_path / "copy"
@@ -226,3 +257,22 @@ def test_an_architecture_that_memory_can_not_hold_is_one_line(monkeypatch):
     with pytest.raises(ConfigError, match="choose smaller sizes") as caught:
         build({"architecture": TINY})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
+def test_a_checkpoint_of_another_family_is_upcycled_and_trained(make_config, tmp_path, family):
+    dense = tiny_dense(family, vocab_size=64)
+    dense.save_pretrained(tmp_path / "dense")
+    model = {"init_from": str(tmp_path / "dense"), "ffn": {"reuse_gains": "learned"}}
+    changes = {f"model__{name}": value for name, value in model.items()}
+    run = train(make_config(model__architecture=None, run__execution="masked", **changes))
+    losses = [
+        entry["eval_loss"]
+        for entry in map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        if "eval_loss" in entry
+    ]
+    assert losses[-1] < losses[0]
+    trained = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert trained.config.model_type == f"versatile_{family}"
+    assert trained.config.tau < 5
+    assert json.loads((run / "run.json").read_text())["variant"] == "versatile"

@@ -84,5 +84,5 @@ def test_continuing_reads_the_same_tokens_in_the_same_order(name):
     assert orders[0] == orders[1]
     assert again.model.init_from == f"{base.run.output_dir}/model"
     assert again.run.output_dir != base.run.output_dir
-    assert again.model.ffn_config().variant == "versatile"
+    assert again.model.ffn.variant == "versatile"
     assert again.run.schedule_steps is None

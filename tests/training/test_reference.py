@@ -1,15 +1,14 @@
 """The reference of the YAML file is rendered from what checks it, and the page is its copy."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from versatileffn.cli.main import app
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.knobs import knobs
 from versatileffn.training.config import TrainConfig
-from versatileffn.training.config_file import _dotted_keys
+from versatileffn.training.config_file import dotted_keys
 from versatileffn.training.reference import reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -28,8 +27,8 @@ def test_every_key_is_in_it_once_in_its_section():
         if line.startswith("| `"):
             found.append(f"{section}.{line.split('`')[1]}")
             assert len(line.split(" | ")[-1]) > 8, line  # a description
-    wanted = [key for key in _dotted_keys(TrainConfig) if "." in key]
-    wanted += [f"model.ffn.{field.name}" for field in dataclasses.fields(FFNConfig)]
+    wanted = [key for key in dotted_keys(TrainConfig) if "." in key]
+    wanted += ["model.ffn.variant", *(f"model.ffn.{knob.name}" for knob in knobs())]
     assert sorted(found) == sorted(wanted)
 
 
@@ -38,7 +37,8 @@ def test_every_key_is_in_it_once_in_its_section():
     ("adam_beta2", "| number ≥ 0, < 1 | `0.95` |"),
     ("eval_windows", "| whole number ≥ 1, ≤ 2^40 or null | null |"),
     ("hidden_act", "| `silu`, `gelu`, `gelu_pytorch_tanh`, `relu` | `silu` |"),
-    ("d_expert", "| whole number or null | null |"),
+    ("d_expert", "| moe, versatile | whole number or null | null |"),
+    ("ffn", "| mapping, see below | left out |"),
     ("tau", "| mapping, see below | see below |"),
     ("architecture", "| mapping, see below | left out |"),
 ])  # fmt: skip

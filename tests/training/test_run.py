@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import ConfigError, DataError
 from versatileffn.evaluation.held_out import held_out_loss
+from versatileffn.evaluation.loops import layer_use
 from versatileffn.training import arguments
 from versatileffn.training import run as run_module
 from versatileffn.training.run import train
 from versatileffn.training.schedules import tau_at
+from versatileffn.training.telemetry import Telemetry
 
 TINY_LAYERS = 2
 VERSATILE = {"variant": "versatile", "num_experts": 4, "max_loops": 3}
@@ -87,6 +89,55 @@ def test_versatile_run_reports_every_layer(make_config):
     assert config["tau"] == 0.1
 
 
+def test_a_controller_without_a_temperature_is_reported_all_the_same(make_config):
+    ffn = {"controller": "token-choice", "fusion": "depth", "max_loops": 3}
+    run = train(make_config(model__ffn=ffn | {"reuse_gains": "learned"}))
+    steps = [entry for entry in read_log(run) if "loss" in entry]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert "tau" not in steps[0]
+    for layer in ("layer_1", "layer_2"):
+        assert 1 <= steps[0][f"{layer}/mean_loops"] <= 3
+        assert 0 < steps[0][f"{layer}/lambda"] < 1
+        assert f"{layer}/expert_load_0" not in steps[0]
+    assert steps[0]["aux_loss"] > 0.9
+
+
+def test_telemetry_averages_the_micro_batches_of_a_step(make_config):
+    """Against the plans of all the tokens at once."""
+    model = AutoModelForCausalLM.from_pretrained(train(make_config(model__ffn=VERSATILE)) / "model")
+    ids = torch.randint(0, 64, (4, 16))
+    telemetry = Telemetry(model)
+    with torch.no_grad():
+        for part in ids.split(2):
+            telemetry.add(model(part, **telemetry.request(), labels=part), part)
+    found = telemetry.take()
+    for layer, use in enumerate(layer_use(model, [ids]), start=1):
+        assert found[f"layer_{layer}/mean_loops"] == pytest.approx(use.mean_loops)
+        assert found[f"layer_{layer}/lambda"] == pytest.approx(use.mean_lam)
+        for expert, load in enumerate(use.expert_load):
+            assert found[f"layer_{layer}/expert_load_{expert}"] == pytest.approx(load)
+    assert telemetry.take() == {}
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({"model__ffn": VERSATILE}, ["packed", "packed_training"]),
+    ({"model__ffn": VERSATILE, "run__execution": "recompute"}, ["packed", "recomputed"]),
+    ({"model__ffn": VERSATILE, "run__execution": "masked"}, ["masked"]),
+    ({"model__ffn": VERSATILE | {"loop_mix": "soft"}}, ["masked"]),
+    ({"model__ffn": {"variant": "k-loop"}}, ["masked"]),
+    ({}, []),
+], ids=str)  # fmt: skip
+def test_the_record_says_how_plans_were_carried_out_and_why(
+    make_config, tmp_path, settings, expected
+):
+    """Training, and the evaluations beside it."""
+    train(make_config(model__ffn={"variant": "dense"}))  # of another run nothing is told
+    run = train(make_config(**settings, run__output_dir=str(tmp_path / "second")))
+    used = json.loads((run / "run.json").read_text())["execution"]
+    assert [each["executor"] for each in used] == expected
+    assert all(each["reason"] for each in used)
+
+
 @pytest.mark.parametrize("ffn", [
     {"variant": "moe", "num_experts": 4},
     {"variant": "k-loop", "num_loops": 2, "reuse_gains": "learned"},
@@ -117,8 +168,8 @@ def test_held_out_loss_is_the_one_that_evaluation_measures(make_config, tokens, 
     summary = json.loads((train(config) / "run.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(Path(config.run.output_dir) / "model")
     measured = held_out_loss(model, PackedDataset(tokens, "val", 32), windows=range(10))
-    assert summary["eval_loss"] == pytest.approx(measured.nats_per_token, rel=1e-6)
-    assert summary["eval_bits_per_byte"] == pytest.approx(measured.bits_per_byte, rel=1e-6)
+    assert summary["eval_loss"] == measured.nats_per_token
+    assert summary["eval_bits_per_byte"] == measured.bits_per_byte
     assert summary["eval_tokens"] == measured.tokens
 
 

@@ -13,12 +13,14 @@ from versatileffn.training.checkpoints import (
     newest_whole,
     prune,
 )
-from versatileffn.training.inputs import differences, inputs_sha256
+from versatileffn.training.inputs import FORMAT, differences, inputs_sha256
 from versatileffn.training.log_file import restore_log
 from versatileffn.training.run_folder import RunFolder
 from versatileffn.workspace.durable import remove
 
 INPUTS = {
+    "format": FORMAT,
+    "imports": {},
     "config": {"run": {"seed": 0}, "optim": {"tau": {"end": 0.1}}},
     "tokens_meta_sha256": "0" * 64,
     "world_size": 1,
@@ -122,6 +124,15 @@ def test_a_new_folder_then_the_same_run_then_another(folder):
     assert folder.check(INPUTS).name == "checkpoint-4"
     with pytest.raises(ConfigError, match="world_size is 2, was 1"):
         folder.check(INPUTS | {"world_size": 2})
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(folder):
+    """Its checkpoints call tensors otherwise, and order the optimizer's state otherwise."""
+    inputs = json.loads(folder.inputs.read_text())
+    del inputs["format"], inputs["imports"]
+    folder.inputs.write_text(json.dumps(inputs))
+    with pytest.raises(ConfigError, match=r"of another version .* finish it with that version, or"):
+        folder.check(INPUTS)
 
 
 @pytest.mark.parametrize("content", ["{torn", "[]", "", "5", "[" * 100_000, "1" * 5000, None])

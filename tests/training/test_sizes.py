@@ -5,11 +5,12 @@ import pytest
 from versatileffn import memory
 from versatileffn.errors import ResourceError
 from versatileffn.ffn.config import FFNConfig
+from versatileffn.models.weights import parameter_count
 from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.init import new_model
 from versatileffn.training.run import train
-from versatileffn.training.sizes import check_sizes, parameter_count
+from versatileffn.training.sizes import check_sizes
 
 TINY = {
     "hidden_size": 32,
@@ -26,7 +27,7 @@ LARGE_BATCH = {"run__per_device_train_batch_size": 2**13, "run__tokens_per_batch
 @pytest.mark.parametrize("variant", [None, "dense", "k-loop", "moe", "versatile"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_parameters_are_counted_without_building(variant, tied):
-    ffn = None if variant is None else FFNConfig(variant=variant, reuse_gains="learned")
+    ffn = None if variant is None else FFNConfig.from_dict({"variant": variant})
     architecture = Architecture(**TINY, tie_word_embeddings=tied)
     config = architecture_config(architecture, ffn)
     assert parameter_count(config) == new_model(config).num_parameters()
@@ -34,8 +35,9 @@ def test_parameters_are_counted_without_building(variant, tied):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("change", "message"), [
-    ({"model__architecture": {**TINY, "num_hidden_layers": MILLION}},
-     r"parameters in 1,000,000 layers.* needs .*iB of memory, .*iB are available: choose smaller"),
+    ({"model__architecture": {**TINY, "num_hidden_layers": 1024, "vocab_size": MILLION,
+                              "hidden_size": 1024}},
+     r"parameters in 1,024 layers.* needs .*iB of memory, .*iB are available: choose smaller"),
     ({"model__architecture": {**TINY, "intermediate_size": MILLION, "hidden_size": MILLION}},
      "needs .* available"),
     ({"model__ffn": {"max_loops": 1024}, **LARGE_BATCH},
@@ -54,6 +56,15 @@ def test_too_much_of_anything_is_refused_at_once(
         train(make_config(**change))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_that_differ_are_counted_each():
+    """In every second layer of this one there are experts, of the family's own."""
+    architecture = Architecture(
+        **TINY, family="llama4_text", more={"interleave_moe_layer_step": 2, "num_local_experts": 3}
+    )
+    config = architecture_config(architecture, None)
+    assert parameter_count(config) == new_model(config).num_parameters()
 
 
 def test_a_large_batch_alone_fits(make_config, monkeypatch):

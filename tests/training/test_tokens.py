@@ -1,6 +1,5 @@
 """Tokens that aren't what was tokenized are refused, at the start and on resuming."""
 
-import json
 import shutil
 
 import numpy as np
@@ -51,13 +50,3 @@ def test_much_data_shows_progress(tokens, monkeypatch):
     verify_tokens(tokens, TokenMeta.load(tokens), said.append)
     assert "verifying" in said[0]
     assert len(said) > 2
-
-
-def test_a_folder_of_an_earlier_version_trains_and_says_so(make_config, tokens, tmp_path):
-    folder = tmp_path / "tokens"
-    shutil.copytree(tokens, folder)
-    meta = json.loads((folder / "meta.json").read_text())
-    del meta["files"]
-    (folder / "meta.json").write_text(json.dumps(meta | {"format": 1}))
-    with pytest.warns(UserWarning, match="can't be verified"):
-        train(make_config(data__tokens=str(folder)))

@@ -1,15 +1,12 @@
 """What the Trainer is told: who decays, and what the processes share."""
 
-import torch
-from torch.utils.data import TensorDataset
-
 from versatileffn.data.packed import PackedDataset
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import Versatile
+from versatileffn.models.family import model_class
 from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.arguments import training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.init import new_model
-from versatileffn.training.trainer import ReuseTrainer, whole_batches
+from versatileffn.training.trainer import ReuseTrainer
 
 ARCHITECTURE = {
     "hidden_size": 32,
@@ -25,11 +22,10 @@ def test_norms_biases_and_gains_do_not_decay_and_embeddings_do(make_config, tmp_
     config = make_config()
     data = PackedDataset(config.data.tokens, "train", 32)
     plan = plan_batches(config, len(data), 1)
-    model = new_model(
-        architecture_config(Architecture(**ARCHITECTURE), FFNConfig(reuse_gains="learned"))
-    )
-    args = training_arguments(config, plan, tmp_path, eval_batch_size=8)
-    trainer = ReuseTrainer(model, args, plan, data, data, 256, 3.0)
+    made = architecture_config(Architecture(**ARCHITECTURE), Versatile(reuse_gains="learned"))
+    model = model_class(made)(made)
+    args = training_arguments(config, plan, tmp_path)
+    trainer = ReuseTrainer(model, args, plan, data, data, 256)
     decays, spared = trainer.create_optimizer().param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     spared_names = {names[id(p)] for p in spared["params"]}
@@ -39,21 +35,11 @@ def test_norms_biases_and_gains_do_not_decay_and_embeddings_do(make_config, tmp_
         "model.norm.weight",
         f"{layer}input_layernorm.weight",
         f"{layer}post_attention_layernorm.weight",
-        f"{layer}controller.width_gain",
-        f"{layer}controller.loop_gains",
+        f"{layer}gains.width_gain",
+        f"{layer}gains.loop_gains",
     }
     assert (decays["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     decayed_names = {names[id(p)] for p in decays["params"]}
     assert {"model.embed_tokens.weight", "lm_head.weight"} <= decayed_names
     assert decayed_names | spared_names == set(names.values())
     assert (decays["betas"], decays["eps"]) == ((0.9, 0.95), 1e-8)
-
-
-def test_held_out_windows_are_shared_evenly():
-    windows = TensorDataset(torch.arange(21))
-    assert [(len(w), b) for w, b in (whole_batches(windows, 4, n) for n in (1, 2, 8, 30))] == [
-        (21, 4),  # nothing is left out
-        (16, 4),
-        (16, 2),  # smaller batches rather than fewer windows
-        (21, 1),
-    ]

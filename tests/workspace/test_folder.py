@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -65,16 +64,6 @@ def test_only_folders_with_our_record_and_only_our_files_are_replaced(tmp_path):
         write(out, "second", overwrite=True)
     assert (out / "content").read_text() == "first"
     assert os.listdir(tmp_path) == ["out"]
-
-
-def test_folders_of_earlier_versions_are_known_by_their_names(tmp_path):
-    (tmp_path / RECORD).write_text("{}")
-    (tmp_path / "content").touch()
-    earlier = re.compile("content|config")
-    check_free(tmp_path, RECORD, overwrite=True, earlier=earlier)
-    (tmp_path / "thesis").touch()
-    with pytest.raises(ConfigError, match="holds thesis"):
-        check_free(tmp_path, RECORD, overwrite=True, earlier=earlier)
 
 
 def test_links_are_followed_and_other_things_left_alone(tmp_path):

@@ -1,28 +1,34 @@
 """Activation memory, measured: bytes that an FFN keeps for its backward pass, per token.
 
-A real layer runs forward, and every tensor that autograd saves is seen through
+A real layer's FFN runs forward, and every tensor that autograd saves is seen through
 `saved_tensors_hooks`. Storages count once however many views of them are saved, and whole, because
 a saved view keeps all of its storage alive. Two numbers of tokens are run and their difference
 taken, so that weights, and what autocast makes of them, drop out.
 """
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import ceil, floor
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import LlamaConfig
+from torch import Tensor
 
 from versatileffn.analysis.flops import ffn_of
 from versatileffn.analysis.saved import saved_for_backward
-from versatileffn.ffn.controller import ReuseController
-from versatileffn.ffn.plan import ReusePlan
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaDecoderLayer
+from versatileffn.execution.select import Execution
+from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
+from versatileffn.models.family import is_reuse, reuse_config
+from versatileffn.models.weights import skeleton
 
 TOKENS = (2, 4)
 
 
 def ffn_activation_bytes(
-    config: LlamaConfig, bf16: bool = False, mean_loops: float | None = None
+    config: Any,
+    bf16: bool = False,
+    mean_loops: float | None = None,
+    execution: Execution = "auto",
 ) -> float:
     """Bytes per token that all FFNs of a model keep for the backward pass in training.
 
@@ -30,64 +36,30 @@ def ffn_activation_bytes(
     plan itself holds are not seen where an executor keeps the plan as a whole.
 
     Args:
-        config: a `VersatileLlamaConfig` of any variant, or a plain LlamaConfig (dense). Its
-            `execution` chooses what carries out a plan.
+        config: of a model of any family, dense or reused.
         bf16: under bfloat16 autocast, weights in float32.
         mean_loops: E[ℓ̂], on which packed training's memory depends, 1 to L: measured with all
             tokens at the whole numbers around it. None stands for L, the most.
+        execution: what carries out a plan.
 
     Returns:
         Bytes per token. It doesn't depend on the weights, nor on how many tokens there are.
     """
     ffn = ffn_of(config)
-    mean = ffn.max_loops if mean_loops is None else mean_loops
+    mean = ffn.loops if mean_loops is None else mean_loops
     below, above = floor(mean), ceil(mean)
-    layer = _ffn_layer(config)
-    measured = {loops: _per_token(layer, config, loops, bf16) for loops in {below, above}}
+    model: Any = skeleton(config if is_reuse(config) else reuse_config(config, ffn))
+    model.set_execution(execution)
+    layers = model.reuse_layers()
+    layer = _with_zeros(layers[0])
+    with torch.random.fork_rng(devices=[]):
+        measured = {n: _per_token(layer, config.hidden_size, n, bf16) for n in {below, above}}
     between = measured[below] + (mean - below) * (measured[above] - measured[below])
-    return config.num_hidden_layers * between
+    return len(layers) * between
 
 
-def _per_token(
-    layer: VersatileLlamaDecoderLayer, config: LlamaConfig, loops: int, bf16: bool
-) -> float:
-    """Bytes that one layer keeps for each token, all of which run `loops` loops."""
-    if layer.controller is not None and layer.controller.loop_head is not None:
-        prescribe(layer.controller, loops)
-    few, many = (saved_bytes(layer, _hidden(config, tokens), bf16) for tokens in TOKENS)
-    return (many - few) / (TOKENS[1] - TOKENS[0])
-
-
-def prescribe(controller: ReuseController, loops: int) -> None:
-    """Give every token `loops` loops, by noise that outweighs any logit; the gradients stay."""
-    decide = type(controller).forward
-
-    def forward(hidden: Tensor) -> ReusePlan:
-        noise = torch.zeros(*hidden.shape[:-1], controller.config.max_loops)
-        noise[..., loops - 1] = 1e4
-        return decide(controller, hidden, gumbel_noise=noise)
-
-    controller.forward = forward  # type: ignore[method-assign, assignment]
-
-
-def saved_bytes(layer: VersatileLlamaDecoderLayer, hidden: Tensor, bf16: bool = False) -> float:
-    """Bytes that autograd keeps of one application of a layer's FFN, its parameters excepted.
-
-    Args:
-        layer: in training mode.
-        hidden: [B, T, D], requiring a gradient.
-        bf16: under bfloat16 autocast.
-    """
-    autocast = torch.autocast(hidden.device.type, torch.bfloat16, enabled=bf16)
-    with torch.enable_grad(), autocast:
-        return saved_for_backward(lambda: layer.apply_ffn(hidden), layer.parameters()).bytes
-
-
-def _ffn_layer(config: LlamaConfig) -> VersatileLlamaDecoderLayer:
-    """One layer without its attention; weights of zero cost the least and change no count."""
-    with torch.device("meta"):
-        layer = VersatileLlamaDecoderLayer(VersatileLlamaConfig.from_ffn(config, ffn_of(config)), 0)
-    layer.self_attn = layer.input_layernorm = nn.Identity()  # type: ignore[assignment]
+def _with_zeros(layer: Any) -> Any:
+    """A layer with memory; weights of zero change no count."""
     layer = layer.to(torch.float32).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -95,5 +67,50 @@ def _ffn_layer(config: LlamaConfig) -> VersatileLlamaDecoderLayer:
     return layer.train()
 
 
-def _hidden(config: LlamaConfig, tokens: int) -> Tensor:
-    return torch.ones(1, tokens, config.hidden_size, requires_grad=True)
+def _per_token(layer: Any, d_model: int, loops: int, bf16: bool) -> float:
+    """Bytes that one layer keeps for each token, all of which run `loops` loops."""
+
+    def saved(tokens: int) -> float:
+        hidden = torch.ones(1, tokens, d_model, requires_grad=True)
+        return saved_bytes(lambda: run_ffn(layer, hidden, loops), layer.parameters(), bf16)
+
+    few, many = map(saved, TOKENS)
+    return (many - few) / (TOKENS[1] - TOKENS[0])
+
+
+def run_ffn(layer: Any, hidden: Tensor, loops: int) -> Tensor:
+    """A layer's update of hidden states whose tokens all take `loops` loops, where they may choose.
+
+    Args:
+        layer: a `Reuse` layer of a model.
+        hidden: [..., D].
+        loops: 1 … L.
+    """
+    view, plan = layer.ffn_view(), None
+    if layer.controller is not None:
+        plan = layer.decide(hidden, view)
+        if plan.hard and plan.uniform is None and plan.max_loops > 1:
+            plan = at(plan, loops)
+    update: Tensor = layer.reuse(hidden, view, plan)[0]
+    return update
+
+
+def at(plan: ReusePlan, loops: int) -> ReusePlan:
+    """The same plan with `loops` loops for every token; gradients reach all that decided."""
+    count = torch.full_like(plan.loop_count, loops)
+    one_hot = one_hot_loops(count, plan.max_loops).to(plan.loop_probs.dtype)
+    probs = one_hot + (plan.loop_probs - plan.loop_probs.detach())
+    lam = plan.lam if plan.fusion is None else width_share(plan.fusion, probs)
+    return replace(plan, loop_count=count, loop_probs=probs, lam=lam)
+
+
+def saved_bytes(run: Callable[[], Tensor], weights: Iterable[Tensor], bf16: bool = False) -> float:
+    """Bytes that autograd keeps of a forward pass on the CPU, weights excepted.
+
+    Args:
+        run: the forward pass.
+        weights: tensors that are there anyway.
+        bf16: under bfloat16 autocast.
+    """
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return saved_for_backward(run, weights).bytes

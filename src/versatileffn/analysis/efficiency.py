@@ -3,22 +3,19 @@
 Source: arXiv 2512.14531, Table 2, with activation memory and our own accounting beside it.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from transformers import LlamaConfig
+from typing import Any, TypeVar
 
 from versatileffn.analysis.activations import ffn_activation_bytes
-from versatileffn.analysis.flops import (
-    controller_flops_per_token,
-    ffn_flops_per_token,
-    ffn_of,
-    parameter_count,
-)
+from versatileffn.analysis.flops import Accounting, ModelCost, ffn_of, model_cost
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.models.llama import VersatileLlamaConfig
+from versatileffn.execution.select import Execution
+from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.models.family import reuse_config
 
+Form = TypeVar("Form", bound=FFNConfig)
 LOOPS = (2, 4, 6)
 """Source: the k-Loop baselines of Table 2."""
 
@@ -53,7 +50,7 @@ class EfficiencyRow:
 
 
 def efficiency_table(
-    config: LlamaConfig,
+    config: Any,
     mean_loops: float | None = None,
     share_below_max: float | None = None,
     executed: float | None = None,
@@ -62,8 +59,8 @@ def efficiency_table(
     """Parameters, FFN FLOPs and activation memory of every form of an architecture.
 
     Args:
-        config: a `VersatileLlamaConfig` of any variant, or a plain LlamaConfig (dense). What it
-            says about experts and loops holds for all rows; the paper's values fill in.
+        config: of a model of any family, dense or reused. What it says about experts and loops
+            holds for all rows; the paper's values fill in.
         mean_loops: N_mean of the VersatileFFN rows, 1 to L.
         share_below_max: P of the VersatileFFN rows, 0 to 1.
         executed: FFN FLOPs per token that were counted for the model itself.
@@ -71,70 +68,65 @@ def efficiency_table(
 
     Raises:
         ConfigError: `mean_loops` or `share_below_max` is out of range.
+        CheckpointError: the family is unknown.
     """
-    rows = []
-    for name, own, ffn in forms(ffn_of(config), config.intermediate_size):
-        form = VersatileLlamaConfig.from_ffn(config, ffn)
-        paper, ours = _flops(form, ffn, mean_loops, share_below_max)
+    own, rows = ffn_of(config), []
+    for name, ffn, execution in forms(own, config.intermediate_size):
+        form = reuse_config(config, ffn)
+        cost = model_cost(form)
+        paper, ours = (_flops(cost, mean_loops, share_below_max, a) for a in ("paper", "ours"))
+        kept = [
+            ffn_activation_bytes(form, bf16, mean_loops, execution) if memory else None
+            for bf16 in (False, True)
+        ]
+        mine = ffn == own and execution == "auto"
         rows.append(
             EfficiencyRow(
-                name,
-                own,
-                parameter_count(form),
-                paper,
-                ours,
-                executed if own else None,
-                controller_flops_per_token(form),
-                ffn_activation_bytes(form, False, mean_loops) if memory else None,
-                ffn_activation_bytes(form, True, mean_loops) if memory else None,
-            )
+                name, mine, cost.parameters, paper, ours, executed if mine else None,
+                cost.controller, *kept,
+            )  # fmt: skip
         )
     return rows
 
 
-def forms(own: FFNConfig, d_hidden: int) -> Iterator[tuple[str, bool, FFNConfig]]:
-    """Name, whether it is the model's own, and FFN of each row of the table.
+def forms(own: FFNConfig, d_hidden: int) -> Iterator[tuple[str, FFNConfig, Execution]]:
+    """Name, FFN and execution of each row of the table.
 
     Args:
         own: the model's FFN.
         d_hidden: F; forms whose experts don't fit into it are left out.
     """
-    yield "Base", own.variant == "dense", own.replace(variant="dense", execution="auto")
-    loops = own.num_loops if own.variant == "k-loop" else LOOPS[0]
-    for count in sorted({*LOOPS, loops}):
-        mine = own.variant == "k-loop" and own.num_loops == count
-        yield f"{count}-Loop", mine, own.replace(variant="k-loop", num_loops=count)
-    reuse = own.replace(variant="versatile")
-    states_only = own.execution == "recompute"
-    mine = own.variant == "versatile"
-    choices = [
-        ("MoE", own.variant == "moe", own.replace(variant="moe")),
-        (
-            "VersatileFFN",
-            mine and not states_only,
-            reuse.replace(execution="auto") if states_only else reuse,
-        ),
+    yield "Base", Dense(), "auto"
+    for count in sorted({*LOOPS, own.num_loops if isinstance(own, KLoop) else LOOPS[0]}):
+        yield f"{count}-Loop", like(own, KLoop, num_loops=count), "auto"
+    reuse = like(own, Versatile)
+    choices: list[tuple[str, FFNConfig, Execution]] = [
+        ("MoE", like(own, MoE), "auto"),
+        ("VersatileFFN", reuse, "auto"),
     ]
-    if own.loop_mix == "hard" and own.execution != "masked":  # else every loop is kept
-        states = reuse.replace(execution="recompute")
-        choices.append(("VersatileFFN, states only", mine and states_only, states))
+    if reuse.loop_mix == "hard":  # else every loop is kept
+        choices.append(("VersatileFFN, states only", reuse, "recompute"))
     for choice in choices:
         try:
-            choice[2].expert_size(d_hidden)
+            choice[1].expert_size(d_hidden)
         except ConfigError:
             continue
         yield choice
 
 
+def like(own: FFNConfig, variant: type[Form], **changes: Any) -> Form:
+    """Another variant, with those knobs of `own` that it has, too."""
+    known = {field.name for field in dataclasses.fields(variant)}
+    shared = {name: value for name, value in dataclasses.asdict(own).items() if name in known}
+    return variant(**(shared | changes))
+
+
 def _flops(
-    form: LlamaConfig, ffn: FFNConfig, mean_loops: float | None, share: float | None
-) -> tuple[float | None, float | None]:
-    """The paper's accounting and ours; None where a measurement is missing."""
-    needs_loops = ffn.uses_depth and ffn.loop_mix == "hard"
-    needs_share = needs_loops and ffn.uses_width and ffn.fusion == "difficulty"
-    if needs_loops and mean_loops is None:
-        return None, None
-    ours = ffn_flops_per_token(form, mean_loops, share)
-    if needs_share and share is None:
-        return None, ours
-    return ffn_flops_per_token(form, mean_loops, share, accounting="paper"), ours
+    cost: ModelCost, mean_loops: float | None, share: float | None, accounting: Accounting
+) -> float | None:
+    """FLOPs by one accounting; None where a measurement is missing."""
+    if cost.needs_loops and mean_loops is None:
+        return None
+    if cost.needs_share(accounting) and share is None:
+        return None
+    return cost.ffn_flops(mean_loops, share, accounting)

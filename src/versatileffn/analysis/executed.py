@@ -22,6 +22,9 @@ from versatileffn.errors import ConfigError
 
 CONTROLLERS = ("controller", "experts.router")
 TORCHS_OWN = ("aten", "prim", "prims", "c10", "c10d", "_c10d_functional", "profiler")
+LAYER = re.compile(r"\.layers\.\d+$")
+ATTENTION = re.compile(r"\.layers\.\d+\.\w*att\w*$")
+"""Modules of a family's decoder layer; norms that are named after attention multiply nothing."""
 PRODUCT = re.compile(r"mm|mv|linear|matmul|conv|(^|_)v?dot$|einsum")
 """In the name of an operator that multiplies matrices."""
 
@@ -50,7 +53,7 @@ def executed_ffn_flops(model: nn.Module, batches: Iterable[Tensor]) -> ExecutedF
     Source: Algorithm 2 does Σ loops FFN applications; this is what is there to see of it.
 
     Args:
-        model: a causal language model with its layers in `model.model.layers`.
+        model: a causal language model, ours or dense, of any family.
         batches: token ids, each [B, T].
 
     Returns:
@@ -83,7 +86,7 @@ def executed_ffn_flops(model: nn.Module, batches: Iterable[Tensor]) -> ExecutedF
             "with torch.utils.flop_counter.register_flop_formula"
         )
     total = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    return _per_token(total, type(model).__name__, len(model.model.layers), tokens)  # type: ignore[union-attr,arg-type]
+    return _per_token(total, tokens)
 
 
 class _Unseen(TorchDispatchMode):
@@ -98,8 +101,8 @@ class _Unseen(TorchDispatchMode):
         """Run one operator, and look at its name."""
         modules = self.counter.mod_tracker.parents
         if func._overloadpacket not in self.counter.flop_registry and _may_multiply(func):
-            within = any(".layers." in module for module in modules)
-            if within and not any(".self_attn" in module for module in modules):
+            within = any(LAYER.search(module) for module in modules)
+            if within and not any(ATTENTION.search(module) for module in modules):
                 self.operators.add(str(func._overloadpacket))
         return func(*args, **(kwargs or {}))
 
@@ -111,12 +114,12 @@ def _may_multiply(func: Any) -> bool:
     return PRODUCT.search(func._overloadpacket.__name__) is not None
 
 
-def _per_token(total: Mapping[str, int], root: str, num_layers: int, tokens: int) -> ExecutedFlops:
+def _per_token(total: Mapping[str, int], tokens: int) -> ExecutedFlops:
     by_layer, controllers = [], 0
-    for index in range(num_layers):
-        layer = f"{root}.model.layers.{index}"
+    for layer in filter(LAYER.search, total):
         controller = sum(total.get(f"{layer}.{name}", 0) for name in CONTROLLERS)
-        attention = total.get(f"{layer}.self_attn", 0)
+        inside = [name for name in total if name.rpartition(".")[0] == layer]
+        attention = sum(total[name] for name in inside if ATTENTION.search(name))
         by_layer.append((total[layer] - attention - controller) / tokens)
         controllers += controller
     return ExecutedFlops(math.fsum(by_layer), controllers / tokens, tuple(by_layer), tokens)

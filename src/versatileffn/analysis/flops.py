@@ -1,152 +1,169 @@
-"""Parameters and FFN FLOPs per token by formula, for every variant.
+"""Parameters, and FFN FLOPs per token, counted on a model without memory for its weights.
 
-Source: arXiv 2512.14531, Table 2; 2 FLOPs per multiply-add. Norms, activations, gates and the
-mixing of pathways are not counted, and neither are the router and the loop predictor: the paper
-leaves them out too, and `controller_flops_per_token` lists them by themselves. What a real
-forward pass executes is measured in `executed.py`, not here.
+One token goes through each part of each FFN under torch's FLOP counter, whatever the family calls
+these parts; loops and pathways are then put together as Table 2 of arXiv 2512.14531 does. 2 FLOPs
+per multiply-add. Norms, activations, gates and the mixing of pathways are not counted, and neither
+are routers and loop predictors: the paper leaves them out too, and `controller` has them by itself.
+What a real forward pass executes is measured in `executed.py`, not here.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from transformers import LlamaConfig
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import Dense, FFNConfig, MoE, Versatile
+from versatileffn.models.family import is_reuse, reuse_config
+from versatileffn.models.weights import skeleton
 
 Accounting = Literal["paper", "ours"]
-MATRICES = 3  # gate, up and down projection of a gated FFN
 
 
-def parameter_count(config: LlamaConfig) -> int:
-    """Number of parameters of the whole model; tied embeddings count once.
-
-    Source: Table 2, first number of each pair.
-
-    Args:
-        config: a `VersatileLlamaConfig` of any variant, or a plain LlamaConfig (dense).
-
-    Returns:
-        The count, equal to the sum of `numel` over the built model's parameters.
-    """
-    D, F, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-    head_dim = config.head_dim or D // config.num_attention_heads
-    query = config.num_attention_heads * head_dim
-    key_value = (config.num_key_value_heads or config.num_attention_heads) * head_dim
-    attention = 2 * D * query + 2 * D * key_value
-    if config.attention_bias:
-        attention += query + 2 * key_value + D
-    dense_ffn = MATRICES * D * F + (2 * F + D if config.mlp_bias else 0)
-    layer = attention + dense_ffn + 2 * D + added_parameters_per_layer(ffn_of(config), D, F)
-    embeddings = vocab * D * (1 if config.tie_word_embeddings else 2)
-    return embeddings + config.num_hidden_layers * layer + D
+def ffn_of(config: Any) -> FFNConfig:
+    """The FFN that a model's config describes; one of Transformers' own is dense."""
+    ffn: FFNConfig = config.ffn() if is_reuse(config) else Dense()
+    return ffn
 
 
-def ffn_of(config: LlamaConfig) -> FFNConfig:
-    """The FFN that a model's config describes; a plain Llama's is dense."""
-    return config.ffn() if hasattr(config, "ffn") else FFNConfig(variant="dense")
-
-
-def added_parameters_per_layer(ffn: FFNConfig, d_model: int, d_hidden: int) -> int:
-    """Parameters that a variant adds to one dense layer.
-
-    Source: Section 3 of the paper (router D·N, loop predictor D·L) and Table 2 (MoE).
-    """
-    learned = ffn.reuse_gains == "learned"
-    if ffn.variant == "moe":
-        d_expert = ffn.expert_size(d_hidden)
-        return d_model * ffn.num_experts * (1 + MATRICES * d_expert)
-    if ffn.variant == "k-loop":
-        return ffn.num_loops - 1 if learned else 0
-    if ffn.variant == "versatile":
-        width = d_model * ffn.num_experts + learned if ffn.uses_width else 0
-        depth = d_model * ffn.max_loops + (ffn.max_loops - 1) * learned if ffn.uses_depth else 0
-        return width + depth
-    return 0
-
-
-def ffn_flops_per_token(
-    config: LlamaConfig,
-    mean_loops: float | None = None,
-    share_below_max: float | None = None,
-    accounting: Accounting = "ours",
-) -> float:
-    """Matrix-product FLOPs of all FFNs for one token at inference, by formula.
-
-    Source: Table 2, second number of each pair: Base = layers·3·D·F·2; k-Loop = k·Base;
-    MoE = Base + layers·K·3·D·f·2. For the reuse layer `paper` is Base·N_mean + (MoE - Base)·P;
-    `ours` is Base·E[loops], since the width pathway costs no matrix product of its own
-    (its hidden activations are those of loop 1).
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model costs; FLOPs are of all its FFNs together, for one token.
 
     Args:
-        config: a `VersatileLlamaConfig` of any variant, or a plain LlamaConfig (dense).
-        mean_loops: mean loops per token over all layers (N_mean); versatile with the depth
-            pathway only, 1 to `max_loops`.
-        share_below_max: share of tokens that run fewer than `max_loops` loops (P), 0 to 1;
-            `paper` accounting of the `difficulty` fusion only.
-        accounting: `paper` adds the width pathway as if its experts ran; `ours` doesn't.
+        ffn: the variant.
+        parameters: of the whole model; tied embeddings count once. Source: Table 2.
+        once: FLOPs of the first loop, the dense FFN.
+        again: FLOPs of each further loop.
+        experts: FLOPs of the K experts of a token: real ones run; virtual ones the paper counts as
+            if they did.
+        width_down: FLOPs of the width pathway's own W_out, which it needs where a post-norm follows
+            or loops differ; elsewhere 0.
+        controller: FLOPs of routers and loop predictors, in no other number.
+    """
 
-    Returns:
-        FLOPs per token.
+    ffn: FFNConfig
+    parameters: int
+    once: int
+    again: int
+    experts: int
+    width_down: int
+    controller: int
+
+    @property
+    def needs_loops(self) -> bool:
+        """Whether the FLOPs depend on the loops that tokens take."""
+        return isinstance(self.ffn, Versatile) and self.ffn.uses_depth and not self._soft
+
+    def needs_share(self, accounting: Accounting = "ours") -> bool:
+        """Whether they depend on the share of tokens that skip the width pathway."""
+        counted = accounting == "paper" or self.width_down > 0
+        return counted and self.needs_loops and self.ffn.fusion == "difficulty"  # type: ignore[attr-defined]
+
+    def ffn_flops(
+        self,
+        mean_loops: float | None = None,
+        share_below_max: float | None = None,
+        accounting: Accounting = "ours",
+    ) -> float:
+        """Matrix-product FLOPs of all FFNs for one token at inference.
+
+        Source: Table 2, second number of each pair: Base; k-Loop = k·Base; MoE = Base + K experts;
+        for the reuse layer `paper` is Base·N_mean + (MoE − Base)·P. `ours` leaves the width pathway
+        out where it costs no product of its own (its hidden activations are those of loop 1).
+
+        Args:
+            mean_loops: N_mean, mean loops per token over all layers, 1 to L; where tokens decide.
+            share_below_max: P, share of tokens that run fewer than L loops, 0 to 1; where those
+                that don't skip the width pathway, and it counts.
+            accounting: `paper` adds the width pathway as if its experts ran; `ours` doesn't.
+
+        Raises:
+            ConfigError: a measured value that is needed is missing or out of range.
+        """
+        if accounting not in ("paper", "ours"):
+            raise ConfigError(f"accounting={accounting!r} is unknown: choose 'paper' or 'ours'")
+        flops = self.once + self.again * (self._loops(mean_loops) - 1)
+        if isinstance(self.ffn, MoE):
+            return flops + self.experts
+        width = self.experts if accounting == "paper" else self.width_down
+        return flops + (width * self._share(share_below_max, accounting) if width else 0)
+
+    @property
+    def _soft(self) -> bool:
+        return getattr(self.ffn, "loop_mix", "hard") == "soft"
+
+    def _loops(self, mean_loops: float | None) -> float:
+        most = self.ffn.loops
+        if not self.needs_loops:  # with a soft mix every loop has a weight, so every loop runs
+            return float(most)
+        if mean_loops is None:
+            raise ConfigError(
+                "mean_loops is missing: a versatile model's FLOPs depend on the loops that its "
+                "tokens take; measure them with `versatileffn.evaluation.loops.layer_use`"
+            )
+        if not 1 <= mean_loops <= most:
+            raise ConfigError(f"mean_loops={mean_loops!r} must lie in 1 to max_loops={most}")
+        return mean_loops
+
+    def _share(self, share: float | None, accounting: Accounting) -> float:
+        if not self.needs_share(accounting):
+            return 1.0  # λ is never exactly zero
+        if share is None or not 0 <= share <= 1:
+            raise ConfigError(
+                f"share_below_max={share!r} must be a share from 0 to 1: the width pathway counts "
+                "only for tokens that run fewer than max_loops loops"
+            )
+        return share
+
+
+def model_cost(config: Any) -> ModelCost:
+    """Count a model of any family and variant.
+
+    Args:
+        config: a reuse config, or a dense one of a known family.
 
     Raises:
-        ConfigError: a measured value that the variant needs is missing or out of range.
-    """
-    if accounting not in ("paper", "ours"):
-        raise ConfigError(f"accounting={accounting!r} is unknown: choose 'paper' or 'ours'")
-    ffn = ffn_of(config)
-    D, F, num_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    base = float(num_layers * MATRICES * D * F * 2)
-    experts = float(num_layers * ffn.top_k * MATRICES * D * ffn.expert_size(F) * 2)
-    if ffn.variant == "dense":
-        return base
-    if ffn.variant == "k-loop":
-        return base * ffn.num_loops
-    if ffn.variant == "moe":
-        return base + experts
-    loops = _mean_loops(ffn, mean_loops)
-    if accounting == "ours":
-        return base * loops
-    return base * loops + experts * _share_with_width(ffn, share_below_max)
-
-
-def _mean_loops(ffn: FFNConfig, mean_loops: float | None) -> float:
-    if not ffn.uses_depth:
-        return 1.0  # the shared expert is the whole FFN, once
-    if ffn.loop_mix == "soft":
-        return float(ffn.max_loops)  # every loop has a weight, so every loop runs
-    if mean_loops is None:
-        raise ConfigError(
-            "mean_loops is missing: a versatile model's FLOPs depend on the loops that its tokens "
-            "take; measure them with `versatileffn.analysis.loops.layer_use`"
-        )
-    if not 1 <= mean_loops <= ffn.max_loops:
-        raise ConfigError(f"mean_loops={mean_loops!r} must lie in 1 to max_loops={ffn.max_loops}")
-    return mean_loops
-
-
-def _share_with_width(ffn: FFNConfig, share_below_max: float | None) -> float:
-    if not ffn.uses_width:
-        return 0.0
-    if ffn.fusion != "difficulty" or ffn.loop_mix == "soft":
-        return 1.0  # λ is never exactly zero
-    if share_below_max is None or not 0 <= share_below_max <= 1:
-        raise ConfigError(
-            f"share_below_max={share_below_max!r} must be a share from 0 to 1: the paper counts "
-            "the width pathway only for tokens that run fewer than max_loops loops"
-        )
-    return share_below_max
-
-
-def controller_flops_per_token(config: LlamaConfig) -> int:
-    """FLOPs per token of the routers and loop predictors, which no other count includes.
-
-    The paper leaves them out: at D = 1024, F = 4096 they are 0.1 % of one dense FFN.
+        CheckpointError: the family is unknown.
     """
     ffn = ffn_of(config)
-    if ffn.variant == "moe":
-        outputs = ffn.num_experts
-    elif ffn.variant == "versatile":
-        outputs = ffn.num_experts * ffn.uses_width + ffn.max_loops * ffn.uses_depth
-    else:
-        outputs = 0
-    return 2 * config.num_hidden_layers * config.hidden_size * outputs
+    model: Any = skeleton(config if is_reuse(config) else reuse_config(config, ffn)).eval()
+    layers = [_layer_cost(layer, ffn, config.hidden_size) for layer in model.reuse_layers()]
+    once, again, experts, width_down, controller = map(sum, zip(*layers, strict=True))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelCost(ffn, parameters, once, again, experts, width_down, controller)
+
+
+def _layer_cost(layer: Any, ffn: FFNConfig, d_model: int) -> tuple[int, int, int, int, int]:
+    """`once`, `again`, `experts`, `width_down` and `controller` of one layer."""
+    token = torch.empty(1, 1, d_model, device="meta")
+    view = layer.ffn_view()
+
+    def loop(number: int) -> int:
+        return _counted(lambda: view.update(view.hidden(token, number), number))
+
+    once = loop(0)
+    again = loop(1) if ffn.loops > 1 else once
+    experts = width_down = controller = 0
+    if layer.experts is not None:
+        each = layer.experts.gate_up_proj[0].numel() + layer.experts.down_proj[0].numel()
+        experts = 2 * layer.experts.top_k * each
+        controller = _counted(lambda: layer.experts.router(token))
+    elif isinstance(ffn, Versatile):
+        controller = _counted(lambda: layer.controller(token))
+        if ffn.uses_width:
+            d_hidden = view.down.in_features
+            experts = once * ffn.top_k * ffn.expert_size(d_hidden) // d_hidden
+            width_down = 0 if view.merges else 2 * view.down.weight.numel()
+    return once, again, experts, width_down, controller
+
+
+@torch.no_grad()
+def _counted(run: Callable[[], Any]) -> int:
+    """FLOPs that torch counts while something runs."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from versatileffn.analysis.executed import executed_ffn_flops
-from versatileffn.analysis.loops import layer_use, mean_loops, share_below_max
+from versatileffn.evaluation.loops import LayerUse, layer_use, mean_loops, share_below_max
 
 TOKENS_AT_ONCE = 4096
 
@@ -21,7 +22,7 @@ class Reuse:
     Args:
         mean_loops: N_mean, mean loops per token over all layers; None where no layer decides.
         share_below_max: P, share of tokens that run fewer than L loops. None likewise.
-        loops_per_layer: mean loops of each layer. Empty likewise.
+        layers: what each layer decides. Empty likewise.
         executed_flops: FFN FLOPs per token, counted while the model ran.
         controller_flops: FLOPs per token of routers and loop predictors, counted likewise.
         tokens: over how many tokens.
@@ -29,17 +30,17 @@ class Reuse:
 
     mean_loops: float | None
     share_below_max: float | None
-    loops_per_layer: tuple[float, ...]
+    layers: tuple[LayerUse, ...]
     executed_flops: float
     controller_flops: float
     tokens: int
 
 
-def measure_reuse(model: nn.Module, batches: Sequence[Tensor]) -> Reuse:
+def measure_reuse(model: Any, batches: Sequence[Tensor]) -> Reuse:
     """Measure what every token of some sequences does in every layer, as at inference.
 
     Args:
-        model: a causal model of the Llama family, ours or dense.
+        model: a causal language model of any family, ours or dense.
         batches: token ids without padding, each [B, T].
 
     Returns:
@@ -47,14 +48,14 @@ def measure_reuse(model: nn.Module, batches: Sequence[Tensor]) -> Reuse:
 
     Raises:
         ConfigError: there are no tokens.
+        CheckpointError: the model computes no finite numbers.
     """
+    layers = layer_use(model, batches)
     executed = executed_ffn_flops(model, batches)
-    layers = layer_use(model, batches) if hasattr(model.config, "ffn") else []
-    per_layer = tuple(layer.mean_loops for layer in layers if layer.mean_loops is not None)
     return Reuse(
         mean_loops(layers),
         share_below_max(layers),
-        per_layer,
+        tuple(layers),
         executed.ffn_per_token,
         executed.controller_per_token,
         executed.tokens,

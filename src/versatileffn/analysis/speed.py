@@ -1,106 +1,93 @@
-"""Tokens per second of two causal language models on this machine, in turns in one process.
+"""Tokens per second of a reuse model and of a dense one, on this machine, in one process.
+
+What disturbs a machine lasts longer than one call, so whatever is compared takes turns, and a ratio
+is the median of the ratios of each round.
 
 Legend: B sequences, T tokens of each, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+import gc
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from versatileffn.analysis.flops import ffn_of
-from versatileffn.analysis.timing import Budget, Spread, measure, spread, waits_for
 from versatileffn.errors import CheckpointError
-from versatileffn.ffn.plan import ReusePlan
-from versatileffn.models.layer import ReuseLayer
+from versatileffn.memory import check_memory, forward_bytes
 
-Work = Literal["prefill", "decode", "training"]
+Spread = dict[str, float]
+"""`median`, and the quartiles `low` and `high`."""
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.3}
 """Largest relative difference between a token's logits with the cache and without it. A wrong
 cache is off by about 1; rounding may turn a token's choice of loops, and bfloat16 does so often."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What was measured of one kind of work.
+def spread(values: list[float]) -> Spread:
+    """Median and quartiles of at least one value."""
+    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
+    return {"median": median, "low": low, "high": high}
+
+
+class Timings(dict[str, list[float]]):
+    """Seconds of every round, by name; round i of one name ran beside round i of the others."""
+
+    def ratio(self, over: str, under: str, factor: float = 1.0) -> Spread:
+        """Spread of self[over] / (factor · self[under]) over the rounds."""
+        return spread([a / (factor * b) for a, b in zip(self[over], self[under], strict=True)])
+
+    def spreads(self) -> dict[str, Spread]:
+        """Spreads in seconds, with the number of `rounds`, by name."""
+        return {name: {**spread(each), "rounds": len(each)} for name, each in self.items()}
+
+
+def measure(
+    subjects: Mapping[str, Callable[[], object]],
+    rounds: int = 25,
+    seconds: float = 8.0,
+    least: int = 7,
+    warmup: int = 1,
+    wait: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Time callables in turns, each round beginning with the next one.
 
     Args:
-        work: `prefill` (the prompt, cache filled, last logits), `decode` (greedy, with the cache)
-            or `training` (forward and backward pass, without the optimizer's step).
-        sequences, tokens: of each call; of `decode`, the new tokens.
-        tokens_per_second: by model.
-        ratio: the first model's tokens per second over the second's, round by round.
-        loops: E[ℓ̂] of the very tokens that were timed, by model.
-        rounds: how often each model ran.
+        subjects: what to time, by name.
+        rounds, seconds, least: it ends after so many rounds, or so many seconds, but never before
+            the least number of rounds.
+        warmup: rounds that aren't timed.
+        wait: for the device, before each reading of the clock.
+        clock: seconds.
     """
+    names = list(subjects)
+    for name in names * warmup:
+        subjects[name]()
+    gc.collect()
+    found = Timings({name: [] for name in names})
+    started = clock()
+    for done in range(rounds):
+        if done >= least and clock() - started >= seconds:
+            break
+        first = done % len(names)
+        for name in names[first:] + names[:first]:
+            wait()
+            before = clock()
+            subjects[name]()
+            wait()
+            found[name].append(clock() - before)
+    return found
 
-    work: Work
-    sequences: int
-    tokens: int
-    tokens_per_second: dict[str, Spread]
-    ratio: Spread
-    loops: dict[str, float]
-    rounds: int
 
-
-def compare(
-    work: Work,
-    models: Mapping[str, Any],
-    ids_BT: Tensor,
-    new_tokens: int,
-    budget: Budget,
-    bf16: bool = False,
-) -> Speed:
-    """Check two models, then time them in turns.
-
-    Args:
-        work: which.
-        models: two, by name, on the device of `ids_BT`.
-        ids_BT: the prompts, or what to train on; `decode` takes the first row.
-        new_tokens: what `decode` adds to it.
-        budget: when to stop.
-        bf16: train under bfloat16 autocast, weights in float32.
-
-    Raises:
-        CheckpointError: a result isn't finite, or decoding with the cache disagrees with reading
-            the same tokens without it.
-    """
-    run: dict[str, Callable[[], object]] = {}
-    loops = {}
-    for name, model in models.items():
-        model.train(work == "training")
-        if work == "training":
-            step: Callable[[], list[Tensor]] = partial(train, model, ids_BT, bf16)
-        elif work == "decode":
-            step = Decoding(model, ids_BT[:1], new_tokens)
-            _check_cache(name, model, step)
-        else:
-            step = partial(prefill, model, ids_BT)
-        with counting_loops(model) as count:
-            results = step()
-        if not all(tensor.isfinite().all() for tensor in results):
-            raise CheckpointError(f"{name}: {work} gives numbers that aren't finite: not timed")
-        loops[name], run[name] = count(), step
-    timings = measure(run, budget, waits_for(ids_BT.device.type))
-    sequences = 1 if work == "decode" else len(ids_BT)
-    tokens = new_tokens if work == "decode" else ids_BT.shape[1]
-    total, (first, second) = sequences * tokens, models
-    return Speed(
-        work=work,
-        sequences=sequences,
-        tokens=tokens,
-        tokens_per_second={
-            name: spread([total / s for s in seconds]) for name, seconds in timings.seconds.items()
-        },
-        ratio=timings.ratio(second, first),
-        loops=loops,
-        rounds=len(timings.seconds[first]),
-    )
+def waits_for(device: torch.device | str) -> Callable[[], object]:
+    """What makes the host wait for the device."""
+    return torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
 
 
 @torch.inference_mode()
@@ -110,33 +97,44 @@ def prefill(model: nn.Module, ids_BT: Tensor) -> list[Tensor]:
 
 
 class Decoding:
-    """Greedy decoding after cached prompts, the same stretch at each call.
-
-    Args:
-        model: the language model.
-        ids_BT: the prompts, read here.
-        steps: new tokens of each.
-    """
+    """Greedy decoding of `steps` tokens after cached prompts, the same stretch at each call."""
 
     def __init__(self, model: nn.Module, ids_BT: Tensor, steps: int) -> None:
         self.model, self.ids_BT, self.steps = model, ids_BT, steps
         self.cache = DynamicCache()
         with torch.inference_mode():
-            model(input_ids=ids_BT, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            self._read(ids_BT)
 
     @torch.inference_mode()
     def __call__(self) -> list[Tensor]:
         """The logits of the first step, [B, 1, V]; later ones depend on which token won."""
-        token_B1, first = self.ids_BT[:, -1:], None
-        for _ in range(self.steps):
-            logits = self.model(
-                input_ids=token_B1, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-            ).logits
-            first = logits if first is None else first
-            token_B1 = logits[:, -1].argmax(-1, keepdim=True)
+        first = logits = self._read(self.ids_BT[:, -1:])
+        for _ in range(self.steps - 1):
+            logits = self._read(logits[:, -1].argmax(-1, keepdim=True))
         self.cache.crop(-self.steps)
-        assert first is not None
         return [first]
+
+    @torch.inference_mode()
+    def check(self, name: str) -> None:
+        """See that a step gives what reading all its tokens at once does, twice in a row.
+
+        Raises:
+            CheckpointError: it doesn't.
+        """
+        last_BT = torch.cat([self.ids_BT, self.ids_BT[:, -1:]], dim=1)
+        expected = self.model(input_ids=last_BT, use_cache=False, logits_to_keep=1).logits
+        for _ in range(2):  # the second call sees whether the first one put the cache back
+            difference = (self()[0] - expected).double().norm() / expected.double().norm()
+            if not difference <= TOLERANCE[expected.dtype]:
+                raise CheckpointError(
+                    f"{name}: decoding with the cache differs from reading the same tokens without "
+                    f"it by {difference:.2g}, relative: not timed"
+                )
+
+    def _read(self, ids: Tensor) -> Tensor:
+        options = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        logits: Tensor = self.model(input_ids=ids, **options).logits
+        return logits
 
 
 def train(model: nn.Module, ids_BT: Tensor, bf16: bool) -> list[Tensor]:
@@ -144,8 +142,7 @@ def train(model: nn.Module, ids_BT: Tensor, bf16: bool) -> list[Tensor]:
 
     Gradients are dropped from the model, as `zero_grad` does between steps.
     """
-    cast = torch.autocast(ids_BT.device.type, torch.bfloat16) if bf16 else nullcontext()
-    with cast:
+    with torch.autocast(ids_BT.device.type, torch.bfloat16) if bf16 else nullcontext():
         loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -153,35 +150,84 @@ def train(model: nn.Module, ids_BT: Tensor, bf16: bool) -> list[Tensor]:
     return [loss.detach(), *gradients]
 
 
-@torch.inference_mode()
-def _check_cache(name: str, model: Any, decoding: Decoding) -> None:
-    """A step of decoding is what reading all its tokens at once gives, twice in a row."""
-    last_BT = torch.cat([decoding.ids_BT, decoding.ids_BT[:, -1:]], dim=1)
-    expected = model(input_ids=last_BT, use_cache=False, logits_to_keep=1).logits
-    for _ in range(2):  # the second call sees whether the first one put the cache back
-        difference = (decoding()[0] - expected).double().norm() / expected.double().norm()
-        if not difference <= TOLERANCE[expected.dtype]:
-            raise CheckpointError(
-                f"{name}: decoding with the cache differs from reading the same tokens without it "
-                f"by {difference:.2g}, relative: not timed"
-            )
+def check_fits(models: Mapping[str, Any], tokens: int, work: str) -> None:
+    """Refuse batches that can't fit before they are made.
+
+    Raises:
+        ResourceError: with the memory needed and available.
+    """
+    training = work == "training"
+    for model in models.values():
+        needed = forward_bytes(model, tokens, tokens if training else 1, training)
+        remedy = "choose a smaller --batch or --length, or other --work"
+        check_memory(needed, f"{work} of {tokens:,} tokens", remedy, model.device)
 
 
-@contextmanager
-def counting_loops(model: Any) -> Iterator[Callable[[], float]]:
-    """Count the loops that tokens take meanwhile; calling what is given tells their mean E[ℓ̂]."""
-    ffn = ffn_of(model.config)
-    constant = float(ffn.num_loops) if ffn.variant == "k-loop" else 1.0
+def compare(
+    work: str,
+    models: Mapping[str, Any],
+    ids_BT: Tensor,
+    new_tokens: int,
+    bf16: bool = False,
+    **budget: Any,
+) -> dict[str, Any]:
+    """Check two models, then time them in turns.
+
+    Args:
+        work: `prefill` (the prompt, cache filled, last logits), `decode` (greedy, with the cache)
+            or `training` (forward and backward pass, without the optimizer's step).
+        models: two, by name, on the device of `ids_BT`.
+        ids_BT: the prompts, or what to train on; `decode` takes the first row.
+        new_tokens: what `decode` adds to it.
+        bf16: train under bfloat16 autocast, weights in float32.
+        budget: of `measure`.
+
+    Returns:
+        JSON-able: the work, `sequences` and `tokens` of each call, `tokens_per_second` by model,
+        their `ratio` by round, mean `loops` of the very tokens that were timed, `rounds`.
+
+    Raises:
+        CheckpointError: a result isn't finite, or the cache changes one.
+    """
+    run: dict[str, Callable[[], list[Tensor]]] = {}
+    loops = {}
+    for name, model in models.items():
+        model.train(work == "training")
+        if work == "training":
+            run[name] = partial(train, model, ids_BT, bf16)
+        elif work == "decode":
+            decoding = run[name] = Decoding(model, ids_BT[:1], new_tokens)
+            decoding.check(name)
+        else:
+            run[name] = partial(prefill, model, ids_BT)
+        results, loops[name] = with_loops(model, run[name])
+        if not all(tensor.isfinite().all() for tensor in results):
+            raise CheckpointError(f"{name}: {work} gives numbers that aren't finite: not timed")
+    timings = measure(run, wait=waits_for(ids_BT.device), **budget)
+    sequences, tokens = (1, new_tokens) if work == "decode" else ids_BT.shape
+    first, second = models
+    rates = {n: spread([sequences * tokens / s for s in each]) for n, each in timings.items()}
+    return {
+        "work": work, "sequences": sequences, "tokens": tokens, "tokens_per_second": rates,
+        "ratio": timings.ratio(second, first), "loops": loops, "rounds": len(timings[first]),
+    }  # fmt: skip
+
+
+def with_loops(model: Any, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], float]:
+    """What a run gives, and the mean loops E[ℓ̂] of the tokens in it."""
     counts: list[Tensor] = []
 
-    def count(_: nn.Module, __: Any, plan: ReusePlan) -> None:
+    def count(_: nn.Module, __: Any, plan: Any) -> None:
         loops = plan.loop_count if plan.hard else torch.full_like(plan.loop_count, plan.max_loops)
         counts.append(loops.flatten().double())
 
-    deciding = [m.controller for m in model.modules() if isinstance(m, ReuseLayer) and m.controller]
+    deciding = filter(None, (getattr(module, "controller", None) for module in model.modules()))
     hooks = [controller.register_forward_hook(count) for controller in deciding]
     try:
-        yield lambda: torch.cat(counts).mean().item() if counts else constant
+        results = run()
     finally:
         for hook in hooks:
             hook.remove()
+    ffn = ffn_of(model.config)
+    constant = float(ffn.num_loops) if ffn.variant == "k-loop" else 1.0
+    return results, torch.cat(counts).mean().item() if counts else constant

@@ -1,11 +1,20 @@
 """Where a verb that measures computes."""
 
-import torch
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from versatileffn.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_device(name: str | None) -> torch.device:
+DeviceOption = Annotated[
+    str | None, typer.Option(help="As PyTorch names it.", show_default="cuda, if there is one")
+]
+
+
+def choose_device(name: str | None) -> "torch.device":
     """A device that works: the one that is named, else CUDA, else the CPU.
 
     Others have to be asked for: scores are summed in float64, which Apple's lacks.
@@ -13,6 +22,8 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         ConfigError: it can't be used here.
     """
+    import torch
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -49,7 +49,8 @@ def every_command(
     import_: Annotated[
         list[str] | None,
         typer.Option(
-            "--import", metavar="MODULE",
+            "--import",
+            metavar="MODULE",
             help="Run a Python module, or a .py file, of your own first: a controller that "
             "registers itself. Repeatable.",
         ),

@@ -1,6 +1,6 @@
 """`versatileffn perplexity`: how well a model predicts any text."""
 
-from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -52,24 +52,18 @@ def perplexity_command(
     from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
     from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
     from versatileffn.models.checkpoint import quiet_transformers
-    from versatileffn.provenance import versions
-    from versatileffn.training.run import device_name
+    from versatileffn.provenance import device_name, versions
 
     out = RecordFile(json, "perplexity", [model, tokenizer, *text], overwrite) if json else None
     corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]
 
-    def documents() -> Iterator[str]:
-        for corpus in corpora:
-            for piece in corpus.pieces():
-                for document in piece:
-                    yield document.text
-
+    documents = chain.from_iterable(piece for corpus in corpora for piece in corpus.pieces())
     dtype = torch.bfloat16 if bf16 else torch.float32
     subject = load_subject(model, dtype, choose_device(None), tokenizer)
     check_window(subject.model, window, stride)
     with quiet_transformers(), Console(stderr=True).status("reading") as status:
         result = perplexity(
-            subject.model, subject.tokenizer, documents(), window, stride,
+            subject.model, subject.tokenizer, documents, window, stride,
             progress=lambda tokens: status.update(f"{tokens:,} tokens scored"),
         )  # fmt: skip
     typer.echo(

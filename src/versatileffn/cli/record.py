@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from versatileffn.errors import ConfigError
+from versatileffn.provenance import versions
 from versatileffn.workspace.durable import check_file, write_json, writing
 from versatileffn.workspace.manifest import read_record
 
@@ -19,6 +20,7 @@ JsonOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Let the JSON file replace one of another kind.")
 ]
+LIBRARIES = ("torch", "transformers")
 LARGEST = 2**26
 """Bytes; a larger file isn't read to see whether it is a record."""
 
@@ -32,7 +34,7 @@ class RecordFile:
     """Where one verb's record goes.
 
     Args:
-        path: the file.
+        path: the file; None writes nothing.
         verb: which verb; it stands in the record, and so tells the next run whose file it is.
         inputs: what the verb reads, where it is a file or a folder; never replaced.
         overwrite: replace a file of any other kind.
@@ -42,42 +44,48 @@ class RecordFile:
     """
 
     def __init__(
-        self, path: Path, verb: str, inputs: Iterable[str | Path | None], overwrite: bool = False
+        self,
+        path: Path | None,
+        verb: str,
+        inputs: Iterable[str | Path | None],
+        overwrite: bool = False,
     ) -> None:
         self.path, self.verb, self.overwrite = path, verb, overwrite
         self.inputs = [Path(given) for given in inputs if given is not None]
-        self.check()
+        if path is not None:
+            self._check(path)
 
-    def check(self) -> None:
-        """Make the file's folder, and raise ConfigError unless the file may be written."""
-        check_file(self.path)
-        if not os.path.lexists(self.path):
+    def write(self, record: dict[str, Any]) -> None:
+        """Write the record, with verb, command and versions before it."""
+        if self.path is None:
             return
-        if self.path.is_symlink() or not self.path.is_file():
-            raise ConfigError(f"{self.path} is no plain file: choose another place")
-        ours = self._holds_record()
+        self._check(self.path)  # again: time has passed
+        head = {"verb": self.verb, "command": command_line(), "versions": versions(*LIBRARIES)}
+        with writing(self.path):
+            write_json(self.path, head | record)
+
+    def _check(self, path: Path) -> None:
+        """Make the file's folder, and raise ConfigError unless the file may be written."""
+        check_file(path)
+        if not os.path.lexists(path):
+            return
+        if path.is_symlink() or not path.is_file():
+            raise ConfigError(f"{path} is no plain file: choose another place")
+        content = read_record(path) if path.stat().st_size <= LARGEST else None
+        ours = content is not None and content.get("verb") == self.verb
         for given in self.inputs:
-            if self._belongs_to(given, ours):
-                raise ConfigError(f"{self.path} belongs to the input {given}: choose another place")
+            if _belongs_to(path, given, ours):
+                raise ConfigError(f"{path} belongs to the input {given}: choose another place")
         if not (ours or self.overwrite):
             raise ConfigError(
-                f"{self.path} already exists and `versatileffn {self.verb}` didn't write it: "
+                f"{path} already exists and `versatileffn {self.verb}` didn't write it: "
                 "choose another place, or pass --overwrite"
             )
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Write the record, with the verb and the command before it."""
-        self.check()  # again: time has passed
-        with writing(self.path):
-            write_json(self.path, {"verb": self.verb, "command": command_line(), **record})
 
-    def _holds_record(self) -> bool:
-        content = read_record(self.path) if self.path.stat().st_size <= LARGEST else None
-        return content is not None and content.get("verb") == self.verb
-
-    def _belongs_to(self, given: Path, ours: bool) -> bool:
-        if not given.exists():
-            return False  # a hub id, a task
-        if given.is_dir():
-            return not ours and self.path.resolve().is_relative_to(given.resolve())
-        return self.path.samefile(given)
+def _belongs_to(path: Path, given: Path, ours: bool) -> bool:
+    if not given.exists():
+        return False  # a hub id, a task
+    if given.is_dir():
+        return not ours and path.resolve().is_relative_to(given.resolve())
+    return path.samefile(given)

@@ -26,6 +26,13 @@ def reproduce_command(
     seeds: Annotated[
         int, typer.Option(min=1, help="Repetitions; two or more give intervals in the report.")
     ] = 1,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="What the base is continued as, separated by commas (default: the paper's); `all` "
+            "adds `mor`, Mixture-of-Recursions' token choice. The dense control is always one.",
+        ),
+    ] = None,
     tokens: Annotated[
         Path | None,
         typer.Option(help="Token folder of `versatileffn tokenize`, instead of making one."),
@@ -42,7 +49,7 @@ def reproduce_command(
     from versatileffn.reproduce.protocol import protocol
     from versatileffn.reproduce.run import reproduce
 
-    chosen = protocol(scale)
+    chosen = protocol(scale, None if arms is None else arms.split(","))
     folder = out if out is not None else Path("runs") / scale
     report = reproduce(chosen, folder, seeds, tokens, corpus, command_line())
     typer.echo(f"\nresults: {folder / 'results.json'}\nreport:  {report}")

@@ -42,15 +42,11 @@ def train_command(
     from versatileffn.training.run import train
 
     settings = load_config(config, set_ or [])
-    if settings.eval is None:
-        train(settings)
-        return
-    from versatileffn.analysis.curves import draw_curves
-    from versatileffn.evaluation.task_scores import TaskScores
-    from versatileffn.evaluation.tasks.catalogue import PAPER8
+    run = train(settings)
+    if settings.eval is not None and int(os.environ.get("RANK", 0)) == 0:
+        from versatileffn.analysis.curves import draw_curves
+        from versatileffn.evaluation.tasks.catalogue import PAPER8
 
-    run = train(settings, TaskScores(settings.eval.tasks, settings.eval.tasks_limit))
-    if int(os.environ.get("RANK", 0)) == 0:
         titles = {task.label: task.title for task in PAPER8}
         for path in draw_curves({run.name: run}, run / "curves", titles).values():
             typer.echo(f"curves: {path}")

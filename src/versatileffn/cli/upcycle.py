@@ -1,7 +1,6 @@
 """`versatileffn upcycle`: a dense checkpoint in, a reuse model out."""
 
 import os
-import re
 from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, signature
@@ -17,16 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECEIPT = "receipt.json"
-EARLIER = re.compile(
-    r"(config|generation_config|receipt|tokenizer|tokenizer_config|special_tokens_map|added_tokens|"
-    r"vocab|model\.safetensors\.index)\.json|model(-\d{5}-of-\d{5})?\.safetensors|"
-    r"(tokenizer|spiece|sentencepiece\.bpe)\.model|merges\.txt|chat_template\.jinja"
-)
-"""Names that this command wrote before its receipts listed files and their digests."""
 OPTIONS = {"reuse_gains": "--gains"}
 """Knobs whose option isn't called like them."""
 Target = StrEnum("Target", {name.upper(): name for name in reversed(VARIANTS)})  # type: ignore[misc]
 """What a dense checkpoint can become."""
+PAPERS = Target("versatile")
 
 
 def _option(knob: Knob) -> Any:
@@ -63,7 +57,7 @@ def upcycle_command(
         str, typer.Argument(help="Dense checkpoint: a folder, a hub id, or a .gguf file.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    to: Annotated[Target, typer.Option(help="What to make of it.")] = Target("versatile"),
+    to: Annotated[Target, typer.Option(help="What to make of it.")] = PAPERS,
     seed: Annotated[int, typer.Option(help="Seed of the new tensors.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if all in it is this command's.")
@@ -85,7 +79,7 @@ def upcycle_command(
     target = _check_places(source, out, overwrite)
     model, receipt = upcycle(source, config, seed=seed)
     check_space(target, model.num_parameters() * model.dtype.itemsize)
-    with new_folder(out, RECEIPT, overwrite, earlier=EARLIER) as folder, writing(out):
+    with new_folder(out, RECEIPT, overwrite) as folder, writing(out):
         note = _save(model, source, folder)
         write_json(folder / RECEIPT, {**receipt.to_dict(), FILES: digests(folder)})
     typer.echo(str(receipt))
@@ -111,7 +105,7 @@ def _check_places(source: str, out: Path, overwrite: bool) -> Path:
         str(out).encode()  # what writes weights and tokenizers can't open files under other names
     except UnicodeEncodeError:
         raise ConfigError(f"{str(out)!r} isn't UTF-8: choose another output") from None
-    target = check_free(out, RECEIPT, overwrite, EARLIER)
+    target = check_free(out, RECEIPT, overwrite)
     origin = Path(os.path.realpath(os.path.expanduser(source)))
     if target == origin or target in origin.parents:
         raise ConfigError(f"{out} holds the source {source}: choose another output")

@@ -10,8 +10,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from datatrove.data import Document
-
 from versatileffn.data.decoding import COMPRESSIONS, lacks_checksum, naming
 from versatileffn.data.default_corpus import (
     TOPICS_FILE,
@@ -91,9 +89,9 @@ class Corpus:
         """The corpus of the first `limit` documents; one task reads it, for only one can count."""
         return dataclasses.replace(self, limit=limit, tasks=1)
 
-    def pieces(self) -> list[Iterator[Document]]:
-        """The documents file by file; a data set of the Hub, or a limited corpus, is one piece."""
-        pieces: list[Iterator[Document]] = []
+    def pieces(self) -> list[Iterator[str]]:
+        """The texts file by file; a data set of the Hub, or a limited corpus, is one piece."""
+        pieces: list[Iterator[str]] = []
         for reader in self.readers:
             if isinstance(reader, FileReader):
                 pieces += [reader.read_file(path) for path in reader.files]
@@ -198,13 +196,7 @@ def _default_corpus(document_separator: str | None) -> Corpus:
 def _hub_corpus(
     name: str, config: str | None, split: str, text_field: str, streaming: bool
 ) -> Corpus:
-    try:
-        reader = HubReader(name, config, split, text_field, streaming)
-    except ImportError as error:
-        raise DataError(
-            f"{name}: reading the Hugging Face Hub needs its extra; "
-            "pip install -e '.[hub]', or name a file or folder that exists"
-        ) from error
+    reader = HubReader(name, config, split, text_field, streaming)
     tasks = 1 if streaming else HUB_TASKS
     source = "/".join(filter(None, (name, config, split)))
     return Corpus(source, [reader], tasks, identity=[name, config, split])

@@ -14,8 +14,6 @@ from versatileffn.workspace.durable import write_bytes
 from versatileffn.workspace.manifest import FILES, files_of
 
 FORMAT = 2
-UNHASHED_FORMAT = 1
-"""Of folders written before `files` was; they are read, but their shards can't be verified."""
 META_FILE = "meta.json"
 MAX_SEED = 2**63 - 1
 MAX_VOCAB_SIZE = 2**24
@@ -106,10 +104,8 @@ class TokenMeta:
         """The token after each document."""
         return self.tokenizer.eos_token_id
 
-    def shards(self, split: str) -> list[str] | None:
-        """The names of a split's shards, in order; None in a folder that doesn't list them."""
-        if self.format == UNHASHED_FORMAT:
-            return None
+    def shards(self, split: str) -> list[str]:
+        """The names of a split's shards, in order."""
         return sorted(n for n in self.files if n.startswith(f"{split}/") and n.endswith(".ds"))
 
     def save(self, folder: Path) -> None:
@@ -137,10 +133,9 @@ class TokenMeta:
         try:
             content = path.read_text(encoding="utf-8")
             found = json.loads(content)["format"]
-            if found not in (UNHASHED_FORMAT, FORMAT):
+            if found != FORMAT:
                 raise DataError(
-                    f"{path}: format {found!r}, but this version reads {UNHASHED_FORMAT} and "
-                    f"{FORMAT}; {_REMEDY}"
+                    f"{path}: format {found!r}, but this version reads {FORMAT}; {_REMEDY}"
                 )
             meta = TypeAdapter(cls).validate_json(content)
         except ValidationError as error:
@@ -164,6 +159,6 @@ class TokenMeta:
         for name, size in self.splits.items():
             if not size.documents <= size.tokens:
                 return f"splits.{name} has {size.documents} documents in {size.tokens} tokens"
-        if self.format == FORMAT and files_of({FILES: self.files}) is None:
+        if files_of({FILES: self.files}) is None:
             return "files lists none, or a name outside of the folder"
         return None

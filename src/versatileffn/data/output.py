@@ -1,16 +1,11 @@
 """Where a token folder may be put, beyond what holds for every folder."""
 
 import os
-import re
 from pathlib import Path
 
-from versatileffn.data.meta import META_FILE, TokenMeta
+from versatileffn.data.meta import META_FILE
 from versatileffn.errors import DataError
 from versatileffn.workspace.folder import check_free
-from versatileffn.workspace.manifest import files_of, read_record
-
-EARLIER = re.compile(r"(train|val)/\d+\.ds(\.index)?|tokenizer/(.+/)?[^/]+\.(json|jinja)")
-"""Names in a token folder whose meta.json doesn't list them."""
 
 
 def check_output(output: str | Path, overwrite: bool, source: str | Path | None) -> Path:
@@ -36,9 +31,7 @@ def check_output(output: str | Path, overwrite: bool, source: str | Path | None)
             f"{path}: the current folder lies here and can't be replaced; name a new folder, such "
             "as --out tokens"
         )
-    target = check_free(path, META_FILE, overwrite, EARLIER, DataError)
-    if (target / META_FILE).exists() and files_of(read_record(target / META_FILE)) is None:
-        TokenMeta.load(target)  # of an earlier version, or no token folder at all
+    target = check_free(path, META_FILE, overwrite, error_class=DataError)
     if source and os.path.exists(source) and Path(source).resolve().is_relative_to(target):
         raise DataError(f"{path}: holds the corpus {source}; choose another --out")
     return target

@@ -1,6 +1,5 @@
 """Token shards as fixed-length windows that cross documents and files."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +42,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
                 "again with --val-fraction to hold documents out"
             )
         self.dtype = np.dtype("<u2" if self.meta.token_bytes == 2 else "<u4")
-        shards = self.meta.shards(split)
-        if shards is None:
-            warnings.warn(
-                f"{self.folder}: written by an earlier version, without its shards' digests, so "
-                "that they can't be verified; tokenize again for that",
-                stacklevel=2,
-            )
-            self.files = sorted((self.folder / split).glob("*.ds"))
-        else:
-            self.files = [self.folder / name for name in shards]
+        self.files = [self.folder / name for name in self.meta.shards(split)]
         sizes = [self._tokens_in(path) for path in self.files]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self._check()

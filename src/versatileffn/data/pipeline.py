@@ -3,19 +3,15 @@
 import io
 import threading
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
-from loguru import logger
 from tokenizers import Tokenizer
 
 from versatileffn.data.corpus import Corpus
@@ -32,44 +28,16 @@ _BATCH_DOCUMENTS = 1000
 _BATCH_CHARACTERS = 2**20
 
 
-class Limit(PipelineStep):
-    """Pass on the first `limit` documents of a task.
+class LastStep(Protocol):
+    """What consumes a task's documents, writes files, and then the task's record."""
 
-    Args:
-        limit: how many; None means all.
-    """
+    records: TaskRecords
 
-    name = "✂️ Limit"
-    type = "🔻 - FILTER"
-
-    def __init__(self, limit: int | None) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def run(
-        self, data: Iterator[Document], rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
-        """Yield the documents."""
-        yield from islice(data, self.limit)
+    def run(self, texts: Iterator[str], rank: int) -> None:
+        """Consume the documents of one task."""
 
 
-class RecordedStep(PipelineStep):
-    """A last step: it consumes a task's documents, writes files, and then the task's record.
-
-    Args:
-        records: where.
-    """
-
-    def __init__(self, records: TaskRecords) -> None:
-        super().__init__()
-        self.records = records
-
-    @abstractmethod
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
-        """Consume the documents."""
-
-
-class DocumentKeys(RecordedStep):
+class DocumentKeys:
     """Write the keys of a task's documents, in their order, to `rank`.npy.
 
     Args:
@@ -77,19 +45,15 @@ class DocumentKeys(RecordedStep):
         seed: seed of the held-out split.
     """
 
-    name = "🔑 Keys"
-    type = "🔢 - SPLIT"
-
     def __init__(self, records: TaskRecords, seed: int) -> None:
-        super().__init__(records)
-        self.seed = seed
+        self.records, self.seed = records, seed
 
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
+    def run(self, texts: Iterator[str], rank: int) -> None:
         """Consume the documents."""
         keys, size = [], 0
-        for document in data:
-            keys.append(document_key(document.text, self.seed))
-            size += utf8_size(document.text)
+        for text in texts:
+            keys.append(document_key(text, self.seed))
+            size += utf8_size(text)
         content = io.BytesIO()
         np.save(content, np.array(keys, np.uint64))
         path = self.records.root / f"{rank:05d}.npy"
@@ -102,7 +66,7 @@ class DocumentKeys(RecordedStep):
         return np.concatenate([np.load(self.records.root / f"{r:05d}.npy") for r in range(tasks)])
 
 
-class SplitTokenizer(RecordedStep):
+class SplitTokenizer:
     """Tokenize a task's documents into one shard for each split, `split`/`rank`.ds.
 
     A document that spells out a special token gets its characters, not the token: only real ends
@@ -117,9 +81,6 @@ class SplitTokenizer(RecordedStep):
         threshold: the largest key that is held out; None holds nothing out.
     """
 
-    name = "✍️ Tokens"
-    type = "🔢 - TOKENIZER"
-
     def __init__(
         self,
         records: TaskRecords,
@@ -129,7 +90,7 @@ class SplitTokenizer(RecordedStep):
         seed: int,
         threshold: int | None,
     ) -> None:
-        super().__init__(records)
+        self.records = records
         self.tokenizer_file, self.eos_token_id = tokenizer_file, eos_token_id
         self.token_bytes: TokenBytes = token_bytes
         self.seed, self.threshold = seed, threshold
@@ -141,7 +102,7 @@ class SplitTokenizer(RecordedStep):
         tokenizer.encode_special_tokens = True
         return LongTextEncoder(tokenizer)
 
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
+    def run(self, texts: Iterator[str], rank: int) -> None:
         """Consume the documents."""
         self.encoder.uncertain = 0
         with ExitStack() as stack:
@@ -151,7 +112,7 @@ class SplitTokenizer(RecordedStep):
                 )
                 for split in ([TRAIN] if self.threshold is None else [TRAIN, VAL])
             }
-            for text, pieces in self._encoded(data):
+            for text, pieces in self._encoded(texts):
                 shard = shards[split_of(text, self.seed, self.threshold)]
                 for ids in pieces:
                     shard.add(ids)
@@ -165,7 +126,7 @@ class SplitTokenizer(RecordedStep):
         }
         self.records.save(rank, files, counts | {"uncertain": self.encoder.uncertain})
 
-    def _encoded(self, documents: Iterable[Document]) -> Iterator[tuple[str, Iterable[list[int]]]]:
+    def _encoded(self, documents: Iterable[str]) -> Iterator[tuple[str, Iterable[list[int]]]]:
         """Each text with the pieces of its tokens: short texts together, long ones in windows."""
         for texts in _batches(documents):
             if len(texts[0]) > WINDOW:
@@ -176,7 +137,7 @@ class SplitTokenizer(RecordedStep):
             yield from ((text, [e.ids]) for text, e in zip(texts, encodings, strict=True))
 
 
-def run_stage(corpus: Corpus, last: RecordedStep, workers: int, on_progress: Progress) -> None:
+def run_stage(corpus: Corpus, last: LastStep, workers: int, on_progress: Progress) -> None:
     """Run one stage over all tasks, those that an interrupted run has finished excepted.
 
     Args:
@@ -186,9 +147,9 @@ def run_stage(corpus: Corpus, last: RecordedStep, workers: int, on_progress: Pro
         on_progress: called twice a second with the tasks done and an estimate of the time left.
     """
     ranks = [rank for rank in range(corpus.tasks) if not last.records.finished(rank)]
-    task = partial(_run_task, [*corpus.readers, Limit(corpus.limit), last], corpus.tasks)
+    task = partial(_run_task, corpus, last)
     workers = min(workers, len(ranks))
-    with _quiet(), _watching(last.records, len(ranks), corpus.tasks, on_progress):
+    with _watching(last.records, len(ranks), corpus.tasks, on_progress):
         if workers > 1:
             run_in_processes(task, ranks, workers, preload=__name__)
         else:
@@ -196,40 +157,28 @@ def run_stage(corpus: Corpus, last: RecordedStep, workers: int, on_progress: Pro
                 task(rank)
 
 
-def _run_task(steps: list[PipelineStep], tasks: int, rank: int) -> None:
-    """Pass what each step gives on to the next; the last one writes."""
-    documents: Any = None
-    for step in steps:
-        documents = step(documents, rank, tasks)
+def _run_task(corpus: Corpus, last: LastStep, rank: int) -> None:
+    texts = chain.from_iterable(reader.run(rank, corpus.tasks) for reader in corpus.readers)
+    last.run(islice(texts, corpus.limit), rank)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     """Texts, with bounded numbers of documents and characters; a long text is by itself."""
     batch: list[str] = []
     characters = 0
-    for document in documents:
-        long = len(document.text) > WINDOW
+    for text in texts:
+        long = len(text) > WINDOW
         full = len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS
         if batch and (long or full):
             yield batch
             batch, characters = [], 0
         if long:
-            yield [document.text]
+            yield [text]
         else:
-            batch.append(document.text)
-            characters += len(document.text)
+            batch.append(text)
+            characters += len(text)
     if batch:
         yield batch
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence datatrove's own log in this process."""
-    logger.disable("datatrove")
-    try:
-        yield
-    finally:
-        logger.enable("datatrove")
 
 
 @contextmanager

@@ -1,15 +1,15 @@
-"""datatrove readers that stop at bad input, with its file and line, instead of skipping it."""
+"""Readers of text files and data sets that stop at bad input, with its file and line."""
 
+import importlib.util
 import io
-from abc import abstractmethod
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from typing import IO, Any
 
 import orjson
 import pyarrow.parquet as pq
-from datatrove.data import Document
-from datatrove.pipeline.readers.base import BaseDiskReader
-from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
 
 from versatileffn.data.decoding import (
     CHUNK_BYTES,
@@ -25,44 +25,36 @@ from versatileffn.data.default_corpus import read_topics
 from versatileffn.errors import DataError
 
 
-class FileReader(BaseDiskReader):
-    """Base of the readers of files: task `rank` reads files rank, rank + world_size, ….
+class FileReader(ABC):
+    """Base of the readers of files.
 
     Args:
-        data_folder: the folder that the files lie in.
+        root: the folder that the files lie in.
         files: paths relative to it, in their order.
-        text_key: name of the field with the text (records only).
+        field: name of the field with the text (records only).
     """
 
-    name = "📄 Files"
+    def __init__(self, root: str, files: list[str], field: str = "text") -> None:
+        self.root, self.files, self.field = root, files, field
 
-    def __init__(self, data_folder: str, files: list[str], text_key: str = "text") -> None:
-        super().__init__(data_folder, text_key=text_key)
-        self.files = files
+    def run(self, rank: int = 0, world_size: int = 1) -> Iterator[str]:
+        """Yield the documents of files rank, rank + world_size, …."""
+        for name in self.files[rank::world_size]:
+            yield from self.read_file(name)
 
-    def run(
-        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
-        """Yield what came before, then the documents of this task's files."""
-        if data:
-            yield from data
-        yield from self.read_files_shard(self.files[rank::world_size])
-
-    def read_file(self, filepath: str) -> Iterator[Document]:
-        """Yield one file's documents.
+    def read_file(self, name: str) -> Iterator[str]:
+        """Yield one file's documents, without empty ones.
 
         Raises:
             DataError: the file is damaged or is not what its name says.
         """
-        path = self.data_folder.resolve_paths(filepath)
-        with naming(path), self.data_folder.open(filepath, "rb") as raw:
-            for document_id, text in self.texts(open_input(raw, path), path):
-                if text:
-                    yield Document(text=text, id=f"{filepath}/{document_id}")
+        path = os.path.join(self.root, name)
+        with naming(path), open(path, "rb") as raw:
+            yield from filter(None, self.texts(open_input(raw, path), path))
 
     @abstractmethod
-    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
-        """Yield (id in file, text) for each document of an open file."""
+    def texts(self, file: IO[bytes], path: str) -> Iterator[str]:
+        """Yield the text of each document of an open file."""
 
 
 class TextReader(FileReader):
@@ -72,13 +64,13 @@ class TextReader(FileReader):
         separator: text between two documents of a file; None keeps the file whole.
     """
 
-    def __init__(self, data_folder: str, files: list[str], separator: str | None = None) -> None:
-        super().__init__(data_folder, files)
+    def __init__(self, root: str, files: list[str], separator: str | None = None) -> None:
+        super().__init__(root, files)
         self.separator = separator
 
-    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
+    def texts(self, file: IO[bytes], path: str) -> Iterator[str]:
         """Yield the file's text, whole or in parts."""
-        for number, (start, content) in enumerate(self._parts(file, path)):
+        for start, content in self._parts(file, path):
             if b"\0" in content:
                 raise DataError(f"{path}: a binary file (it has NUL bytes), not text; leave it out")
             try:
@@ -89,7 +81,7 @@ class TextReader(FileReader):
                     "out"
                 ) from error
             if not text.isspace():
-                yield number, text
+                yield text
 
     def _parts(self, file: IO[bytes], path: str) -> Iterator[tuple[int, bytearray]]:
         """The parts between separators, in UTF-8, each with the byte at which it starts."""
@@ -110,8 +102,8 @@ class TextReader(FileReader):
 class JsonlReader(FileReader):
     """Read JSON lines: a line is a document, its text in one field."""
 
-    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
-        """Yield each line's text, with its 1-based line number."""
+    def texts(self, file: IO[bytes], path: str) -> Iterator[str]:
+        """Yield each line's text."""
         lines = iter(lambda: file.readline(MAX_DOCUMENT_BYTES + 1), b"")
         for number, line in enumerate(lines, start=1):
             where = f"{path}, line {number}"
@@ -131,7 +123,7 @@ class JsonlReader(FileReader):
                 raise DataError(
                     f"{where}: a JSON {type(record).__name__}; each line must be one JSON object"
                 )
-            yield number, field_text(record, self.text_key, where)
+            yield field_text(record, self.field, where)
 
 
 _ROWS = 32  # decoded at once: a text that a file holds once may stand in every row
@@ -140,73 +132,74 @@ _ROWS = 32  # decoded at once: a text that a file holds once may stand in every 
 class ParquetReader(FileReader):
     """Read Parquet: a row is a document, its text in one column; only that column is read."""
 
-    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
-        """Yield each row's text, with its 0-based row number."""
+    def texts(self, file: IO[bytes], path: str) -> Iterator[str]:
+        """Yield each row's text."""
         compressed = path.lower().endswith(COMPRESSIONS)  # such a stream can't seek, Parquet has to
         with pq.ParquetFile(io.BytesIO(read_whole(file, path)) if compressed else file) as table:
-            if self.text_key not in table.schema_arrow.names:
-                raise missing_field(self.text_key, table.schema_arrow.names, path)
+            if self.field not in table.schema_arrow.names:
+                raise missing_field(self.field, table.schema_arrow.names, path)
             number = 0
-            for batch in table.iter_batches(batch_size=_ROWS, columns=[self.text_key]):
+            for batch in table.iter_batches(batch_size=_ROWS, columns=[self.field]):
                 for value in batch.column(0):
-                    where = f"{path}, row {number}"
-                    yield number, field_text({self.text_key: value.as_py()}, self.text_key, where)
+                    record = {self.field: value.as_py()}
+                    yield field_text(record, self.field, f"{path}, row {number}")
                     number += 1
 
 
 class TopicsReader(FileReader):
     """Read Python's language reference: a topic is a document."""
 
-    def texts(self, file: IO[bytes], path: str) -> Iterator[tuple[int | str, str]]:
-        """Yield each topic's text, with its name."""
-        yield from read_topics().items()
+    def texts(self, file: IO[bytes], path: str) -> Iterator[str]:
+        """Yield each topic's text."""
+        yield from read_topics().values()
 
 
-class HubReader(HuggingFaceDatasetReader):
+class HubReader:
     """Read a data set of the Hugging Face Hub: a row is a document.
 
     Args:
         dataset: its id.
         config: which of its configurations; None if it has one.
         split: which of its splits.
-        text_key: the column with the text.
+        field: the column with the text.
         streaming: read over the network row by row instead of downloading everything first.
+
+    Raises:
+        DataError: what reads the Hub isn't installed.
     """
 
     def __init__(
-        self, dataset: str, config: str | None, split: str, text_key: str, streaming: bool
+        self, dataset: str, config: str | None, split: str, field: str, streaming: bool
     ) -> None:
-        super().__init__(
-            dataset,
-            {"name": config, "split": split},
-            streaming=streaming,
-            text_key=text_key,
-        )
+        if importlib.util.find_spec("datasets") is None:
+            raise DataError(
+                f"{dataset}: reading the Hugging Face Hub needs its extra; "
+                "pip install -e '.[hub]', or name a file or folder that exists"
+            )
+        self.dataset, self.config, self.split = dataset, config, split
+        self.field, self.streaming = field, streaming
 
-    def run(
-        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Document]:
+    def run(self, rank: int = 0, world_size: int = 1) -> Iterator[str]:
         """Yield this task's share of the rows.
 
         Raises:
             DataError: the data set can't be had, or lacks the split, configuration or column.
         """
+        from datasets import load_dataset
+
         try:
-            yield from super().run(data, rank, world_size)
-        except DataError:
-            raise
+            rows = load_dataset(
+                self.dataset, self.config, split=self.split, streaming=self.streaming
+            )
+            for number, row in enumerate(islice(rows, rank, None, world_size)):
+                where = f"{self.dataset}, row {rank + number * world_size}"
+                yield field_text(row, self.field, where)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise DataError(
                 f"{self.dataset}: neither a path here nor a data set that the Hugging Face Hub "
                 f"serves ({reason}); check the name, --hub-config, --hub-split and the network"
             ) from error
-
-    def _default_adapter(
-        self, data: dict[str, Any], path: str, id_in_file: int | str
-    ) -> dict[str, Any]:
-        where = f"{path}, row {id_in_file}"
-        return {"text": field_text(data, self.text_key, where), "id": f"{path}/{id_in_file}"}
 
 
 def field_text(record: dict[str, Any], field: str, where: str) -> str:

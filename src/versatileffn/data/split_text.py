@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from versatileffn.data.packed import PackedDataset
@@ -96,17 +95,6 @@ class SplitText:
         A document ends with its end-of-text token.
         """
         return np.searchsorted(self._ends, positions, side="left")
-
-    def bytes_per_scored_token(self, windows: Dataset) -> float:
-        """Mean bytes behind the tokens that `windows` predict: all but the first of each.
-
-        Args:
-            windows: map-style windows of this split, as items with `input_ids`.
-        """
-        count: int = len(windows)  # type: ignore[arg-type]
-        scored = [windows[index]["input_ids"][1:].numpy() for index in range(count)]
-        total = math.fsum(float(self.sizes(tokens).sum()) for tokens in scored)
-        return total / sum(map(len, scored))
 
 
 def _chunks(dataset: PackedDataset) -> Iterator[tuple[int, np.ndarray]]:

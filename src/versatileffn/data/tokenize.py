@@ -21,7 +21,7 @@ from versatileffn.data.meta import (
     TokenizerMeta,
     TokenMeta,
 )
-from versatileffn.data.output import EARLIER, check_output
+from versatileffn.data.output import check_output
 from versatileffn.data.pipeline import DocumentKeys, Progress, SplitTokenizer, run_stage
 from versatileffn.data.shards import TaskRecords
 from versatileffn.data.split import TRAIN, VAL, check_val_size, split_of, val_threshold
@@ -44,7 +44,7 @@ VOCAB_SIZE = 4096
 VAL_FRACTION = 0.02
 BPE_SAMPLE_BYTES = 32 * 2**20  # more text hardly changes a small vocabulary
 _UNITS = ("documents", "bytes", "tokens")
-_PACKAGES = ("datatrove", "tokenizers", "transformers")
+_PACKAGES = ("tokenizers", "transformers")
 
 
 def tokenize_corpus(
@@ -133,9 +133,7 @@ def tokenize_corpus(
     key = _digest(settings, found, seed, corpus.tasks, corpus.identity, contents)
     for line in corpus.notices():
         notice(line)
-    with new_folder(
-        target, META_FILE, overwrite, key=key, earlier=EARLIER, error_class=DataError
-    ) as folder:
+    with new_folder(target, META_FILE, overwrite, key=key, error_class=DataError) as folder:
         job = _Job(corpus, folder, seed, workers, report)
         keys = _read_keys(job)
         threshold = val_threshold(keys, val_fraction, val_documents, corpus.source)
@@ -206,10 +204,10 @@ def _train(job: _Job, threshold: int | None, vocab_size: int) -> PreTrainedToken
         pieces = job.corpus.pieces()
         for documents in pieces:
             taken = 0
-            for document in documents:
-                if split_of(document.text, job.seed, threshold) == TRAIN:
-                    taken += len(document.text)
-                    yield document.text[:BPE_SAMPLE_BYTES]
+            for text in documents:
+                if split_of(text, job.seed, threshold) == TRAIN:
+                    taken += len(text)
+                    yield text[:BPE_SAMPLE_BYTES]
                 if taken >= BPE_SAMPLE_BYTES / len(pieces):
                     break
 

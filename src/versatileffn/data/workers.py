@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from loguru import logger
-
 from versatileffn.errors import ConfigError, ResourceError
 
 Task = Callable[[int], None]
@@ -63,7 +61,6 @@ def _begin(task: Task, threads: int) -> None:
     _task = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     os.environ.setdefault(_THREADS, str(threads))  # the cores are shared
-    logger.disable("datatrove")
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,6 +1,6 @@
 """The held-out loss: how well a model predicts text it was not trained on, document by document."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split_text import SplitText, bits_per_byte
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.likelihood import target_nats
+from versatileffn.evaluation.processes import divide_work
 from versatileffn.models.mode import evaluating
 
 
@@ -54,8 +55,9 @@ def held_out_loss(
     batch_size: int = 8,
     windows: Sequence[int] | None = None,
     bf16: bool = False,
+    text: SplitText | None = None,
 ) -> HeldOut:
-    """Mean cross entropy over a split's windows.
+    """Mean cross entropy over a split's windows; several processes share them.
 
     Each window of T tokens predicts its tokens 2 … T from those before them in the window; its
     first token is not predicted, and no window sees the one before it. Every predicted token has
@@ -67,39 +69,50 @@ def held_out_loss(
         batch_size: windows at once.
         windows: numbers of the windows to use; None uses all.
         bf16: bfloat16 autocast.
+        text: the split's, where it is known already; finding it reads all tokens.
 
     Raises:
         ConfigError: there is no window to evaluate.
     """
-    chosen = range(len(dataset)) if windows is None else windows
-    if not len(chosen):
+    chosen = list(range(len(dataset)) if windows is None else windows)
+    if not chosen:
         raise ConfigError("held-out evaluation needs at least one window: name some")
-    text = SplitText(dataset)
+    text = text or SplitText(dataset)
+
+    def score(mine: list[int]) -> dict[int, np.ndarray]:
+        return dict(zip(mine, _nats(model, dataset, mine, batch_size, bf16), strict=True))
+
+    found = divide_work(model, chosen, score, alike=True)
+    nats = np.concatenate([found[window] for window in chosen])
+    first = np.array(chosen)[:, None] * dataset.seq_len
+    positions = (first + np.arange(1, dataset.seq_len)).ravel()
+    size = sum(
+        float(text.sizes(dataset[window]["input_ids"][1:].numpy()).sum()) for window in chosen
+    )
+    total = float(nats.sum())
+    return HeldOut(
+        total / nats.size,
+        bits_per_byte(total, size),
+        nats.size,
+        _by_document(text.documents(positions), nats),
+    )
+
+
+def _nats(
+    model: Any, dataset: PackedDataset, windows: list[int], batch_size: int, bf16: bool
+) -> Iterator[np.ndarray]:
+    """The cross entropies of each window's predicted tokens, (T − 1,) float64."""
     loader = DataLoader(
-        Subset(dataset, chosen), batch_size=batch_size, collate_fn=default_data_collator
+        Subset(dataset, windows), batch_size=batch_size, collate_fn=default_data_collator
     )
     device = next(model.parameters()).device
-    nats, sizes = [], []
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluating(model), torch.random.fork_rng(devices=[]):
         for batch in loader:
             ids_BT = batch["input_ids"].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-            nats += [
-                target_nats(logits_TV[:-1], ids_T[1:]).cpu().numpy()
-                for logits_TV, ids_T in zip(logits_BTV, ids_BT, strict=True)
-            ]
-            sizes.append(text.sizes(batch["input_ids"][:, 1:].numpy()).sum())
-    first = np.array(chosen)[:, None] * dataset.seq_len
-    positions = (first + np.arange(1, dataset.seq_len)).ravel()
-    per_token = np.concatenate(nats)
-    total = float(per_token.sum())
-    return HeldOut(
-        total / per_token.size,
-        bits_per_byte(total, float(sum(sizes))),
-        per_token.size,
-        _by_document(text.documents(positions), per_token),
-    )
+            for logits_TV, ids_T in zip(logits_BTV, ids_BT, strict=True):
+                yield target_nats(logits_TV[:-1], ids_T[1:]).cpu().numpy()
 
 
 def _by_document(documents: np.ndarray, nats: np.ndarray) -> tuple[DocumentLoss, ...]:

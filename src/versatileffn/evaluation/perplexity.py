@@ -23,7 +23,7 @@ from versatileffn.data.split_text import bits_per_byte
 from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.likelihood import target_nats
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.memory import check_memory, naming_memory
+from versatileffn.memory import check_memory, forward_bytes, naming_memory
 from versatileffn.models.mode import evaluating
 
 LOGITS_AT_ONCE = 2**26
@@ -265,10 +265,12 @@ def negative_log_likelihoods(model: Any, batch: Sequence[Span]) -> list[float]:
     """
     device = next(model.parameters()).device
     input_ids_BT = torch.tensor([list(span.inputs) for span in batch], device=device)
+    length = input_ids_BT.shape[1]
     most = max(len(span.targets) for span in batch)
     kept = {"logits_to_keep": most} if _keeps_logits(model) else {}
-    what = f"a window of {input_ids_BT.shape[1]:,} tokens"
-    check_memory(_least_bytes(model, input_ids_BT, most), what, "lower --window", device)
+    what = f"a window of {length:,} tokens"
+    needed = forward_bytes(model, input_ids_BT.numel(), (most if kept else length) * len(batch))
+    check_memory(needed, what, "lower --window", device)
     with torch.no_grad(), naming_memory(what, "lower --window"):
         logits_BSV: Tensor = model(input_ids=input_ids_BT, use_cache=False, **kept).logits
     totals = []
@@ -277,14 +279,6 @@ def negative_log_likelihoods(model: Any, batch: Sequence[Span]) -> list[float]:
         targets_S = torch.tensor(list(span.targets), device=device)
         totals.append(target_nats(scored_SV, targets_S).sum().item())
     return totals
-
-
-def _least_bytes(model: Any, input_ids_BT: Tensor, scored: int) -> int:
-    """Memory that a batch takes at the very least: a few hidden states, and logits."""
-    vocabulary, d_model = model.get_input_embeddings().weight.shape
-    kept = scored if _keeps_logits(model) else input_ids_BT.shape[1]
-    numbers = 4 * d_model * input_ids_BT.numel() + vocabulary * kept * len(input_ids_BT)
-    return int(numbers * next(model.parameters()).dtype.itemsize)
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -16,27 +16,35 @@ Found = TypeVar("Found")
 
 
 def divide_work(
-    model: nn.Module, pieces: list[Piece], work: Callable[[list[Piece]], dict[Key, Found]]
+    model: nn.Module,
+    pieces: list[Piece],
+    work: Callable[[list[Piece]], dict[Key, Found]],
+    alike: bool = False,
 ) -> dict[Key, Found]:
     """Do each piece in one process and bring all results to all of them.
 
     Where the model's weights are divided among the processes, they can only compute together, and
-    each does everything.
+    each does everything; or all do equally many pieces, some of them twice, if these are alike.
 
     Args:
         model: what the work is done with.
         pieces: all of them, in the same order in every process.
-        work: does some pieces.
+        work: does some pieces; what it finds is the same whoever does it.
+        alike: equally many pieces take the model equally many steps.
 
     Raises:
         VersatileFFNError: the work of any process raised it; then all do, and none waits.
     """
-    if not (dist.is_available() and dist.is_initialized()) or is_divided(model):
+    divided = is_divided(model)
+    if not (dist.is_available() and dist.is_initialized()) or (divided and not alike):
         return work(pieces)
-    count = dist.get_world_size()
+    count, rank = dist.get_world_size(), dist.get_rank()
+    part = pieces[rank::count]
+    if divided and len(pieces) % count:  # the last ones are done by whoever has one less
+        part += pieces[: -(-len(pieces) // count) - len(part)]
     mine: tuple[dict[Key, Found], VersatileFFNError | None]
     try:
-        mine = work(pieces[dist.get_rank() :: count]), None
+        mine = work(part), None
     except VersatileFFNError as error:
         mine = {}, error
     gathered: list[Any] = [None] * count

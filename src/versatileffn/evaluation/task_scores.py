@@ -72,5 +72,5 @@ def _answer(model: Any, mine: list[Item], asked: list[Item]) -> dict[tuple[str, 
     """One process's records; how it scores is settled by what all of them are asked."""
     scorer = Scorer(model, default_batch_tokens(model))
     scorer.choose(asked)
-    mode = str(scorer.mode)
+    mode = scorer.mode
     return {(i.task, i.index): Record.of(i, scores, mode) for i, scores in scorer.score(mine)}

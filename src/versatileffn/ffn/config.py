@@ -118,9 +118,19 @@ class FFNConfig:
         """
         return 0
 
-    def warn_unused_neurons(self, d_hidden: int) -> int:
-        """Warn of, and count, hidden neurons that no virtual expert owns. Source: Eq. 4-5."""
+    def unused_neurons(self, d_hidden: int) -> int:
+        """Hidden neurons that no virtual expert owns. Source: Eq. 4-5."""
         return 0
+
+    def warn_unused_neurons(self, d_hidden: int) -> None:
+        """Say so where there are some."""
+        unused = self.unused_neurons(d_hidden)
+        if unused:
+            warnings.warn(
+                f"{unused} of {d_hidden} hidden neurons belong to no expert: they serve the depth "
+                "pathway only. d_hidden = num_experts·d_expert would use them all.",
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True)
@@ -259,16 +269,10 @@ class Versatile(FFNConfig):
             )
         return d_expert
 
-    def warn_unused_neurons(self, d_hidden: int) -> int:
-        """Of F neurons the width pathway uses N·f. Source: Eq. 4-5."""
-        unused = d_hidden - self.num_experts * self.expert_size(d_hidden) if self.uses_width else 0
-        if unused:
-            warnings.warn(
-                f"{unused} of {d_hidden} hidden neurons belong to no expert: they serve the depth "
-                "pathway only. d_hidden = num_experts·d_expert would use them all.",
-                stacklevel=3,
-            )
-        return unused
+    def unused_neurons(self, d_hidden: int) -> int:
+        """Of F neurons the width pathway uses N·f."""
+        used = self.num_experts * self.expert_size(d_hidden)
+        return d_hidden - used if self.uses_width else 0
 
 
 def size_of_expert(d_expert: int | None, num_experts: int, d_hidden: int) -> int:

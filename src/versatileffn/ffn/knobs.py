@@ -1,4 +1,4 @@
-"""The knobs of all variants as one table, read from their records: for the command line and docs."""
+"""The knobs of all variants as one table, read from their records, for command line and docs."""
 
 import inspect
 import re
@@ -30,7 +30,8 @@ class Knob:
 def knobs() -> list[Knob]:
     """Each knob once, the paper's first."""
     found: dict[str, Knob] = {}
-    for config in (Versatile, *VARIANTS.values()):
+    configs: list[type[FFNConfig]] = [Versatile, *VARIANTS.values()]
+    for config in configs:
         texts, hints = described(config), get_type_hints(config)
         for field in fields(config):
             whose = tuple(v for v, c in VARIANTS.items() if field.name in c.names())

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as hf_logging
 
-from versatileffn.errors import CheckpointError, VersatileFFNError
+from versatileffn.errors import CheckpointError, ConfigError, VersatileFFNError
 from versatileffn.memory import check_memory
 from versatileffn.models import weights as files
 from versatileffn.models.family import family_of
@@ -64,6 +64,8 @@ def read_any_config(source: str | Path) -> Any:
             )
             _check_numbers(config.to_dict(), source)
             return config
+    except ConfigError as error:  # a reuse that is none
+        raise CheckpointError(f"{source}: {error}") from None
     except VersatileFFNError:
         raise
     except Exception as error:  # a damaged config.json makes many types of them

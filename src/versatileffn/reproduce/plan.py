@@ -1,13 +1,14 @@
 """A protocol as a list of stages: who needs whom, and what each one's hash covers."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from versatileffn.data.default_corpus import default_corpus_name
 from versatileffn.data.meta import TokenMeta
+from versatileffn.ffn.config import Dense
 from versatileffn.reproduce import steps
 from versatileffn.reproduce.protocol import Arm, Protocol
 from versatileffn.reproduce.results import BASE
@@ -15,7 +16,6 @@ from versatileffn.reproduce.stages import Stage, canonical_hash
 from versatileffn.workspace.manifest import digests, sha256
 
 TOKENS = "tokenize"
-TRAINED = ("run/model",)
 # Fields of the protocol that decide how a model is trained, not how it is measured.
 TRAINING = ("architecture", "seq_len", "batch_tokens", "learning_rate", "evaluations",
             "bf16", "threads")  # fmt: skip
@@ -41,122 +41,98 @@ def build_stages(
     Raises:
         DataError: `tokens` is no token folder.
     """
-    needs: tuple[str, ...] = ()
-    data: dict[str, str] = {}
     stages: list[Stage] = []
+    shared: dict[str, Any] = {} if tokens is None else {"tokens": token_folder_hash(tokens)}
     if tokens is None:
         inputs = {"vocab_size": protocol.vocab_size, "corpus": corpus_identity(corpus)}
         work = partial(steps.tokenize, protocol, corpus)
-        effort = _dense(protocol) * 4e5
-        title = "tokenize the corpus"
+        effort = 4e5 * _cost(protocol)
         stages.append(
-            Stage(
-                TOKENS,
-                title,
-                inputs,
-                work,
-                produces=("tokens",),
-                effort=effort,
-            )
+            Stage(TOKENS, "tokenize the corpus", inputs, work, (), ("tokens",), effort)
         )
-        folder, needs = root / TOKENS / "tokens", (TOKENS,)
-    else:
-        folder = tokens
-        data = {"tokens": token_folder_hash(tokens)}
+        tokens = root / TOKENS / "tokens"
+    needs = tuple(stage.name for stage in stages)
     for seed in range(seeds):
-        context = steps.Context(protocol, folder, seed)
-        stages += _seed_stages(context, root, needs, {**data, "seed": seed})
+        context = steps.Context(protocol, tokens, seed)
+        stages += _Seed(context, root, needs, {**shared, "seed": seed}).stages()
     return stages
 
 
-def _seed_stages(
-    context: steps.Context, root: Path, needs: tuple[str, ...], shared: dict[str, Any]
-) -> list[Stage]:
-    """Base, then every arm."""
-    protocol = context.protocol
-    top = f"seed-{context.seed}"
-    label = f"seed {context.seed} · "
-    train_base, base_model = f"{top}/{BASE}/train", root / top / BASE / "train/run/model"
-    training = {**shared, **_fields(protocol, TRAINING)}
-    stages = [
-        Stage(
-            train_base,
-            label + "Base · train",
-            {**training, "tokens_budget": protocol.base_tokens},
-            partial(_train, context, protocol.base_tokens, None),
-            needs,
-            produces=TRAINED,
-            effort=3 * protocol.base_tokens * _dense(protocol),
-        ),
-        _measure(context, BASE, "Base", base_model, shared, (*needs, train_base)),
-    ]
-    for arm in protocol.arms:
-        stages += _arm_stages(context, arm, root, needs, train_base, shared)
-    return stages
+@dataclass(frozen=True)
+class _Seed:
+    """The stages of one seed: base, then every arm.
 
+    Args:
+        context: what they share.
+        root: output folder.
+        needs: what all of them need.
+        shared: inputs of all of them.
+    """
 
-def _arm_stages(
-    context: steps.Context,
-    arm: Arm,
-    root: Path,
-    needs: tuple[str, ...],
-    train_base: str,
-    shared: dict[str, Any],
-) -> list[Stage]:
-    """Convert (the control is the base itself), train, measure."""
-    protocol = context.protocol
-    top = f"seed-{context.seed}/{arm.name}"
-    label = f"seed {context.seed} · {arm.title} · "
-    start, start_model = train_base, root / train_base / "run/model"
-    stages = []
-    if arm.ffn.variant != "dense":
-        start = f"{top}/convert"
-        work = partial(steps.convert, context, arm, start_model)
-        start_model = root / start / "model"
-        inputs = {**shared, "ffn": dataclasses.asdict(arm.ffn)}
-        stages += [
-            Stage(
-                start,
-                label + "convert",
-                inputs,
-                work,
-                (*needs, train_base),
-                produces=("model",),
-            ),
-        ]
-    budget = protocol.continued_tokens
-    train = f"{top}/train"
-    stages += [
-        Stage(
-            train,
-            label + "train",
-            {**shared, **_fields(protocol, TRAINING), "tokens_budget": budget},
-            partial(_train, context, budget, start_model),
-            (*needs, start),
-            produces=TRAINED,
-            effort=3 * budget * _relative_cost(protocol, arm),
-        ),
-        _measure(context, arm.name, arm.title, root / train / "run/model", shared, (*needs, train)),
-    ]
-    return stages
+    context: steps.Context
+    root: Path
+    needs: tuple[str, ...]
+    shared: dict[str, Any]
 
+    def stages(self) -> list[Stage]:
+        """In an order in which they can run."""
+        chosen = self.context.protocol
+        base = self._train(BASE, "Base", chosen.base_tokens, None, _cost(chosen))
+        found = [base, self._measure(BASE, "Base", base)]
+        for arm in chosen.arms:
+            start = base
+            if not isinstance(arm.ffn, Dense):  # the control is the base itself
+                start = self._convert(arm, base)
+                found.append(start)
+            cost = _cost(chosen, arm)
+            trained = self._train(arm.name, arm.title, chosen.continued_tokens, start, cost)
+            found += [trained, self._measure(arm.name, arm.title, trained)]
+        return found
 
-def _measure(
-    context: steps.Context,
-    arm: str,
-    title: str,
-    model: Path,
-    shared: dict[str, Any],
-    needs: tuple[str, ...],
-) -> Stage:
-    return Stage(
-        f"seed-{context.seed}/{arm}/measure",
-        f"seed {context.seed} · {title} · measure",
-        {**shared, **_fields(context.protocol, MEASURING)},
-        _ignoring_folder(steps.measure, context, model),
-        needs,
-        effort=2 * _measure_effort(context.protocol),
-    )
+    def _convert(self, arm: Arm, base: Stage) -> Stage:
+        work = partial(steps.convert, self.context, arm, self._model(base))
+        inputs = {"ffn": arm.ffn.to_dict()}
+        return self._stage(arm.name, arm.title, "convert", base, inputs, work, ("model",))
+
+    def _train(self, name: str, title: str, budget: int, start: Stage | None, cost: float) -> Stage:
+        init_from = None if start is None else self._model(start)
+        inputs = {**_fields(self.context.protocol, TRAINING), "tokens_budget": budget}
+        work = partial(steps.train_phase, self.context, budget, init_from)
+        effort = 3 * budget * cost
+        return self._stage(name, title, "train", start, inputs, work, ("run/model",), effort)
+
+    def _measure(self, name: str, title: str, trained: Stage) -> Stage:
+        def work(_: Path) -> dict[str, Any]:  # its whole result is its summary
+            return steps.measure(self.context, self._model(trained))
+
+        inputs = _fields(self.context.protocol, MEASURING)
+        effort = 4e5 * _cost(self.context.protocol)
+        return self._stage(name, title, "measure", trained, inputs, work, effort=effort)
+
+    def _stage(
+        self,
+        name: str,
+        title: str,
+        verb: str,
+        start: Stage | None,
+        inputs: dict[str, Any],
+        work: Callable[[Path], dict[str, Any]],
+        produces: tuple[str, ...] = (),
+        effort: float = 1.0,
+    ) -> Stage:
+        return Stage(
+            f"seed-{self.context.seed}/{name}/{verb}",
+            f"seed {self.context.seed} · {title} · {verb}",
+            {**self.shared, **inputs},
+            work,
+            self.needs if start is None else (*self.needs, start.name),
+            produces,
+            effort,
+        )
+
+    def _model(self, stage: Stage) -> Path:
+        """The model that a stage makes."""
+        return self.root / stage.name / stage.produces[0]
 
 
 def token_folder_hash(folder: Path) -> str:
@@ -180,41 +156,13 @@ def corpus_identity(corpus: str | None) -> dict[str, Any]:
     return {"sha256": canonical_hash(files)}
 
 
-def _train(
-    context: steps.Context, budget: int, init_from: Path | None, folder: Path
-) -> dict[str, Any]:
-    return steps.train_phase(context, folder, budget, init_from)
-
-
-def _ignoring_folder(
-    work: Callable[[steps.Context, Path], dict[str, Any]], context: steps.Context, model: Path
-) -> Callable[[Path], dict[str, Any]]:
-    """For stages whose whole result is their summary."""
-    return lambda folder: work(context, model)
-
-
 def _fields(protocol: Protocol, names: tuple[str, ...]) -> dict[str, Any]:
-    data = protocol.to_dict()
-    return {name: data[name] for name in names}
+    return {name: getattr(protocol, name) for name in names}
 
 
-def _dense(protocol: Protocol) -> float:
-    return _relative_cost(protocol, None)
-
-
-def _relative_cost(protocol: Protocol, arm: Arm | None) -> float:
+def _cost(protocol: Protocol, arm: Arm | None = None) -> float:
     """Rough FLOPs per token of a forward pass, for the time left only."""
     shape = protocol.architecture
     D, F, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    passes = 1.0
-    if arm is not None and arm.ffn.variant == "k-loop":
-        passes = arm.ffn.num_loops
-    elif arm is not None and arm.ffn.variant == "versatile":
-        passes = arm.ffn.max_loops + 0.5
-    elif arm is not None and arm.ffn.variant == "moe":
-        passes = 2.0
+    passes = 1.0 if arm is None else arm.ffn.loops + 0.5 * arm.ffn.has_router
     return 2.0 * (layers * (4 * D * D + passes * 3 * D * F) + protocol.vocab_size * D)
-
-
-def _measure_effort(protocol: Protocol) -> float:
-    return 2e5 * _dense(protocol)

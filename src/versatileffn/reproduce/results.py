@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from versatileffn.evaluation.loops import LayerUse
 from versatileffn.reproduce.statistics import clustered_error, holm, interval
 
 CONTROL = "dense"  # the dense model continued on the same data: the paper's 1-loop
@@ -32,23 +33,6 @@ class Loss:
     tokens: int
     document_tokens: list[int] = field(default_factory=list)
     document_nats: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Where one layer spends its loops, over held-out tokens.
-
-    Args:
-        mean_loops: mean loops per token.
-        loop_share: share of tokens for each loop count, from 1 to L.
-        mean_lam: mean λ, the weight of the width pathway.
-        expert_load: share of the routed slots that each expert gets, or None without a router.
-    """
-
-    mean_loops: float | None
-    loop_share: list[float] | None
-    mean_lam: float | None
-    expert_load: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ class Row:
     tokens_per_second: float | None = None
     mean_loops: float | None = None
     share_below_max: float | None = None
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[LayerUse] = field(default_factory=list)
 
 
 MEANS = ("parameters", "flops_paper", "flops_ours", "flops_executed", "flops_controller",
@@ -171,7 +155,7 @@ def row_from_json(data: dict[str, Any]) -> Row:
             **data,
             "after": Loss(**data["after"]) if data.get("after") else None,
             "curve": [(int(tokens), float(loss)) for tokens, loss in data["curve"]],
-            "layers": [Layer(**layer) for layer in data.get("layers", [])],
+            "layers": [LayerUse(**layer) for layer in data.get("layers", [])],
         }
     )
 

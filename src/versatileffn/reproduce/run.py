@@ -1,8 +1,6 @@
 """`reproduce`: run the stages, gather what they measured, write the report."""
 
 import datetime
-import os
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 from versatileffn.data.meta import TokenMeta
 from versatileffn.errors import ConfigError
 from versatileffn.models.checkpoint import without_progress_bars
-from versatileffn.provenance import versions
+from versatileffn.provenance import machine, versions
 from versatileffn.reproduce.figures import draw_all
 from versatileffn.reproduce.plan import TOKENS, build_stages
 from versatileffn.reproduce.progress import Progress
@@ -122,7 +120,7 @@ def assemble(
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": versions(*LIBRARIES),
             "source_sha256": sources(),
-            "device": device_record(),
+            "device": machine(),
             "seeds": sorted({row.seed for row in rows}),
             "protocol": protocol.to_dict(),
             "data": data,
@@ -148,21 +146,3 @@ def data_record(folder: Path) -> dict[str, Any]:
         "val_tokens": meta.splits["val"].tokens,
         "val_documents": meta.splits["val"].documents,
     }
-
-
-def device_record() -> dict[str, Any]:
-    """The machine, without naming it."""
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"CPU ({_cpu_model()})"
-    return {"name": name, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()

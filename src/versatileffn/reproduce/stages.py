@@ -24,7 +24,7 @@ from versatileffn.workspace.lock import locked
 from versatileffn.workspace.manifest import FILES, damage, digests, files_of, read_record, sha256
 
 MARKER, INPUTS = "reproduce.json", "inputs.json"
-LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datatrove", "numpy", "scipy")
+LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "scipy")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from versatileffn.analysis.executed import executed_ffn_flops
-from versatileffn.analysis.flops import ffn_flops_per_token, parameter_count
-from versatileffn.analysis.loops import layer_use, mean_loops, share_below_max
+from versatileffn.analysis.flops import model_cost
+from versatileffn.analysis.reuse import measure_reuse
 from versatileffn.data.meta import TokenMeta
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
@@ -66,7 +65,7 @@ def tokenize(protocol: Protocol, corpus: str | None, folder: Path) -> dict[str, 
 
 
 def train_phase(
-    context: Context, folder: Path, token_budget: int, init_from: Path | None
+    context: Context, token_budget: int, init_from: Path | None, folder: Path
 ) -> dict[str, Any]:
     """Train from scratch (the base) or from a checkpoint; resumes what it finds in the folder.
 
@@ -147,20 +146,17 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
     loss = _loss(model, context)
     if loss is None:
         return {"diverged": "its held-out loss isn't finite"}
-    config: Any = model.config
-    layers = layer_use(model, usage_batches(context)) if hasattr(config, "ffn") else []
-    loops, below = mean_loops(layers), share_below_max(layers)
-    executed = executed_ffn_flops(model, usage_batches(context))
-    count = {"mean_loops": loops, "share_below_max": below}
+    cost, reuse = model_cost(model.config), measure_reuse(model, list(usage_batches(context)))
+    count = {"mean_loops": reuse.mean_loops, "share_below_max": reuse.share_below_max}
     return {
         "after": loss,
-        "parameters": parameter_count(config),
-        "flops_paper": ffn_flops_per_token(config, **count, accounting="paper"),
-        "flops_ours": ffn_flops_per_token(config, **count, accounting="ours"),
-        "flops_executed": executed.ffn_per_token,
-        "flops_controller": executed.controller_per_token,
+        "parameters": cost.parameters,
+        "flops_paper": cost.ffn_flops(**count, accounting="paper"),
+        "flops_ours": cost.ffn_flops(**count),
+        "flops_executed": reuse.executed_flops,
+        "flops_controller": reuse.controller_flops,
         **count,
-        "layers": [finite(layer) for layer in layers],
+        "layers": finite(reuse.layers),
     }
 
 

@@ -23,10 +23,10 @@ from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.held_out import held_out_loss
-from versatileffn.provenance import versions
+from versatileffn.provenance import machine, versions
 from versatileffn.reproduce import steps
 from versatileffn.reproduce.protocol import Protocol, protocol
-from versatileffn.reproduce.run import cpu_threads, device_record
+from versatileffn.reproduce.run import cpu_threads
 from versatileffn.reproduce.stages import LIBRARIES
 from versatileffn.workspace.durable import write_json
 
@@ -69,7 +69,7 @@ def base_loss(scale: Protocol, tokens: Path, work: Path, candidate: Candidate, s
     chosen = dataclasses.replace(scale, evaluations=1, **dataclasses.asdict(candidate))
     folder = work / f"rate-{candidate.learning_rate}-batch-{candidate.batch_tokens}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    steps.train_phase(steps.Context(chosen, tokens, seed), folder, chosen.base_tokens, None)
+    steps.train_phase(steps.Context(chosen, tokens, seed), chosen.base_tokens, None, folder)
     model = steps.load(folder / "run/model")
     dataset = PackedDataset(tokens, "train", chosen.seq_len)
     windows = unread_windows(chosen, len(dataset), seed)
@@ -105,7 +105,7 @@ def sweep(scale: Protocol, work: Path, corpus: str | None = None) -> dict[str, A
         "tried": tried,
         "chosen": min(tried, key=lambda record: record["mean_nats"]),
         "versions": versions(*LIBRARIES),
-        "device": device_record(),
+        "device": machine(),
     }
 
 

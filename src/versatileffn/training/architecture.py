@@ -19,45 +19,49 @@ Count = Annotated[int, Field(ge=1, le=LARGEST)]
 class Architecture(Section):
     """Names are Transformers'; what isn't here stays at the default of the family's config."""
 
-    family: str = Field("llama", description="`model_type` of a family, see docs/families.md.")
-    hidden_size: Count = Field(description="D, width of the residual stream, in neurons.")
-    intermediate_size: Count = Field(description="F, hidden neurons of the FFN.")
-    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS, description="Layers.")
-    num_attention_heads: Count = Field(description="Attention heads; must divide hidden_size.")
-    num_key_value_heads: Count | None = Field(
-        None, description="Heads of keys and values; null is as many as attention heads."
-    )
-    head_dim: Count | None = Field(
-        None, description="Neurons of one head, an even number; null is hidden_size / heads."
-    )
-    hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"] = Field(
-        "silu", description="Activation of the gated FFN."
-    )
-    vocab_size: Count | None = Field(
-        None, description="Rows of the embedding, in tokens; null is the data's vocabulary."
-    )
-    max_position_embeddings: Count | None = Field(
-        None, description="Longest position, in tokens; null is data.seq_len."
-    )
-    rms_norm_eps: float = Field(1e-6, gt=0, le=1, description="Added to the mean square in norms.")
-    rope_theta: float = Field(10_000.0, ge=1, description="Base of the rotary wavelengths.")
-    initializer_range: float = Field(
-        0.02, gt=0, le=1, description="Standard deviation of new weights, truncated at three times."
-    )
-    attention_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of attention weights dropped in training (0 to 1)."
-    )
-    tie_word_embeddings: bool = Field(False, description="One matrix for embedding and output.")
-    attention_bias: bool = Field(False, description="Biases in the attention's projections.")
-    mlp_bias: bool = Field(False, description="Biases in the FFN.")
-    more: dict[str, Any] = Field(
-        default={}, description="Further fields of the family's config, by their names there."
-    )
+    family: str = "llama"
+    """`model_type` of a family, see docs/families.md."""
+    hidden_size: Count
+    """D, width of the residual stream, in neurons."""
+    intermediate_size: Count
+    """F, hidden neurons of the FFN."""
+    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS)
+    """Layers."""
+    num_attention_heads: Count
+    """Attention heads; must divide hidden_size."""
+    num_key_value_heads: Count | None = None
+    """Heads of keys and values; null is as many as attention heads."""
+    head_dim: Count | None = None
+    """Neurons of one head, an even number; null is hidden_size / heads."""
+    hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"] = "silu"
+    """Activation of the gated FFN."""
+    vocab_size: Count | None = None
+    """Rows of the embedding, in tokens; null is the data's vocabulary."""
+    max_position_embeddings: Count | None = None
+    """Longest position, in tokens; null is data.seq_len."""
+    rms_norm_eps: float = Field(1e-6, gt=0, le=1)
+    """Added to the mean square in norms."""
+    rope_theta: float = Field(10_000.0, ge=1)
+    """Base of the rotary wavelengths."""
+    initializer_range: float = Field(0.02, gt=0, le=1)
+    """Standard deviation of new weights, truncated at three times."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of attention weights dropped in training (0 to 1)."""
+    tie_word_embeddings: bool = False
+    """One matrix for embedding and output."""
+    attention_bias: bool = False
+    """Biases in the attention's projections."""
+    mlp_bias: bool = False
+    """Biases in the FFN."""
+    more: dict[str, Any] = Field({})
+    """Further fields of the family's config, by their names there."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "Architecture":
         if self.family not in FAMILIES:
-            raise ValueError(f"unknown family {self.family!r}; {suggestion(self.family, list(FAMILIES))}")
+            raise ValueError(
+                f"unknown family {self.family!r}; {suggestion(self.family, list(FAMILIES))}"
+            )
         heads = self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(

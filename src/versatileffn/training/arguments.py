@@ -25,7 +25,7 @@ def check_trackers(names: list[str]) -> None:
 
 
 def training_arguments(
-    config: TrainConfig, plan: BatchPlan, checkpoints: Path, eval_batch_size: int
+    config: TrainConfig, plan: BatchPlan, checkpoints: Path
 ) -> TrainingArguments:
     """The Trainer's arguments for a run; creating them joins the process group under torchrun.
 
@@ -33,7 +33,6 @@ def training_arguments(
         config: the run.
         plan: how its windows are spread over steps and processes.
         checkpoints: folder that receives `checkpoint-<step>` folders.
-        eval_batch_size: held-out windows that one process takes at once.
     """
     optim, run = config.optim, config.run
     args = TrainingArguments(
@@ -49,7 +48,7 @@ def training_arguments(
         # length and size
         max_steps=plan.max_steps,
         per_device_train_batch_size=plan.micro_batch,
-        per_device_eval_batch_size=eval_batch_size,
+        per_device_eval_batch_size=run.per_device_eval_batch_size,
         gradient_accumulation_steps=plan.accumulation,
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,  # every parameter of every variant gets a gradient
@@ -70,7 +69,6 @@ def training_arguments(
         logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=run.eval_steps,
-        prediction_loss_only=True,
         save_strategy="steps",
         save_steps=run.save_steps,
         save_total_limit=None,  # pruning is ours, it must not meet half-written folders

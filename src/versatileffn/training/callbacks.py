@@ -4,9 +4,16 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from versatileffn.models.family import is_reuse
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TauSection
 from versatileffn.training.schedules import tau_at
+
+
+def anneals(model: Any) -> bool:
+    """Whether a model has a controller with a temperature."""
+    controllers = [r.controller for r in model.reuse_layers()] if is_reuse(model.config) else []
+    return any(hasattr(m, "tau") for c in controllers if c is not None for m in c.modules())
 
 
 class TauCallback(TrainerCallback):

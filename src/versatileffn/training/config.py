@@ -27,13 +27,14 @@ from versatileffn.training.config_file import (
     validate,
 )
 
-MOST = 2**40  # of any count of steps, windows or tokens
+Count = Annotated[int, Field(ge=1, le=2**40)]
+"""Of steps, windows or tokens."""
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 TAU_PRESETS: dict[str, dict[str, float]] = {
     "paper": {"start": 5.0, "end": 0.1, "anneal_fraction": 0.96},
     "as-released": {"start": 5.0, "end": 5.0, "anneal_fraction": 0.96},
 }
-
-
 MOVED = {"execution": "run.execution", "tau": "optim.tau"}
 """Keys that `model.ffn` had while they were taken for parts of a model."""
 
@@ -62,23 +63,16 @@ FFN = Annotated[
 class ModelSection(Section):
     """Where the weights come from: a checkpoint, or an architecture to initialise."""
 
-    init_from: UserPath | None = Field(
-        None,
-        description="Checkpoint folder or hub id to start from; optimizer state is not taken over.",
-    )
-    architecture: Architecture | None = Field(
-        None, description="Family and sizes of a model from scratch."
-    )
-    ffn: FFN = Field(
-        None,
-        description="A variant and its knobs. Left out: a plain dense model from scratch, or the "
-        "checkpoint's own FFN. Given with a dense checkpoint: it is upcycled first.",
-    )
-    imports: list[str] = Field(
-        default=[],
-        description="Python modules, or .py files, of your own to run first: controllers that "
-        "register themselves.",
-    )
+    init_from: UserPath | None = None
+    """Checkpoint folder or hub id to start from; optimizer state is not taken over."""
+    architecture: Architecture | None = None
+    """Family and sizes of a model from scratch."""
+    ffn: FFN = None
+    """A variant and its knobs. Left out: a plain dense model from scratch, or the checkpoint's own
+    FFN. Given with a dense checkpoint: it is upcycled first."""
+    imports: list[str] = Field([])
+    """Python modules, or .py files, of your own to run first: controllers that register
+    themselves."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSection":
@@ -90,18 +84,21 @@ class ModelSection(Section):
 class DataSection(Section):
     """Which tokens are read, in windows of which length."""
 
-    tokens: UserPath = Field(description="Token folder, written by `versatileffn tokenize`.")
-    seq_len: int = Field(ge=2, le=MOST, description="Length of one window, in tokens.")
+    tokens: UserPath
+    """Token folder, written by `versatileffn tokenize`."""
+    seq_len: int = Field(ge=2, le=2**40)
+    """Length of one window, in tokens."""
 
 
 class TauSection(Section):
     """How the temperature of the loop choice falls (versatile FFNs only)."""
 
-    start: float = Field(5.0, gt=0, description="τ at the first step (dimensionless).")
-    end: float = Field(0.1, gt=0, description="τ once annealed (dimensionless).")
-    anneal_fraction: float = Field(
-        0.96, gt=0, le=1, description="Share of the schedule over which τ is annealed (0 to 1)."
-    )
+    start: Positive = 5.0
+    """τ at the first step (dimensionless)."""
+    end: Positive = 0.1
+    """τ once annealed (dimensionless)."""
+    anneal_fraction: float = Field(0.96, gt=0, le=1)
+    """Share of the schedule over which τ is annealed (0 to 1)."""
 
 
 def _tau_preset(value: Any) -> Any:
@@ -117,96 +114,72 @@ def _tau_preset(value: Any) -> Any:
 class OptimSection(Section):
     """AdamW and its schedule; the defaults are the paper's."""
 
-    learning_rate: float = Field(gt=0, description="Peak learning rate (per step, dimensionless).")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the gradient's mean per step.")
-    adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of its square's mean per step.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator (gradient unit).")
-    weight_decay: float = Field(
-        0.1,
-        ge=0,
-        description="Decoupled decay, per unit of learning rate; embeddings included, "
-        "norms, biases and reuse gains exempt.",
-    )
-    max_grad_norm: float = Field(
-        1.0, gt=0, description="Gradients are scaled down to this global L2 norm."
-    )
-    warmup_ratio: float = Field(
-        0.05,
-        ge=0,
-        lt=1,
-        description="Share of the schedule in which the rate rises (0 to 1).",
-    )
-    min_lr_rate: float = Field(
-        0.1, ge=0, le=1, description="Final learning rate as a share of the peak (0 to 1)."
-    )
-    tau: Annotated[TauSection, BeforeValidator(_tau_preset)] = Field(
-        default=TauSection(),  # type: ignore[call-arg]
-        description="Temperature schedule: a mapping, or the preset `paper` or `as-released`.",
-    )
+    learning_rate: Positive
+    """Peak learning rate (per step, dimensionless)."""
+    adam_beta1: Share = 0.9
+    """Decay of the gradient's mean per step."""
+    adam_beta2: Share = 0.95
+    """Decay of its square's mean per step."""
+    adam_epsilon: Positive = 1e-8
+    """Added to the denominator (gradient unit)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay, per unit of learning rate; embeddings included, norms, biases and reuse
+    gains exempt."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+    warmup_ratio: Share = 0.05
+    """Share of the schedule in which the rate rises (0 to 1)."""
+    min_lr_rate: float = Field(0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak (0 to 1)."""
+    tau: Annotated[TauSection, BeforeValidator(_tau_preset)] = TauSection()
+    """Temperature schedule: a mapping, or the preset `paper` or `as-released`."""
 
 
 class RunSection(Section):
     """How long, how often, how large, and where to."""
 
-    output_dir: UserPath = Field(description="Run folder. An unfinished run in it is resumed.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seeds weights, data order and noise.")
-    max_steps: int | None = Field(
-        None, ge=1, le=MOST, description="Length of the run, in optimizer steps."
-    )
-    num_train_epochs: float | None = Field(
-        None, gt=0, description="Length of the run, in passes over the training windows."
-    )
-    schedule_steps: int | None = Field(
-        None,
-        ge=1,
-        le=MOST,
-        description="Steps over which learning rate and τ follow their schedules; afterwards both "
-        "stay where they ended. Null is the whole run. A finished run goes on when it is given "
-        "more max_steps and, here, the steps that it had.",
-    )
-    tokens_per_batch: int = Field(
-        ge=1,
-        le=MOST,
-        description="Tokens of one optimizer step over all processes (a multiple of seq_len).",
-    )
-    per_device_train_batch_size: int = Field(
-        8,
-        ge=1,
-        le=MOST,
-        description="Windows that one process takes at once; the rest is accumulated.",
-    )
-    per_device_eval_batch_size: int = Field(
-        8, ge=1, le=MOST, description="Held-out windows that one process takes at once."
-    )
-    bf16: bool = Field(False, description="bfloat16 autocast; weights and optimizer stay float32.")
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass to save memory."
-    )
-    execution: Execution = Field(
-        "auto", description="How reused FFNs compute: the results differ by rounding."
-    )
-    torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
-    use_cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
-    dataloader_num_workers: int = Field(
-        0, ge=0, description="Processes that read windows ahead; 0 reads in the training process."
-    )
-    eval_steps: int = Field(
-        250, ge=1, le=MOST, description="Optimizer steps between held-out evaluations."
-    )
-    eval_windows: int | None = Field(
-        None,
-        ge=1,
-        le=MOST,
-        description="Held-out windows per evaluation, from the first; null means all.",
-    )
-    save_steps: int = Field(250, ge=1, le=MOST, description="Optimizer steps between checkpoints.")
-    save_total_limit: int = Field(2, ge=1, le=MOST, description="Newest checkpoints that are kept.")
-    logging_steps: int = Field(
-        10, ge=1, le=MOST, description="Optimizer steps between log lines; the loss is their mean."
-    )
-    report_to: list[str] = Field(
-        default=["tensorboard"], description="Trackers that Transformers knows by name, or []."
-    )
+    output_dir: UserPath
+    """Run folder. An unfinished run in it is resumed."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seeds weights, data order and noise."""
+    max_steps: Count | None = None
+    """Length of the run, in optimizer steps."""
+    num_train_epochs: Positive | None = None
+    """Length of the run, in passes over the training windows."""
+    schedule_steps: Count | None = None
+    """Steps over which learning rate and τ follow their schedules; afterwards both stay where they
+    ended. Null is the whole run. A finished run goes on when it is given more max_steps and, here,
+    the steps that it had."""
+    tokens_per_batch: Count
+    """Tokens of one optimizer step over all processes (a multiple of seq_len)."""
+    per_device_train_batch_size: Count = 8
+    """Windows that one process takes at once; the rest is accumulated."""
+    per_device_eval_batch_size: Count = 8
+    """Held-out windows that one process takes at once."""
+    bf16: bool = False
+    """bfloat16 autocast; weights and optimizer stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    execution: Execution = "auto"
+    """How reused FFNs compute: the results differ by rounding."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile."""
+    use_cpu: bool = False
+    """Stay on the CPU even where there is an accelerator."""
+    dataloader_num_workers: int = Field(0, ge=0)
+    """Processes that read windows ahead; 0 reads in the training process."""
+    eval_steps: Count = 250
+    """Optimizer steps between held-out evaluations."""
+    eval_windows: Count | None = None
+    """Held-out windows per evaluation, from the first; null means all."""
+    save_steps: Count = 250
+    """Optimizer steps between checkpoints."""
+    save_total_limit: Count = 2
+    """Newest checkpoints that are kept."""
+    logging_steps: Count = 10
+    """Optimizer steps between log lines; the loss is their mean."""
+    report_to: list[str] = Field(["tensorboard"])
+    """Trackers that Transformers knows by name, or []."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunSection":
@@ -227,18 +200,13 @@ class RunSection(Section):
 class EvalSection(Section):
     """Which tasks are scored along the run."""
 
-    tasks: list[str] = Field(
-        min_length=1, description="Labels of tasks, as `versatileffn evaluate` knows them."
-    )
-    tasks_limit: int | None = Field(
-        None, ge=1, le=MOST, description="Items of each task, from the first; null means all."
-    )
-    every_steps: int = Field(
-        ge=1,
-        le=MOST,
-        description="Optimizer steps between evaluations, each with a held-out loss beside it; "
-        "the last step always has one.",
-    )
+    tasks: list[str] = Field(min_length=1)
+    """Labels of tasks, as `versatileffn evaluate` knows them."""
+    tasks_limit: Count | None = None
+    """Items of each task, from the first; null means all."""
+    every_steps: Count
+    """Optimizer steps between evaluations, each with a held-out loss beside it; the last step
+    always has one."""
 
 
 class TrainConfig(Section):
@@ -248,7 +216,8 @@ class TrainConfig(Section):
     data: DataSection
     optim: OptimSection
     run: RunSection
-    eval: EvalSection | None = Field(None, description="Left out: no tasks, the loss alone.")
+    eval: EvalSection | None = None
+    """Left out: no tasks, the loss alone."""
 
     @model_validator(mode="after")
     def _whole_windows(self) -> "TrainConfig":

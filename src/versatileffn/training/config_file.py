@@ -24,9 +24,18 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class Section(BaseModel):
-    """A frozen part of a configuration: unknown keys and values of another type are errors."""
+    """A frozen part of a configuration: unknown keys and values of another type are errors.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+    What stands below a field describes it, in docs/configuration.md, too.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
 
 
 def _expand(path: str) -> str:
@@ -171,7 +180,9 @@ def _explain_unknown(schema: type[BaseModel], location: Sequence[Any]) -> str:
     if not get_close_matches(name, siblings, n=1, cutoff=0.5):
         for section, leaves in places.items():
             if meant := get_close_matches(name, leaves, n=1, cutoff=0.75):
-                return f"unknown key {dotted!r}; did you mean {f'{section}.{meant[0]}'.strip('.')!r}?"
+                return (
+                    f"unknown key {dotted!r}; did you mean {f'{section}.{meant[0]}'.strip('.')!r}?"
+                )
     return f"unknown key {dotted!r}; {suggestion(name, siblings)}"
 
 

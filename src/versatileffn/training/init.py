@@ -64,6 +64,11 @@ def _draws_itself(module: nn.Module) -> Any:
     return foreign or isinstance(module, LowRankLoops)
 
 
+def new_model(config: PreTrainedConfig) -> Model:
+    """A model of `config` in the current default device and dtype, weights not yet chosen."""
+    return model_class(config)(config)
+
+
 def model_config(
     section: ModelSection, vocab_size: int, eos_token_id: int | None, seq_len: int
 ) -> PreTrainedConfig:
@@ -113,7 +118,7 @@ def build_model(section: ModelSection, config: PreTrainedConfig, seed: int) -> M
     """
     if section.architecture is not None:
         try:
-            model = model_class(config)(config)
+            model = new_model(config)
         except (RuntimeError, MemoryError) as error:  # torch's word for too little memory
             raise ConfigError(
                 f"model.architecture can't be built ({first_line(error)}): choose smaller sizes"
@@ -127,7 +132,7 @@ def build_model(section: ModelSection, config: PreTrainedConfig, seed: int) -> M
     return load_checkpoint(model_class(config), section.init_from, config, dtype=torch.float32)
 
 
-def set_execution(model: Model, execution: str) -> None:
+def set_execution(model: Any, execution: str) -> None:
     """Say how a run's model computes its reused FFNs.
 
     Raises:

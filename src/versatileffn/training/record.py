@@ -1,12 +1,12 @@
 """The end of a run: the model in its place, and run.json, which says that it is finished."""
 
-import platform
 from typing import Any
 
 import torch
 
+from versatileffn.execution.select import execution_choices
 from versatileffn.imports import imported
-from versatileffn.provenance import versions
+from versatileffn.provenance import device_name, versions
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import check_weights
 from versatileffn.training.inputs import inputs_sha256
@@ -76,6 +76,7 @@ def _summary(
         "threads": torch.get_num_threads(),
         "seed": config.run.seed,
         "variant": trainer.telemetry.variant,
+        "execution": execution_choices(),  # of this session; none that torch.compile traced
         "parameters": trainer.unwrapped.num_parameters(),
         "steps": plan.max_steps,
         "schedule_steps": trainer.schedule_steps,
@@ -87,13 +88,6 @@ def _summary(
         "train_loss": _last(history, "loss"),
         "eval_loss": _last(history, "eval_loss"),
         "eval_bits_per_byte": _last(history, "eval_bits_per_byte"),
-        "eval_tokens": trainer.eval_window_count * (config.data.seq_len - 1),
+        "eval_tokens": len(trainer.eval_windows) * (config.data.seq_len - 1),
         "files": {f"model/{name}": digest for name, digest in digests(folder.model).items()},
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called: the accelerator's name, or the processor's architecture."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()})"

@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, Subset
 
 from versatileffn.data.packed import PackedDataset
-from versatileffn.data.split_text import SplitText
 from versatileffn.data.tokenizers import load_tokenizer
-from versatileffn.errors import ConfigError, DivergedError
+from versatileffn.errors import DivergedError
+from versatileffn.evaluation.task_scores import TaskScores
+from versatileffn.execution.select import forget_choices
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.callbacks import LastStepCallback, TauCallback
+from versatileffn.training.callbacks import LastStepCallback, TauCallback, anneals
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.checkpoints import prune, step_of
 from versatileffn.training.config import TrainConfig
@@ -26,14 +26,13 @@ from versatileffn.training.init import build_model, model_config, set_execution
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogFileCallback
 from versatileffn.training.progress import ProgressCallback, SpeedCallback
-from versatileffn.training.record import device_name as device_name
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
 from versatileffn.training.sizes import check_sizes
 from versatileffn.training.stopping import StopCallback, StopRequest
 from versatileffn.training.tensorboard import tensorboard_callback
 from versatileffn.training.tokens import verify_tokens
-from versatileffn.training.trainer import ReuseTrainer, whole_batches
+from versatileffn.training.trainer import ReuseTrainer
 
 
 def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
@@ -49,15 +48,14 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
 
     Args:
         config: the run, see `TrainConfig`.
-        evaluate_tasks: scores the tasks that `config.eval` names.
+        evaluate_tasks: scores the tasks that `config.eval` names, instead of `TaskScores`.
 
     Returns:
         The run's folder: `model/` (weights, configuration, tokenizer), `log.jsonl`, `run.json`,
         `inputs.json`, `checkpoints/`, and `tensorboard/` where it is reported to.
 
     Raises:
-        ConfigError: settings contradict each other, the checkpoint, or the run in the folder; or
-            tasks should be scored, and nothing is given that does it.
+        ConfigError: settings contradict each other, the checkpoint, or the run in the folder.
         DataError: the token folder is missing, damaged, or too short for one window.
         CheckpointError: the checkpoint to start from can't be read, or there are some to resume
             from and none is whole.
@@ -73,11 +71,7 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
 def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     check_trackers(config.run.report_to)
     if config.eval is not None and evaluate_tasks is None:
-        raise ConfigError(
-            "eval.tasks needs something that scores them: pass evaluate_tasks="
-            "versatileffn.evaluation.task_scores.TaskScores(tasks, limit), as `versatileffn train` "
-            "does"
-        )
+        evaluate_tasks = TaskScores(config.eval.tasks, config.eval.tasks_limit)
     folder = RunFolder(Path(config.run.output_dir))
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
@@ -100,16 +94,15 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     set_execution(model, config.run.execution)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
-        eval_windows, eval_batch_size = _eval_windows(held_out, config, world_size)
-        args = training_arguments(config, plan, folder.checkpoints, eval_batch_size)
+        args = training_arguments(config, plan, folder.checkpoints)
         trainer = ReuseTrainer(
             model,
             args,
             plan,
             data,
-            eval_windows,
+            held_out,
             tokens_per_step=config.run.tokens_per_batch,
-            bytes_per_token=SplitText(held_out).bytes_per_scored_token(eval_windows),
+            eval_windows=config.run.eval_windows,
             tokenizer=tokenizer,
             schedule_steps=inputs["schedule_steps"],
         )
@@ -156,6 +149,7 @@ def _run(
 
     # The noise of each process is its own, and doesn't depend on how the model was built.
     torch.manual_seed(config.run.seed * 100_003 + trainer.args.process_index)
+    forget_choices()
     started = time.time()
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -173,15 +167,6 @@ def _say(rank: int, text: str) -> None:
         print(text, flush=True)
 
 
-def _eval_windows(
-    held_out: PackedDataset, config: TrainConfig, world_size: int
-) -> tuple[Dataset, int]:
-    windows: Dataset = held_out
-    if config.run.eval_windows is not None and config.run.eval_windows < len(held_out):
-        windows = Subset(held_out, range(config.run.eval_windows))
-    return whole_batches(windows, config.run.per_device_eval_batch_size, world_size)
-
-
 def _add_callbacks(
     trainer: ReuseTrainer,
     config: TrainConfig,
@@ -189,7 +174,7 @@ def _add_callbacks(
     speed: SpeedCallback,
     resumed_step: int,
 ) -> None:
-    if trainer.telemetry.variant == "versatile":
+    if anneals(trainer.unwrapped):
         trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
     if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))

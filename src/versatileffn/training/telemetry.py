@@ -1,15 +1,12 @@
-"""What the reuse does, layer by layer: read from the plans of a forward pass, changing nothing."""
+"""What the reuse does, layer by layer: read from a step's own forward passes, changing nothing."""
 
-import re
 import zlib
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from versatileffn.ffn.losses import expert_statistics, loop_statistics
-
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+from versatileffn.evaluation.loops import LayerTally, LayerUse
+from versatileffn.models.family import is_reuse
 
 
 def _key(layer: int, name: str) -> str:
@@ -17,112 +14,85 @@ def _key(layer: int, name: str) -> str:
     return f"layer_{layer + 1}/{name}"
 
 
-def plan_statistics(plans: Any, num_experts: int) -> dict[str, Tensor]:
-    """Statistics of each layer's decisions, averaged over the tokens of one forward pass.
+def use_statistics(layer: int, use: LayerUse) -> dict[str, float]:
+    """What the log says of one layer's decisions.
 
     Args:
-        plans: one ReusePlan per layer, with leading shape (B, T) or (M,).
-        num_experts: N.
+        layer: its index, from 0.
+        use: averages over the tokens of a step.
 
     Returns:
         `layer_1/mean_loops` (loops per token), `layer_1/loop_share_1` … (share of tokens),
         `layer_1/lambda` (weight of the width pathway), `layer_1/expert_load_0` … (share of
-        assignments), each a scalar tensor.
+        assignments), as far as the layer decides them.
     """
-    values: dict[str, Tensor] = {}
-    for layer, plan in enumerate(plans):
-        loops = loop_statistics(plan)
-        values[_key(layer, "mean_loops")] = loops.mean_loops
-        for count, share in enumerate(loops.loop_share, start=1):
-            values[_key(layer, f"loop_share_{count}")] = share
-        values[_key(layer, "lambda")] = loops.mean_lam
-        if plan.experts is not None:
-            for expert, load in enumerate(expert_statistics(plan, num_experts)):
-                values[_key(layer, f"expert_load_{expert}")] = load
-    return values
+    values: dict[str, float] = {}
+    if use.mean_loops is not None and use.loop_share is not None and use.mean_lam is not None:
+        values = {"mean_loops": use.mean_loops, "lambda": use.mean_lam}
+        values |= {f"loop_share_{n}": share for n, share in enumerate(use.loop_share, start=1)}
+    values |= {f"expert_load_{n}": load for n, load in enumerate(use.expert_load or ())}
+    return {_key(layer, name): value for name, value in values.items()}
 
 
-def router_statistics(router_logits: Any, top_k: int) -> dict[str, Tensor]:
-    """Expert loads of a mixture of real experts: each layer's share of assignments per expert.
-
-    Args:
-        router_logits: per layer (M, N) or (B, T, N).
-        top_k: experts per token.
-    """
-    values: dict[str, Tensor] = {}
-    for layer, logits in enumerate(router_logits):
-        flat = logits.detach().flatten(0, -2)
-        counts = torch.bincount(flat.topk(top_k, dim=-1).indices.flatten(), minlength=flat.shape[1])
-        for expert, load in enumerate(counts / counts.sum()):
-            values[_key(layer, f"expert_load_{expert}")] = load
-    return values
-
-
-def learned_gains(model: nn.Module) -> dict[str, float]:
+def learned_gains(model: Any) -> dict[str, float]:
     """Every reuse gain of `model`: `layer_1/width_gain` and `layer_1/loop_gain_2` (γ₂) onwards.
 
     Empty for a model with fixed gains.
     """
     values: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
-        match = _LAYER.search(name)
-        if "gain" not in name or match is None:
-            continue
-        layer, leaf = int(match.group(1)), name.rpartition(".")[2]
-        if leaf == "width_gain":
-            values[_key(layer, leaf)] = parameter.item()
-        else:
-            for index, gain in enumerate(parameter.tolist(), start=2):
-                values[_key(layer, f"{leaf.removesuffix('s')}_{index}")] = gain
+    for layer, reuse in enumerate(model.reuse_layers() if is_reuse(model.config) else ()):
+        loops = None if reuse.gains is None else reuse.gains.loop_gains
+        width = None if reuse.gains is None else reuse.gains.width_gain
+        for loop, gain in enumerate([] if loops is None else loops.tolist(), start=2):
+            values[_key(layer, f"loop_gain_{loop}")] = gain
+        if width is not None:
+            values[_key(layer, "width_gain")] = width.item()
     return values
 
 
 class Telemetry:
-    """Averages a step's statistics over its micro-batches.
+    """Averages a step's statistics over its micro-batches, which are of one size.
 
     Args:
         model: the unwrapped model, whose config says what there is to read.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        config: Any = getattr(model, "config", None)
-        self.variant = getattr(config, "ffn_variant", "dense")
-        self.num_experts = getattr(config, "num_experts", 0)
-        self.top_k = getattr(config, "num_experts_per_tok", 0)
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+    def __init__(self, model: Any) -> None:
+        config = getattr(model, "config", None)
+        self.reuses = is_reuse(config)
+        self.variant: str = config.ffn().variant if self.reuses else "dense"  # type: ignore[union-attr]
         self._fed = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._tallies: list[LayerTally] = []
+        self._balance: list[float] = []
 
     def request(self) -> dict[str, bool]:
         """What to ask the model's forward pass for, as keyword arguments."""
-        if self.variant == "versatile":
-            return {"output_reuse_plans": True}
-        return {"output_router_logits": True} if self.variant == "moe" else {}
+        return {"output_reuse_plans": True} if self.reuses else {}
 
-    @torch.no_grad()
     def add(self, outputs: Any, input_ids: Tensor) -> None:
         """Read one micro-batch's outputs, and which tokens it was given."""
         self._fed = zlib.crc32(input_ids.cpu().numpy().tobytes(), self._fed)
-        values: dict[str, Tensor] = {}
-        if getattr(outputs, "reuse_plans", None) is not None:
-            values.update(plan_statistics(outputs.reuse_plans, self.num_experts))
-        elif self.variant == "moe" and outputs.router_logits is not None:
-            values.update(router_statistics(outputs.router_logits, self.top_k))
+        decisions = getattr(outputs, "reuse_plans", None) or ()
+        self._tallies = self._tallies or [LayerTally() for _ in decisions]
+        for tally, decision in zip(self._tallies, decisions, strict=True):
+            tally.add(decision)
         if getattr(outputs, "aux_loss", None) is not None:
-            values["aux_loss"] = outputs.aux_loss
-        for key, value in values.items():
-            value = value.detach().float()
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self._count += 1
+            self._balance.append(outputs.aux_loss.item())
 
     def take_fed(self) -> int:
         """CRC-32 of the token ids that this process was given in the step, for comparing runs."""
         fed, self._fed = self._fed, 0
         return fed
 
-    def take(self) -> tuple[list[str], Tensor | None]:
-        """Names and means since the last call (a vector), for a reduction over processes."""
-        names, count = sorted(self._sums), self._count
-        means = torch.stack([self._sums[name] for name in names]) / count if names else None
-        self._sums, self._count = {}, 0
-        return names, means
+    def take(self) -> dict[str, float]:
+        """Means since the last call, by name; the names are the same in all processes."""
+        values: dict[str, float] = {}
+        if self._balance:
+            values["aux_loss"] = sum(self._balance) / len(self._balance)
+        for layer, tally in enumerate(self._tallies):
+            values |= use_statistics(layer, tally.use())
+        self._restart()
+        return values

@@ -16,8 +16,6 @@ REPORTS = 10
 def verify_tokens(folder: Path, meta: TokenMeta, say: Callable[[str], None] = print) -> None:
     """Compare all files of a token folder with the digests in its meta.json.
 
-    A folder of an earlier version has none; `PackedDataset` warns of it.
-
     Args:
         folder: as `versatileffn tokenize` writes it.
         meta: of it.

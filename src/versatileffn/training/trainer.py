@@ -5,13 +5,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from versatileffn.data.split_text import bits_per_byte
+from versatileffn.data.packed import PackedDataset
+from versatileffn.data.split_text import SplitText
+from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.training.batches import BatchPlan, WindowBatches
+from versatileffn.training.callbacks import anneals
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
@@ -29,9 +32,9 @@ class ReuseTrainer(Trainer):
         args: Transformers' arguments, see `training_arguments`.
         plan: which windows are read when.
         train_windows: map-style windows of `input_ids` and `labels`.
-        eval_windows: held-out windows of the same length.
+        held_out: the held-out split, in windows of the same length.
         tokens_per_step: tokens of one optimizer step over all processes.
-        bytes_per_token: mean bytes of text per predicted held-out token, for bits per byte.
+        eval_windows: held-out windows per evaluation, from the first; None takes all.
         tokenizer: saved with every checkpoint.
         schedule_steps: steps over which the learning rate falls; None: the plan's.
     """
@@ -42,25 +45,25 @@ class ReuseTrainer(Trainer):
         args: TrainingArguments,
         plan: BatchPlan,
         train_windows: Dataset,
-        eval_windows: Dataset,
+        held_out: PackedDataset,
         tokens_per_step: int,
-        bytes_per_token: float,
+        eval_windows: int | None = None,
         tokenizer: Any = None,
         schedule_steps: int | None = None,
     ) -> None:
         self.plan = plan
         self.tokens_per_step = tokens_per_step
-        self.bytes_per_token = bytes_per_token
+        self.held_out_text = SplitText(held_out)
+        self.eval_windows = range(len(held_out))[:eval_windows]
         self.schedule_steps = schedule_steps or plan.max_steps
         self.store: CheckpointStore | None = None
         self.window = LossWindow()
-        self.eval_window_count = len(eval_windows)  # type: ignore[arg-type]
         self._writing_checkpoint = False
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_windows,
-            eval_dataset=eval_windows,
+            eval_dataset=held_out,
             data_collator=default_data_collator,
             processing_class=tokenizer,
         )
@@ -139,7 +142,6 @@ class ReuseTrainer(Trainer):
             logs.update(self._step_details())
         if "eval_loss" in logs:
             check_logs(logs, self.state.global_step)
-            logs["eval_bits_per_byte"] = bits_per_byte(logs["eval_loss"], self.bytes_per_token)
         super().log(logs)
         history = self.state.log_history
         history[-1] = {key: value for key, value in history[-1].items() if "/" not in key}
@@ -157,22 +159,38 @@ class ReuseTrainer(Trainer):
 
     def _step_details(self) -> dict[str, float]:
         details: dict[str, float] = {"tokens": self.state.global_step * self.tokens_per_step}
-        if self.telemetry.variant == "versatile":
+        if anneals(self.unwrapped):
             details["tau"] = self.unwrapped.config.tau
         details["tokens_crc32"] = self.telemetry.take_fed()
-        names, means = self.telemetry.take()
-        if means is not None:
-            means = self.accelerator.reduce(means, "mean")
-            details.update(zip(names, means.tolist(), strict=True))
-        details.update(learned_gains(cast(nn.Module, self.model)))
+        values = dict(sorted(self.telemetry.take().items()))
+        if values:
+            mine = torch.tensor(list(values.values()), device=self.args.device)
+            means = self.accelerator.reduce(mine, "mean").tolist()
+            details.update(zip(values, means, strict=True))
+        details.update(learned_gains(self.unwrapped))
         return details
 
     # Held-out loss.
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean cross entropy of the held-out windows (nats/token); moves no random state."""
-        with torch.random.fork_rng(devices=[]):
-            return super().evaluate(*args, **kwargs)
+        found = held_out_loss(
+            self.model,
+            cast(PackedDataset, self.eval_dataset),
+            self.args.per_device_eval_batch_size,
+            self.eval_windows,
+            self.args.bf16,
+            self.held_out_text,
+        )
+        metrics = {
+            "eval_loss": found.nats_per_token,
+            "eval_bits_per_byte": found.bits_per_byte,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     # Checkpoints: written beside, sealed and synced, renamed when every process is done.
 
@@ -223,16 +241,3 @@ class ReuseTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(Path(checkpoint or "") / "the random state"):
             super()._load_rng_state(checkpoint)
-
-
-def whole_batches(windows: Dataset, batch_size: int, world_size: int) -> tuple[Dataset, int]:
-    """The held-out windows that all processes share evenly, and how many each takes at once.
-
-    With several processes the last incomplete global batch is left out, because the Trainer would
-    fill it with repeated windows; with one process nothing is left out.
-    """
-    total = len(windows)  # type: ignore[arg-type]
-    batch_size = min(batch_size, max(1, total // world_size))
-    if world_size == 1 or total < world_size:
-        return windows, batch_size
-    return Subset(windows, range(total - total % (batch_size * world_size))), batch_size

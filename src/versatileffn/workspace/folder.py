@@ -4,7 +4,6 @@ import ctypes
 import errno
 import glob
 import os
-import re
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +23,6 @@ def check_free(
     path: Path,
     record: str,
     overwrite: bool = False,
-    earlier: re.Pattern[str] | None = None,
     error_class: type[VersatileFFNError] = ConfigError,
 ) -> Path:
     """Refuse to write where something else is; the folder to write, with links followed.
@@ -34,7 +32,6 @@ def check_free(
         record: name of the file that lists a folder's files; only such a folder is ever replaced,
             and only if it holds nothing else.
         overwrite: replace an older folder of this kind.
-        earlier: names that earlier versions wrote, whose record lists no files.
         error_class: what is raised.
 
     Raises:
@@ -63,7 +60,7 @@ def check_free(
         if not overwrite:
             tidy(target, published=False)  # a run may have been killed after publishing
             raise error_class(f"{path} already exists: choose another output, or pass --overwrite")
-        _check_all_ours(path, target, record, earlier, error_class)
+        _check_all_ours(path, target, record, error_class)
     if Path.cwd().is_relative_to(target):
         raise error_class(f"{path} holds the current folder and can't be replaced: go elsewhere")
     return target
@@ -73,19 +70,15 @@ def _check_all_ours(
     path: Path,
     target: Path,
     record: str,
-    earlier: re.Pattern[str] | None,
     error_class: type[VersatileFFNError],
 ) -> None:
     files = files_of(read_record(target / record))
-    if files is None and earlier is None:
+    if files is None:
         raise error_class(
             f"{path} can't be replaced: its {record} doesn't list its files, so yours can't be "
             "told from ours; delete it yourself, or choose another output"
         )
-    foreign = strangers(target, files or ())
-    if files is None and earlier is not None:
-        foreign = [name for name in foreign if not earlier.fullmatch(name)]
-    foreign = [name for name in foreign if name != record]
+    foreign = [name for name in strangers(target, files) if name != record]
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise error_class(
@@ -133,7 +126,6 @@ def new_folder(
     overwrite: bool = False,
     *,
     key: str | None = None,
-    earlier: re.Pattern[str] | None = None,
     error_class: type[VersatileFFNError] = ConfigError,
 ) -> Iterator[Path]:
     """A folder to fill; it appears at `path`, whole and on disk, when the block ends without error.
@@ -143,7 +135,7 @@ def new_folder(
     removed.
 
     Args:
-        path, record, overwrite, earlier, error_class: see `check_free`. The block writes `record`,
+        path, record, overwrite, error_class: see `check_free`. The block writes `record`,
             whose `files` are `digests` of the folder.
         key: names this very piece of work, a few characters. With it, what an interruption, a full
             disk or a refusal to publish leaves behind is kept, and the same key gets it again.
@@ -153,7 +145,7 @@ def new_folder(
     """
 
     def check() -> Path:
-        return check_free(path, record, overwrite, earlier, error_class)
+        return check_free(path, record, overwrite, error_class)
 
     target = check()
     work = _work_folder(target, key)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from evaluation.tasks import subjects
+from evaluation.tasks.olmo_loop import olmo_loop
 from versatileffn.evaluation.tasks.catalogue import PAPER8
 from versatileffn.evaluation.tasks.loading import context_length, load_subject
 from versatileffn.evaluation.tasks.metrics import metric_name
-from versatileffn.evaluation.tasks.reference import olmo_loop
 from versatileffn.evaluation.tasks.requests import olmo_dataset
 from versatileffn.evaluation.tasks.run import evaluate
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer

@@ -20,7 +20,7 @@ from versatileffn.errors import CheckpointError, ConfigError, DataError, Resourc
 from versatileffn.evaluation import task_scores
 from versatileffn.evaluation.tasks import products, scoring, tree
 from versatileffn.evaluation.tasks.catalogue import find_tasks
-from versatileffn.evaluation.tasks.modes import MODES, Mode
+from versatileffn.evaluation.tasks.modes import MODES
 from versatileffn.evaluation.tasks.requests import Item, Request, build_items
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
@@ -31,7 +31,7 @@ def make_items(subject, names="piqa,winogrande,commonsense_qa", limit=5, context
     return [item for task in find_tasks(names) for item in build_items(task, words, context, limit)]
 
 
-def score(subject, items, mode=None, batch_tokens=1500):
+def score(subject, items, mode="", batch_tokens=1500):
     scored = Scorer(subject.model, batch_tokens, mode).score(items)
     return {(item.task, item.index): values for item, values in scored}
 
@@ -41,7 +41,7 @@ def flat(scores, items):
 
 
 @pytest.mark.parametrize("kind", ["llama", "versatile"])
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_equals_single_requests_in_float64(kind, mode):
     subject = getattr(subjects, kind)(torch.float64)
     items = make_items(subject)
@@ -64,18 +64,18 @@ def test_batches_hold_whole_items_longest_first_with_little_padding():
     subject = subjects.llama()
     items = make_items(subject, "piqa,commonsense_qa,winogrande", limit=20)
     scorer = Scorer(subject.model, 3000, MODES[0])
-    batches = list(scorer._batches(items, MODES[0]))
-    sizes = [[len(plan.tree) for plan in batch] for batch in batches]
+    batches = list(scorer._batches(items))
+    sizes = [list(map(len, batch)) for batch in batches]
     in_order = [size for some in sizes for size in some]
     assert in_order == sorted(in_order, reverse=True)
-    assert sorted((p.item.task, p.item.index) for batch in batches for p in batch) == sorted(
+    assert sorted((t.item.task, t.item.index) for batch in batches for t in batch) == sorted(
         (item.task, item.index) for item in items
     )
     assert all(len(size) * max(size) <= 3000 for size in sizes)
     padded, real = (sum(map(sum, rows)) for rows in ([[max(s)] * len(s) for s in sizes], sizes))
     assert padded < 1.3 * real
     one = max(items, key=lambda item: len(item.requests[0].query))
-    assert len(list(Scorer(subject.model, 1, MODES[0])._batches([one], MODES[0]))) == 1
+    assert len(list(Scorer(subject.model, 1, MODES[0])._batches([one]))) == 1
 
 
 def test_a_mask_that_is_merely_causal_is_noticed(monkeypatch):
@@ -84,24 +84,24 @@ def test_a_mask_that_is_merely_causal_is_noticed(monkeypatch):
     items = make_items(subject)
     expected = flat(score(subject, items, MODES[0]), items)
 
-    def causal(plans, width):
-        return torch.ones(len(plans), width, width, dtype=torch.bool).tril().numpy()
+    def causal(trees, width):
+        return torch.ones(len(trees), width, width, dtype=torch.bool).tril().numpy()
 
     monkeypatch.setattr(tree, "_sees", causal)
     wrong = flat(score(subject, items, MODES[0]), items)
     assert max(abs(w - e) for w, e in zip(wrong, expected, strict=True)) > 1e-3
     scorer = Scorer(subject.model, 1500)
     list(scorer.score(items))
-    assert str(scorer.mode) == "rows"  # and the scorer itself turns to another way
+    assert scorer.mode == "single"  # and the scorer itself turns to another way
 
 
 def test_a_tree_holds_each_prefix_once():
-    grown = tree.grow_tree([(1, 2, 3, 4), (1, 2, 5), (1, 2, 3), (7, 2)])
+    queries = [(1, 2, 3, 4), (1, 2, 5), (1, 2, 3), (7, 2)]
+    grown = tree.grow_tree(Item("t", 0, 0, "", tuple(Request(q, (1,), 1, 0) for q in queries)))
     assert grown.tokens == [1, 2, 3, 4, 5, 7, 2]
     assert grown.depths == [0, 1, 2, 3, 2, 0, 1]
     assert [path.tolist() for path in grown.paths] == [[0, 1, 2, 3], [0, 1, 4], [0, 1, 2], [5, 6]]
-    item = Item("t", 0, 0, "", (Request((1,), (1,), 1, 0),))
-    seen = tree._sees([tree.Planned(item, grown, range(4))], 8)[0]
+    seen = tree._sees([grown], 8)[0]
     visible = [{j for j in range(8) if seen[i, j]} for i in range(8)]
     assert visible == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 4}, {5}, {5, 6}, {7}]
 
@@ -133,8 +133,9 @@ def foreign(name):
             BloomConfig(hidden_size=32, n_layer=2, n_head=4, **small)
         ),
         "gemma2": lambda: Gemma2ForCausalLM(
-            Gemma2Config(final_logit_softcapping=3.0, sliding_window=16, **wide)
+            Gemma2Config(final_logit_softcapping=3.0, sliding_window=4096, **wide)
         ),
+        "narrow gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(sliding_window=16, **wide)),
         "mistral": lambda: MistralForCausalLM(MistralConfig(sliding_window=4096, **wide)),
     }
     return subjects.Subject(name, makers[name]().eval(), subjects.tokenizer())
@@ -145,9 +146,10 @@ def foreign(name):
     [
         ("gpt2", "tree"),
         ("mistral", "tree"),
-        ("bloom", "rows"),
-        ("gemma2", "rows-full"),
-        ("gptneo", "rows"),
+        ("bloom", "single"),
+        ("gemma2", "tree-full"),
+        ("narrow gemma2", "single"),
+        ("gptneo", "single"),
     ],
 )
 def test_other_families_get_the_fastest_mode_that_is_right_for_them(name, mode):
@@ -161,7 +163,7 @@ def test_other_families_get_the_fastest_mode_that_is_right_for_them(name, mode):
     found = {(item.task, item.index): values for item, values in scorer.score(items)}
     with torch.no_grad():
         expected = [value for item in items for value in scorer.plain(item)]
-    assert str(scorer.mode) == mode
+    assert scorer.mode == mode
     assert flat(found, items) == pytest.approx(expected, rel=1e-4)
 
 
@@ -173,7 +175,7 @@ def test_nan_stops_at_the_request():
     with pytest.raises(CheckpointError, match=r"piqa, item \d, choice \d is nan: .*damaged"):
         score(subject, items)
     with pytest.raises(CheckpointError, match=r"piqa, item \d, choice \d is nan"):
-        score(subject, items, Mode(True, True))
+        score(subject, items, MODES[0])
 
 
 def test_a_token_beyond_the_vocabulary_is_refused():
@@ -303,8 +305,8 @@ def test_where_no_batch_is_right_requests_are_scored_one_by_one():
     items = make_items(subject, "piqa", limit=3)
     scorer = Scorer(subject.model, 1500)
     found = {(item.task, item.index): values for item, values in scorer.score(items)}
-    assert str(scorer.mode) == "single"
-    assert "rows-full differs from single requests by" in scorer.note
+    assert scorer.mode == "single"
+    assert "tree-full differs from single requests by" in scorer.note
     with torch.no_grad():
         assert flat(found, items) == [v for item in items for v in scorer.plain(item)]
 
@@ -324,4 +326,4 @@ def test_all_processes_choose_the_mode_by_all_items():
         "tree"
     }
     found = task_scores._answer(subject.model, short, items)
-    assert {record.scoring for record in found.values()} == {"rows"}
+    assert {record.scoring for record in found.values()} == {"single"}

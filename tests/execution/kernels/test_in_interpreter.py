@@ -33,8 +33,8 @@ def test_the_kernels_in_tritons_interpreter():
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton isn't installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="one process is enough")
 def test_the_measuring_script_runs_dry(tmp_path):
-    root, out = HERE.parents[2], tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--only", "inference"]
+    root, out = HERE.parents[2], tmp_path / "dry.json"
+    command = [sys.executable, "-m", "benchmarks", "--device", "interpreter", "--only", "inference"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "src")}
     run = subprocess.run(
         [*command, "--out", str(out)], env=environment, cwd=root, capture_output=True, text=True,
@@ -42,7 +42,7 @@ def test_the_measuring_script_runs_dry(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads(out.read_text())
-    case = report["cases"]["inference/32/2.5"]
+    case = report["cases"]["inference/cuda/d32/2.5"]["found"]
     assert set(case["errors"]) == {"masked", "triton", "triton-graph"}
-    assert case["over_expected_loops_times_dense"].keys() >= {"packed", "masked", "triton"}
-    assert report["settings"]["dry_run"]
+    assert case["ratios"].keys() >= {"triton/dense", "packed/triton-graph"}
+    assert report["settings"]["device"] == "interpreter"

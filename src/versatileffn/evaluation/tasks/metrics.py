@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
 
 from versatileffn.evaluation.tasks.catalogue import Task
 
@@ -35,7 +36,7 @@ class Estimate:
         """The normal approximation's 95 % interval."""
         if self.standard_error is None:
             return None
-        half = 1.959963984540054 * self.standard_error
+        half = NormalDist().inv_cdf(0.975) * self.standard_error
         return self.value - half, self.value + half
 
 
@@ -71,18 +72,13 @@ def _per(log_likelihood: float, characters: int) -> float:
 def mean_over_items(values: Sequence[float]) -> Estimate:
     """Mean of independent values and its standard error (with n − 1)."""
     n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return Estimate(mean, None)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return Estimate(mean, math.sqrt(variance / n))
+    return Estimate(fmean(values), stdev(values) / math.sqrt(n) if n > 1 else None)
 
 
 def mean_over_tasks(estimates: Sequence[Estimate]) -> Estimate:
     """The unweighted mean over tasks; their errors are independent."""
-    k = len(estimates)
-    value = math.fsum(estimate.value for estimate in estimates) / k
+    value = fmean(estimate.value for estimate in estimates)
     errors = [e.standard_error for e in estimates if e.standard_error is not None]
-    if len(errors) < k:
+    if len(errors) < len(estimates):
         return Estimate(value, None)
-    return Estimate(value, math.sqrt(math.fsum(error**2 for error in errors)) / k)
+    return Estimate(value, math.hypot(*errors) / len(errors))

@@ -1,12 +1,10 @@
 """Which way of batching requests is right for a model: the fastest that gives what they give alone.
 
-| mode       | attention                     | vocabulary projection            |
-|------------|-------------------------------|----------------------------------|
-| tree       | an item's tree in one row     | the nodes that predict           |
-| tree-full  | an item's tree in one row     | the model's own, every position  |
-| rows       | a row for each request        | the positions that predict       |
-| rows-full  | a row for each request        | the model's own, every position  |
-| single     | one request after the other   | the model's own                  |
+| mode      | attention                         | vocabulary projection           |
+|-----------|-----------------------------------|---------------------------------|
+| tree      | an item's tree in one row         | the nodes that predict          |
+| tree-full | an item's tree in one row         | the model's own, every position |
+| single    | one request after the other       | the model's own                 |
 
 Not every architecture takes a mask of its own (sliding windows, ALiBi, recurrences), and some do
 more to their logits than a projection (soft caps, scales). The last mode is right by definition. So
@@ -16,7 +14,6 @@ of the table that gives the same for both is chosen. The same items give the sam
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,24 +28,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 5e-3, torc
 """How far a mode may be from single requests, as a part of the log-likelihood (at least 1 nat)."""
 
 
-@dataclass(frozen=True)
-class Mode:
-    """How requests become rows, and hidden states become logits; see the table above."""
+TREE, FULL, SINGLE = "tree", "tree-full", "single"
+MODES = (TREE, FULL, SINGLE)
 
-    share: bool
-    select: bool
-    batch: bool = True
-
-    def __str__(self) -> str:
-        if not self.batch:
-            return "single"
-        return ("tree" if self.share else "rows") + ("" if self.select else "-full")
-
-
-SINGLE = Mode(share=False, select=False, batch=False)
-MODES = (*(Mode(share, select) for share in (True, False) for select in (True, False)), SINGLE)
-
-Answer = Callable[[Item, Mode], list[float]]
+Answer = Callable[[Item, str], list[float]]
 """Log-likelihoods of one item's requests in one mode, in nats."""
 
 
@@ -58,7 +41,7 @@ def choose_mode(
     plain: Callable[[Item], list[float]],
     config: Any,
     dtype: torch.dtype,
-) -> tuple[Mode, str | None]:
+) -> tuple[str, str | None]:
     """The first mode that agrees with single requests on the largest item and a usual one.
 
     Args:
@@ -74,7 +57,7 @@ def choose_mode(
     Raises:
         CheckpointError: a log-likelihood isn't a finite number, or no mode agrees.
     """
-    by_size = sorted(items, key=lambda item: len(grow_tree([r.query for r in item.requests])))
+    by_size = sorted(items, key=lambda item: len(grow_tree(item)))
     probes = [by_size[-1], by_size[len(by_size) // 2]]
     expected = [plain(item) for item in probes]
     for item, scores in zip(probes, expected, strict=True):
@@ -83,7 +66,7 @@ def choose_mode(
     longest = max(len(r.query) for item in items for r in item.requests)
     passed_over: list[str] = []
     for mode in MODES:
-        if mode.share and window is not None and longest > window:
+        if mode != SINGLE and window is not None and longest > window:
             why = f"{mode} would replace the model's window of {window} tokens"
         else:
             why = _objection(mode, probes, answer, expected, dtype)
@@ -98,7 +81,7 @@ def choose_mode(
 
 
 def _objection(
-    mode: Mode,
+    mode: str,
     probes: Sequence[Item],
     answer: Answer,
     expected: list[list[float]],

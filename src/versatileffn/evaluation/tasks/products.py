@@ -21,14 +21,10 @@ class OneDnnLinear(TorchFunctionMode):
     """Inside this context float32 linears on the CPU are computed by oneDNN. For inference."""
 
     def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is nn.functional.linear and not kwargs and _fits(args):
-            return onednn_linear(args[0], args[1], args[2] if len(args) > 2 else None)
+        if func is nn.functional.linear and not kwargs and all(map(_fits, args)):
+            return onednn_linear(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -38,11 +34,10 @@ def onednn_linear(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None)
     return product
 
 
-def _fits(args: tuple[Any, ...]) -> bool:
-    plain = all(a is None or type(a) in (Tensor, nn.Parameter) for a in args)
-    return plain and all(
-        a is None or (a.dtype == torch.float32 and a.device.type == "cpu" and a.numel() > 0)
-        for a in args
+def _fits(given: Any) -> bool:
+    plain = type(given) in (Tensor, nn.Parameter)
+    return given is None or (
+        plain and given.dtype == torch.float32 and given.device.type == "cpu" and given.numel() > 0
     )
 
 
@@ -51,19 +46,11 @@ def products(onednn: bool) -> AbstractContextManager[Any]:
     return OneDnnLinear() if onednn else nullcontext()
 
 
-def check_onednn(weights: Tensor, dtype: torch.dtype) -> None:
-    """Make sure that oneDNN can compute a model's products.
-
-    Args:
-        weights: one of the model's.
-        dtype: what it computes in.
-
-    Raises:
-        ConfigError: it can't.
-    """
-    if dtype != torch.float32 or weights.device.type != "cpu":
+def check_onednn(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ConfigError unless oneDNN can compute a model's products."""
+    if dtype != torch.float32 or device.type != "cpu":
         raise ConfigError(
-            f"--onednn is for float32 on a CPU, not {dtype} on {weights.device.type}: leave it out"
+            f"--onednn is for float32 on a CPU, not {dtype} on {device.type}: leave it out"
         )
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         raise ConfigError("this build of PyTorch lacks oneDNN's products: leave --onednn out")

@@ -1,6 +1,5 @@
 """Evaluating: items, records that outlive an interruption, scores."""
 
-import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,8 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.tasks.catalogue import Task
@@ -20,7 +17,7 @@ from versatileffn.evaluation.tasks.requests import Item, build_items
 from versatileffn.evaluation.tasks.scores import Records, score_tasks
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.provenance import source_digest, versions
+from versatileffn.provenance import device_name, source_digest, versions
 from versatileffn.workspace.durable import write_json, writing
 
 RESULTS_FILE = "results.json"
@@ -144,7 +141,7 @@ def _answer(
     if missing:
         scorer.choose([item for some in items.values() for item in some])
     for item, log_likelihoods in scorer.score(missing):
-        record = Record.of(item, log_likelihoods, str(scorer.mode))
+        record = Record.of(item, log_likelihoods, scorer.mode)
         if store is not None:
             store.add(record)
         found[item.task, item.index] = record
@@ -164,7 +161,6 @@ def default_batch_tokens(model: Any) -> int:
 def describe(subject: Subject, words: RequestTokenizer, context: int) -> dict[str, Any]:
     """Everything the numbers depend on but the tasks and the shape of batches."""
     weights = next(p for p in subject.model.parameters() if p.is_floating_point())
-    cuda = weights.device.type == "cuda"
     return {
         "model_class": type(subject.model).__name__,
         "model_sha256": model_sha256(subject.model),
@@ -172,8 +168,6 @@ def describe(subject: Subject, words: RequestTokenizer, context: int) -> dict[st
         "bos_token_id": words.bos_token_id,
         "context_length": context,
         "dtype": str(weights.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(weights.device)
-        if cuda
-        else f"{weights.device.type} ({platform.machine()})",
+        "device": device_name(weights.device),
         "versions": versions(*LIBRARIES),
     }

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from versatileffn.errors import DataError
-from versatileffn.evaluation.tasks.modes import Mode, check_finite, choose_mode
+from versatileffn.evaluation.tasks.modes import SINGLE, TREE, check_finite, choose_mode
 from versatileffn.evaluation.tasks.products import check_onednn, products
 from versatileffn.evaluation.tasks.requests import Item
-from versatileffn.evaluation.tasks.tree import Batch, Planned, collate, plan_item
-from versatileffn.memory import check_memory, naming_memory
+from versatileffn.evaluation.tasks.tree import Batch, TokenTree, collate, grow_tree
+from versatileffn.memory import check_memory, forward_bytes, naming_memory
 from versatileffn.models.mode import evaluating
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}
@@ -36,16 +36,14 @@ class Scorer:
         model: a causal language model of Transformers; its dtype is the precision, or autocast's
             where that is on.
         batch_tokens: tokens in one forward pass, padding included, except where one item has more.
-        mode: how; None leaves it to `choose`.
+        mode: how, see `modes.py`; empty leaves it to `choose`.
         onednn: compute float32 linears on a CPU by oneDNN.
 
     Raises:
         ConfigError: oneDNN was asked for where it can't compute.
     """
 
-    def __init__(
-        self, model: Any, batch_tokens: int, mode: Mode | None = None, onednn: bool = False
-    ) -> None:
+    def __init__(self, model: Any, batch_tokens: int, mode: str = "", onednn: bool = False) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
         self.mode = mode
@@ -56,7 +54,7 @@ class Scorer:
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weights.dtype
         self.onednn = onednn
         if onednn:
-            check_onednn(weights, self.dtype)
+            check_onednn(self.device, self.dtype)
 
     def choose(self, items: Sequence[Item]) -> None:
         """Settle the mode, by the items that everything with this model is about.
@@ -74,7 +72,7 @@ class Scorer:
         with evaluating(self.model), naming_memory("scoring a single item", FEWER):
             self.mode, self.note = choose_mode(
                 items,
-                lambda item, mode: self._answer(plan_item(item, mode.share), mode)[0][1],
+                lambda item, mode: self._answer([grow_tree(item)], mode)[0][1],
                 self.plain,
                 self.model.config,
                 self.dtype,
@@ -94,29 +92,28 @@ class Scorer:
         """
         if not items:
             return
-        if self.mode is None:
+        if not self.mode:
             self.choose(items)
-        assert self.mode is not None
         self._check_vocabulary(items)
-        batches = list(self._batches(items, self.mode))
-        needed = max(self._least_bytes(plans, self.mode) for plans in batches)
+        batches = list(self._batches(items))
+        needed = max(self._least_bytes(trees, self.mode) for trees in batches)
         check_memory(needed, "a batch", FEWER, self.device)
-        for plans in batches:
+        for trees in batches:
             # not around the yield: its caller's modes are its own
             with evaluating(self.model), naming_memory("a batch", FEWER):
-                scored = self._answer(plans, self.mode)
+                scored = self._answer(trees, self.mode)
             for item, scores in scored:
                 check_finite(item, scores)
             yield from scored
 
-    def _least_bytes(self, plans: list[Planned], mode: Mode) -> int:
-        """Memory that a batch takes at the very least: masks, a few hidden states, logits."""
-        width = max(len(plan.tree) for plan in plans)
-        tokens = (len(plans) if mode.batch else 1) * width
-        vocabulary, d_model = self.model.get_input_embeddings().weight.shape
-        numbers = 4 * tokens * d_model + (0 if mode.select else tokens * vocabulary)
-        masks = tokens * width * (2 + self.dtype.itemsize) if mode.share else 0
-        return int(numbers * self.dtype.itemsize + masks)
+    def _least_bytes(self, trees: list[TokenTree], mode: str) -> int:
+        """Memory that a batch takes at the very least."""
+        width = max(map(len, trees))
+        if mode == SINGLE:
+            return forward_bytes(self.model, width, width)
+        tokens = len(trees) * width
+        masks = tokens * width * (2 + self.dtype.itemsize)
+        return forward_bytes(self.model, tokens, 0 if mode == TREE else tokens) + masks
 
     def _check_vocabulary(self, items: Sequence[Item]) -> None:
         largest = max(max((*r.query, *r.targets)) for item in items for r in item.requests)
@@ -127,38 +124,29 @@ class Scorer:
                 "use the tokenizer it was trained with"
             )
 
-    def _batches(self, items: Sequence[Item], mode: Mode) -> Iterator[list[Planned]]:
-        """Whole items, longest first, so that rows of a batch hardly differ in length."""
-        planned = [plan_item(item, mode.share) for item in items]
-        planned.sort(key=lambda plans: max(len(plan.tree) for plan in plans), reverse=True)
-        batch: list[Planned] = []
-        width = 0
-        for plans in planned:
-            longest = max(len(plan.tree) for plan in plans)
-            full = (len(batch) + len(plans)) * max(width, longest) > self.batch_tokens
-            mostly_padding = longest < width * LEAST_FILLED
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[TokenTree]]:
+        """Trees, longest first, so that rows of a batch hardly differ in length."""
+        batch: list[TokenTree] = []
+        for tree in sorted(map(grow_tree, items), key=len, reverse=True):
+            width = len(batch[0]) if batch else 0
+            full = (len(batch) + 1) * width > self.batch_tokens
+            mostly_padding = len(tree) < width * LEAST_FILLED
             large_enough = len(batch) * width * 4 >= self.batch_tokens
             if batch and (full or (mostly_padding and large_enough)):
                 yield batch
-                batch, width = [], 0
-            batch = batch + plans
-            width = max(width, longest)
+                batch = []
+            batch.append(tree)
         yield batch
 
-    def _answer(self, plans: list[Planned], mode: Mode) -> list[tuple[Item, list[float]]]:
+    def _answer(self, trees: list[TokenTree], mode: str) -> list[tuple[Item, list[float]]]:
         """The log-likelihoods (nats) of a batch's items."""
         with products(self.onednn):
-            if not mode.batch:
-                items = {id(plan.item): plan.item for plan in plans}
-                return [(item, self.plain(item)) for item in items.values()]
-            sums = iter(self._log_likelihoods(collate(plans, mode.share), mode))
-        found: dict[int, tuple[Item, list[float]]] = {}
-        for plan in plans:
-            _, scores = found.setdefault(id(plan.item), (plan.item, []))
-            scores.extend(islice(sums, len(plan.choices)))
-        return list(found.values())
+            if mode == SINGLE:
+                return [(tree.item, self.plain(tree.item)) for tree in trees]
+            sums = iter(self._log_likelihoods(collate(trees), mode))
+        return [(tree.item, list(islice(sums, len(tree.paths)))) for tree in trees]
 
-    def _log_likelihoods(self, batch: Batch, mode: Mode) -> list[float]:
+    def _log_likelihoods(self, batch: Batch, mode: str) -> list[float]:
         """The sum over each request's targets, in nats."""
         states_XD = self._forward(batch, mode)
         if not sum(batch.counts):
@@ -167,7 +155,7 @@ class Scorer:
         source_R, order_R = batch.source_R.sort(stable=True)
         source_R = source_R.to(self.device)
         target_R = batch.target_R[order_R].to(self.device)
-        head = self.model.get_output_embeddings() if mode.select else None
+        head = self.model.get_output_embeddings() if mode == TREE else None
         vocabulary = states_XD.shape[-1] if head is None else head.weight.shape[0]
         at_once = LOGITS_AT_ONCE.get(self.device.type, LOGITS_AT_ONCE["cpu"])
         step = max(1, at_once // vocabulary)
@@ -186,21 +174,21 @@ class Scorer:
         log_probs_R[order_R] = chosen_R - norms_R
         return [float(part.sum()) for part in log_probs_R.split(batch.counts)]
 
-    def _forward(self, batch: Batch, mode: Mode) -> Tensor:
+    def _forward(self, batch: Batch, mode: str) -> Tensor:
         """Hidden states, or logits where the model must make them itself; [B·T, D or V]."""
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT.to(self.device)}
-        if batch.sees_BTT is None:
-            inputs["attention_mask"] = batch.real_BT.to(self.device, torch.int64)
+        hidden_BTT = ~batch.sees_BTT.to(self.device)
+        mask_BTT = torch.zeros(hidden_BTT.shape, dtype=self.dtype, device=self.device)
+        mask_BTT.masked_fill_(hidden_BTT, torch.finfo(self.dtype).min)
+        inputs = {
+            "input_ids": batch.input_ids_BT.to(self.device),
+            "position_ids": batch.position_ids_BT.to(self.device),
+            "attention_mask": mask_BTT[:, None],
+            "use_cache": False,
+        }
+        if mode == TREE:
+            states_BTX = self.model.base_model(**inputs).last_hidden_state
         else:
-            inputs["position_ids"] = batch.position_ids_BT.to(self.device)
-            hidden_BTT = ~batch.sees_BTT.to(self.device)
-            mask_BTT = torch.zeros(hidden_BTT.shape, dtype=self.dtype, device=self.device)
-            mask_BTT.masked_fill_(hidden_BTT, torch.finfo(self.dtype).min)
-            inputs["attention_mask"] = mask_BTT[:, None]
-        if mode.select:
-            states_BTX = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        else:
-            states_BTX = self.model(**inputs, use_cache=False).logits
+            states_BTX = self.model(**inputs).logits
         return states_BTX.flatten(0, 1)
 
     def plain(self, item: Item) -> list[float]:

@@ -15,36 +15,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from versatileffn.evaluation.tasks.requests import Item, Request
-
-Paths = list[np.ndarray]
+from versatileffn.evaluation.tasks.requests import Item
 
 
 @dataclass
 class TokenTree:
-    """The distinct prefixes of some queries, as nodes that follow their ancestors.
+    """The distinct prefixes of an item's queries, as nodes that follow their ancestors.
 
     Args:
+        item: whose they are.
         tokens: a node's token.
         depths: a node's position in its query, from 0.
         paths: for each query, its nodes.
         chains: runs of new nodes, as (the ancestors before them, first node, end).
     """
 
+    item: Item
     tokens: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
-    paths: Paths = field(default_factory=list)
+    paths: list[np.ndarray] = field(default_factory=list)
     chains: list[tuple[np.ndarray, int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def grow_tree(queries: list[tuple[int, ...]]) -> TokenTree:
-    """Merge queries into a tree; a single query becomes a chain."""
-    tree = TokenTree()
+def grow_tree(item: Item) -> TokenTree:
+    """Merge an item's queries into a tree."""
+    tree = TokenTree(item)
     children: dict[tuple[int, int], int] = {}
-    for query in queries:
+    for query in (request.query for request in item.requests):
         path: list[int] = []
         node = -1
         for token in query:
@@ -65,73 +65,38 @@ def grow_tree(queries: list[tuple[int, ...]]) -> TokenTree:
 
 
 @dataclass
-class Planned:
-    """A tree, and which requests of which item it answers."""
-
-    item: Item
-    tree: TokenTree
-    choices: range
-
-
-def plan_item(item: Item, share: bool) -> list[Planned]:
-    """One tree for all of an item's requests; or, without sharing, a chain for each."""
-    if share:
-        return [Planned(item, grow_tree([r.query for r in item.requests]), range(_count(item)))]
-    return [
-        Planned(item, grow_tree([request.query]), range(choice, choice + 1))
-        for choice, request in enumerate(item.requests)
-    ]
-
-
-def _count(item: Item) -> int:
-    return len(item.requests)
-
-
-@dataclass
 class Batch:
     """Trees side by side, padded to the largest.
 
     Args:
         input_ids_BT, position_ids_BT: tokens and their positions.
-        real_BT: which of them are nodes and not padding.
-        sees_BTT: which node attends to which; None where every tree is a chain.
+        sees_BTT: which node attends to which.
         predicting_P: flat indices (row · T + node) of the nodes that predict something.
         source_R, target_R: for each target, its place in `predicting_P`, and its token.
-        counts: targets of each request, in the order of the plans.
+        counts: targets of each request, in the order of the trees.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
-    real_BT: Tensor
-    sees_BTT: Tensor | None
+    sees_BTT: Tensor
     predicting_P: Tensor
     source_R: Tensor
     target_R: Tensor
     counts: list[int]
 
 
-def collate(plans: list[Planned], share: bool) -> Batch:
-    """Pad trees to one batch.
-
-    Args:
-        plans: trees with their items.
-        share: whether they may branch; chains need no mask of their own.
-    """
-    width = max(len(plan.tree) for plan in plans)
-    ids_BT = np.zeros((len(plans), width), dtype=np.int64)
+def collate(trees: list[TokenTree]) -> Batch:
+    """Pad trees to one batch."""
+    width = max(map(len, trees))
+    ids_BT = np.zeros((len(trees), width), dtype=np.int64)
     positions_BT = np.zeros_like(ids_BT)
-    real_BT = np.zeros(ids_BT.shape, dtype=bool)
-    for row, plan in enumerate(plans):
-        length = len(plan.tree)
-        ids_BT[row, :length] = plan.tree.tokens
-        positions_BT[row, :length] = plan.tree.depths
-        real_BT[row, :length] = True
     wanted: list[np.ndarray] = []
     targets: list[int] = []
     counts: list[int] = []
-    for row, plan in enumerate(plans):
-        for choice, path in zip(plan.choices, plan.tree.paths, strict=True):
-            request: Request = plan.item.requests[choice]
+    for row, tree in enumerate(trees):
+        ids_BT[row, : len(tree)] = tree.tokens
+        positions_BT[row, : len(tree)] = tree.depths
+        for request, path in zip(tree.item.requests, tree.paths, strict=True):
             wanted.append(row * width + path[request.first :])
             targets.extend(request.targets)
             counts.append(len(request.targets))
@@ -139,8 +104,7 @@ def collate(plans: list[Planned], share: bool) -> Batch:
     return Batch(
         input_ids_BT=torch.from_numpy(ids_BT),
         position_ids_BT=torch.from_numpy(positions_BT),
-        real_BT=torch.from_numpy(real_BT),
-        sees_BTT=torch.from_numpy(_sees(plans, width)) if share else None,
+        sees_BTT=torch.from_numpy(_sees(trees, width)),
         predicting_P=torch.from_numpy(predicting_P),
         source_R=torch.from_numpy(source_R),
         target_R=torch.tensor(targets, dtype=torch.int64),
@@ -148,13 +112,13 @@ def collate(plans: list[Planned], share: bool) -> Batch:
     )
 
 
-def _sees(plans: list[Planned], width: int) -> np.ndarray:
+def _sees(trees: list[TokenTree], width: int) -> np.ndarray:
     """Each node sees its ancestors and itself; padding sees itself, so that it stays finite."""
-    sees_BTT = np.zeros((len(plans), width, width), dtype=bool)
+    sees_BTT = np.zeros((len(trees), width, width), dtype=bool)
     sees_BTT[:, np.arange(width), np.arange(width)] = True
     before_TT = np.tri(width, dtype=bool)
-    for row, plan in enumerate(plans):
-        for ancestors, start, end in plan.tree.chains:
+    for row, tree in enumerate(trees):
+        for ancestors, start, end in tree.chains:
             sees_BTT[row, start:end, ancestors] = True
             sees_BTT[row, start:end, start:end] = before_TT[: end - start, : end - start]
     return sees_BTT

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.cpu --quick`, end to end, and what its results become."""
+"""`python -m benchmarks --quick`, end to end, and what its results become."""
 
 import copy
 import json
@@ -12,13 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import cpu, layer_cases, layers
-from benchmarks.cases import all_cases
+from benchmarks import cases, layers, setup
+from benchmarks.__main__ import main
+from benchmarks.cases import FUNCTIONS, all_cases
 from benchmarks.distributions import SHARES
-from benchmarks.goals import GOALS
-from benchmarks.report import BEGIN, END, markdown, read_results
+from benchmarks.report import BEGIN, END, GOALS, markdown, read_results
 from support.processes import hear_signals
-from versatileffn.analysis.timing import Budget
 from versatileffn.errors import ConfigError
 from versatileffn.workspace.lock import locked
 
@@ -26,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    return cpu.main([str(argument) for argument in arguments])
+    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +38,9 @@ def quick(tmp_path_factory):
 
 def test_every_case_is_measured_checked_and_kept(quick):
     results = read_results(quick)
-    assert list(results["cases"]) == [case.name for case in all_cases(quick=True)]
-    assert {case["inputs"]["kind"] for case in results["cases"].values()} == set(cpu.FUNCTIONS)
-    assert {case.name for case in all_cases()} >= {"decode/d512/b1/bfloat16"}
+    assert list(results["cases"]) == [case.name for case in all_cases("cpu", quick=True)]
+    assert {case["inputs"]["kind"] for case in results["cases"].values()} == set(FUNCTIONS)
+    assert {case.name for case in all_cases("cpu")} >= {"decode/d512/b1/bfloat16"}
     for name, case in results["cases"].items():
         if case["inputs"]["kind"] in ("inference", "training", "decode", "model"):
             assert len(case["found"]["errors"]) > 0, name
@@ -79,7 +78,7 @@ def test_two_runs_at_once_on_one_file_lose_nothing_one_is_refused(quick, capsys)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, number):
     out = tmp_path / "stopped.json"
-    command = [sys.executable, "-m", "benchmarks.cpu", "--quick", "--threads", "1", "--out", out]
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--threads", "1", "--out", out]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,
@@ -185,13 +184,13 @@ def test_goals_are_judged_by_their_worst_value():
     ]  # fmt: skip
     del cases["inference/d1024/a"]
     assert at_most.cells(cases)[-2:] == ["1 of 1", "met"]
-    assert at_most.cells({})[-1] == "not measured"
+    assert at_most.cells({}) is None
 
 
 def test_a_dense_layer_saves_what_its_formula_says():
     """H, H/rms, times the norm's weight; 1/rms; gate, silu(gate), up, and their product."""
     layer = {"d_model": 16, "d_hidden": 32, "shares": SHARES["2.5"], "tokens": 8}
-    found = layer_cases.memory(Budget(), **layer)["memory"]
+    found = layers.memory({}, **layer)["memory"]
     assert found["dense"]["saved_values_per_token"] == 3 * 16 + 4 * 32 + 1
     packed, slow = (found[n]["saved_values_per_token"] for n in ("packed", "straightforward"))
     assert 0 < packed < slow
@@ -199,18 +198,30 @@ def test_a_dense_layer_saves_what_its_formula_says():
 
 def test_a_difference_stops_the_measurement():
     """The control: an executor that leaves the width pathway out isn't timed against the others."""
-    setup = layers.set_up(16, 32, 20, SHARES["2.5"])
-    run = layers.runners(setup, ["straightforward", "packed", "no-width"])
-    results = {name: [step()] for name, step in run.items()}
-    with pytest.raises(layers.MismatchError, match="no-width differs from straightforward"):
-        layers.check_equal(results, "straightforward", layers.TOLERANCE["float32"])
+    layer = setup.set_up(16, 32, 20, SHARES["2.5"])
+    names = ["straightforward", "packed", "no-width"]
+    results = {name: [layer.runner(name)()] for name in names}
+    with pytest.raises(setup.MismatchError, match="no-width differs from straightforward"):
+        setup.check_equal(results, "straightforward", setup.TOLERANCE["float32"])
     del results["no-width"]
-    assert layers.check_equal(results, "straightforward", 1e-4)["packed"] < 1e-5
+    assert setup.check_equal(results, "straightforward", 1e-4)["packed"] < 1e-5
+
+
+def test_a_case_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def differs(**_):
+        raise setup.MismatchError("packed differs from straightforward by 1")
+
+    monkeypatch.setitem(cases.FUNCTIONS, "width", differs)
+    out = tmp_path / "failed.json"
+    only = ["--only", "width/d64/m64/bfloat16/1.0", "--only", "memory"]
+    assert run("--quick", "--threads", 1, "--out", out, *only) == 1
+    assert "error: not measured: width/d64/m64/bfloat16/1.0\n" in capsys.readouterr().err
+    assert list(read_results(out)["cases"]) == ["memory/d64/bfloat16/2.5"]
 
 
 def test_the_committed_run_can_be_continued():
     """Its cases are today's, so that only other sources or machines measure them anew."""
     known = read_results(ROOT / "benchmarks" / "results" / "cpu.json")["cases"]
-    for case in all_cases():
+    for case in all_cases("cpu"):
         assert known[case.name]["inputs"]["kind"] == case.kind
         assert known[case.name]["inputs"]["settings"].items() >= case.settings.items()

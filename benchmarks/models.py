@@ -1,4 +1,4 @@
-"""Cases of a whole language model: prefill, decode with the KV cache, and the training step."""
+"""A whole language model: prefill, decode with the KV cache, and the training step."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,10 +9,9 @@ from torch import Tensor
 
 from benchmarks.distributions import PrescribedController, loop_counts
 from benchmarks.flops import FlopCounter
-from benchmarks.layers import MODEL_TOLERANCE, check_equal
+from benchmarks.setup import LOOSE, check_equal
 from benchmarks.straightforward import run_straightforward
-from versatileffn.analysis.speed import Decoding, prefill, train
-from versatileffn.analysis.timing import Budget, measure
+from versatileffn.analysis.speed import Decoding, measure, prefill, train
 from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
 BASELINES: dict[str, dict[str, Any]] = {
@@ -62,7 +61,7 @@ def _straightforward(layer: Any, hidden: Tensor, decisions: Any = None) -> Tenso
 
 
 def model(
-    budget: Budget,
+    budget: dict[str, Any],
     work: str,
     shape: dict[str, Any],
     sequences: int,
@@ -89,30 +88,29 @@ def model(
         net = build(kind, shape, counts, stored, seed).train(work == "training")
         if work == "training":
             run[kind] = partial(train, net, ids, dtype == "bfloat16")
+        elif work == "decode":
+            run[kind] = Decoding(net, ids, STEPS)
         else:
-            run[kind] = (
-                Decoding(net, ids, STEPS) if work == "decode" else partial(prefill, net, ids)
-            )
+            run[kind] = partial(prefill, net, ids)
     results = {kind: _as_vectors(run[kind]()) for kind in ours}
-    errors = check_equal(results, ours[0], MODEL_TOLERANCE[dtype])
+    errors = check_equal(results, ours[0], LOOSE[dtype])
     del results
-    flops = {}
+    tokens, flops = sequences * (STEPS if work == "decode" else length), {}
     for kind, step in run.items():
         with FlopCounter() as counter:
             step()
         flops[kind] = counter.total
-    timings = measure(run, budget)
-    tokens = sequences * (STEPS if work == "decode" else length)
+    timings = measure(run, **budget)
+    seconds = timings.spreads()
     return {
         "mean_loops": counts.double().mean().item(),
         "errors": errors,
-        "seconds": timings.to_dict(),
-        "ratios": {f"{kind}/dense": timings.ratio(kind, "dense")._asdict() for kind in run},
-        "tokens_per_second": {k: tokens / row["median"] for k, row in timings.to_dict().items()},
+        "seconds": seconds,
+        "ratios": {f"{kind}/dense": timings.ratio(kind, "dense") for kind in run},
+        "tokens_per_second": {kind: tokens / seconds[kind]["median"] for kind in run},
         "flops_per_token": {kind: total / tokens for kind, total in flops.items()},
         "rate_per_flop": {
-            kind: timings.ratio("dense", kind, flops["dense"] / flops[kind])._asdict()
-            for kind in run
+            kind: timings.ratio("dense", kind, flops["dense"] / flops[kind]) for kind in run
         },
     }
 

@@ -1,0 +1,83 @@
+"""Tokens to measure a model on: a task's prompts, a token folder's held-out split, or a text."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from versatileffn.data.corpus import find_corpus
+from versatileffn.data.meta import META_FILE
+from versatileffn.data.packed import PackedDataset
+from versatileffn.errors import DataError
+from versatileffn.evaluation.tasks.catalogue import find_tasks
+from versatileffn.evaluation.tasks.loading import context_length
+from versatileffn.evaluation.tasks.requests import build_items
+from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
+from versatileffn.models.checkpoint import quiet_transformers
+from versatileffn.models.tokenizer import load_own_tokenizer
+
+LONGEST = 2048
+"""Tokens of a window, where the model takes as many."""
+
+
+def token_sequences(name: str, model: Any, source: str, limit: int | None) -> list[list[int]]:
+    """What a model is to read.
+
+    Args:
+        name: where the model was loaded from, for its tokenizer.
+        model: its config says how much it takes.
+        source: a folder of `versatileffn tokenize`, else a corpus as that verb takes it, else names
+            of tasks.
+        limit: only the first so many windows, or items of each task; None takes all.
+
+    Raises:
+        DataError: the source can't be read, the model has no tokenizer, or not the source's.
+        ConfigError: there is no such task.
+    """
+    window = min(model.config.max_position_embeddings, LONGEST)
+    if (Path(source) / META_FILE).is_file():
+        dataset = PackedDataset(source, "val", window)
+        count = min(limit or len(dataset), len(dataset))
+        found = [dataset[index]["input_ids"].tolist() for index in range(count)]
+    elif Path(source).exists():
+        with quiet_transformers():
+            found = list(islice(_windows(name, source, window), limit))
+    else:
+        found = _prompts(name, model, source, limit)
+    if max((max(ids) for ids in found if ids), default=0) >= model.config.vocab_size:
+        raise DataError(
+            f"{source} has tokens outside the vocabulary of {name}: measure on what its own "
+            "tokenizer makes"
+        )
+    return found
+
+
+def _windows(name: str, source: str, window: int) -> Iterator[list[int]]:
+    """The windows of each document, read as far as they are asked for."""
+    words = _tokenizer(name)
+    for piece in find_corpus(source).pieces():
+        for document in piece:
+            ids = words.stream(document)
+            while found := list(islice(ids, window)):
+                yield found
+
+
+def _prompts(name: str, model: Any, tasks: str, limit: int | None) -> list[list[int]]:
+    """Every choice of a task's items, as the model reads it to score it."""
+    words, longest = _tokenizer(name), context_length(model)
+    return [
+        list(request.query)
+        for task in find_tasks(tasks)
+        for item in build_items(task, words, longest, limit)
+        for request in item.requests
+    ]
+
+
+def _tokenizer(name: str) -> RequestTokenizer:
+    try:
+        return RequestTokenizer(load_own_tokenizer(name))
+    except DataError as error:
+        raise DataError(
+            f"{error}: copy the one it was trained with into its folder, or measure on a token "
+            "folder"
+        ) from None
