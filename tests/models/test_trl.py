@@ -14,7 +14,9 @@ WORDS = ["<pad>", "<eos>", *"abcdefgh"]
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.filterwarnings("ignore:a loss that is computed outside")
 def test_supervised_fine_tuning(settings, tmp_path):
+    """Every weight is trained. TRL computes the loss from the base model, without a balance loss."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<pad>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
@@ -34,6 +36,6 @@ def test_supervised_fine_tuning(settings, tmp_path):
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logged) == 2
-    assert all(("aux_loss" in entry) == model.config.ffn().has_router for entry in logged)
+    assert not any("aux_loss" in entry for entry in logged)
     still = [n for n, weight in model.named_parameters() if torch.equal(weight, before[n])]
     assert not still

@@ -97,7 +97,7 @@ class TauSection(Section):
     """τ at the first step (dimensionless)."""
     end: Positive = 0.1
     """τ once annealed (dimensionless)."""
-    anneal_fraction: float = Field(0.96, gt=0, le=1)
+    anneal_fraction: Annotated[float, Field(gt=0, le=1)] = 0.96
     """Share of the schedule over which τ is annealed (0 to 1)."""
 
 
