@@ -8,11 +8,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from support.layers import decide, execute_with, gumbel, make_hidden, make_layer
+from support.layers import decide, execute_with, gumbel, make_any, make_hidden, make_layer
 from versatileffn.errors import ConfigError
 from versatileffn.execution.operators import run_operator
 from versatileffn.execution.packed import run_packed
-from versatileffn.execution.packed_training import run_recomputed
+from versatileffn.execution.packed_training import run_recomputed, run_stepwise_training
+from versatileffn.execution.stepwise import run_stepwise
+from versatileffn.ffn.config import Versatile
 
 TOKENS, D, F = 40, 16, 32
 UNIT = 2 * D * F  # of one linear map for one token
@@ -74,6 +76,29 @@ def test_training(counts):
     assert results[0][0] == 3 * UNIT * TOKENS * 4
     loops = plan.loop_count.sum().item()
     assert results[0][1] >= 3 * UNIT * 2 * loops
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_where_nothing_merges(counts):
+    """Inference: Σ ℓ̂ applications and the routed tokens' own W_out. Training: that much more than
+    once for each loop that is run again, and twice for its gradient."""
+    layer, hidden = make_any("sandwich", Versatile()), make_hidden(TOKENS, D).requires_grad_()
+    noise = gumbel(hidden, 4)
+    if counts is not None:
+        noise = 50.0 * torch.nn.functional.one_hot(torch.tensor(counts) - 1, 4).double()
+    plan, outputs = decide(layer, hidden, noise), []
+    loops, routed = plan.loop_count.sum().item(), int((plan.lam != 0).sum())
+    with torch.no_grad():
+        found = counted(lambda: execute_with(run_stepwise, layer, hidden, plan))
+    assert found == UNIT * (3 * loops + routed)
+    forward = counted(
+        lambda: outputs.append(execute_with(run_stepwise_training, layer, hidden, plan))
+    )
+    assert forward == UNIT * (3 * TOKENS * 4 + routed)
+    weights = [*layer.proj.parameters(), *layer.down.parameters(), plan.lam, plan.loop_probs]
+    backward = counted(lambda: torch.autograd.grad(outputs[0].sum(), [hidden, *weights]))
+    router = 2 * 2 * TOKENS * D * (8 + 4) - 2 * TOKENS * D * (8 + 4)
+    assert backward == 3 * UNIT * (3 * loops + TOKENS) + router
 
 
 def test_what_was_counted_carries_the_operators_name():

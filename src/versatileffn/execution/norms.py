@@ -123,7 +123,7 @@ class AnyNorm:
         with torch.enable_grad():
             state_RD = state_RD.detach().requires_grad_()
             leaves = [w.detach().requires_grad_(w.requires_grad) for w in self.weights]
-            x_RD = self.with_weights(leaves)(state_RD)
+            x_RD = self.with_weights(leaves)(state_RD.view_as(state_RD))
         trained = [weight for weight in leaves if weight.requires_grad]
 
         def backward(d_x_RD: Tensor) -> tuple[Tensor, list[Tensor]]:

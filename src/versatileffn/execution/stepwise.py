@@ -244,9 +244,11 @@ class StepwiseBackward:
         with torch.enable_grad(), autocast_as(start_RD, self.layer.autocast):
             state_RD = view.state(start_RD, before_RD).detach().requires_grad_()
             names = [name for name, _ in self.layer.step.named_parameters()]
+            # Not the leaf itself, on which module trackers (torch's FLOP counter) set hooks that
+            # only a whole backward pass allows.
             step_RD, width_RD = functional_call(
                 self.layer.step, dict(zip(names, tensors, strict=True)),
-                (state_RD, loop, self.weights if loop == 0 else None),
+                (state_RD.view_as(state_RD), loop, self.weights if loop == 0 else None),
             )  # fmt: skip
         kept_R1 = self.weights.kept_M1[leave].detach().to(G.dtype)
         d_total_RD = torch.cat([d_next_RD, kept_R1 * G[leave]])
