@@ -119,6 +119,15 @@ def test_a_foreign_file_in_a_stage_folder_is_set_aside_not_lost(lab: Lab) -> Non
     assert (moved / "notes.txt").read_text() == "mine"
 
 
+def test_a_crash_before_the_record_of_inputs_sets_nothing_aside(lab: Lab) -> None:
+    (lab.root / "a").mkdir(parents=True)
+    (lab.root / MARKER).write_text("{}")
+    (lab.root / "a" / ".inputs.json.partial").write_text('{"hash": ')
+    lab.run(lab.stage("a", 1))
+    assert not (lab.root / "superseded").exists()
+    assert not (lab.root / "a" / ".inputs.json.partial").exists()
+
+
 def test_two_runs_in_one_folder_are_refused(lab: Lab) -> None:
     with held(lab.root), pytest.raises(ConfigError, match="another run is using"):
         lab.run(lab.stage("a", 1))

@@ -19,7 +19,7 @@ from typing import Any
 
 from versatileffn.provenance import source_digest, versions
 from versatileffn.workspace import folder as workspace
-from versatileffn.workspace.durable import make_folder, set_aside, write_json, writing
+from versatileffn.workspace.durable import beside, make_folder, set_aside, write_json, writing
 from versatileffn.workspace.manifest import FILES, damage, digests, files_of, read_record, sha256
 
 MARKER, INPUTS = "reproduce.json", "inputs.json"
@@ -156,7 +156,8 @@ class StageRunner:
         begun = read_record(folder / INPUTS)
         if begun and begun.get("hash") == digest:
             return True
-        if folder.exists() and any(folder.iterdir()):
+        unfinished = beside(Path(INPUTS)).name  # of a crash while the record below was written
+        if folder.exists() and any(child.name != unfinished for child in folder.iterdir()):
             self._set_aside(folder, begun.get("hash", "unknown") if begun else "unknown")
         make_folder(folder)
         write_json(folder / INPUTS, {"hash": digest, **inputs})
