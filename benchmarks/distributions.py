@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from versatileffn.ffn.controller import ReuseController
+from versatileffn.ffn.controller import LinearController
 from versatileffn.ffn.plan import ReusePlan
 
 SHARES: dict[str, tuple[float, ...]] = {
@@ -53,7 +53,7 @@ def gumbel_noise_for(logits_ML: Tensor, loop_count_M: Tensor, seed: int = 0) -> 
     return scores_ML - logits_ML.detach()
 
 
-class PrescribedController(ReuseController):
+class PrescribedController(LinearController):
     """A controller's own router, loop predictor and gradients, at loop counts that are prescribed.
 
     Args:
@@ -62,7 +62,7 @@ class PrescribedController(ReuseController):
         seed: of the noise.
     """
 
-    def __init__(self, inner: ReuseController, loop_count: Tensor, seed: int = 0) -> None:
+    def __init__(self, inner: LinearController, loop_count: Tensor, seed: int = 0) -> None:
         assert inner.router is not None
         assert inner.slices is not None
         super().__init__(inner.router.in_features, inner.slices.d_hidden, inner.config)

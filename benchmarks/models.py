@@ -12,13 +12,16 @@ from benchmarks.flops import FlopCounter
 from benchmarks.setup import LOOSE, check_equal
 from benchmarks.straightforward import run_straightforward
 from versatileffn.analysis.speed import Decoding, measure, prefill, train
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.view import FFNView
+from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM
 
-BASELINES: dict[str, dict[str, Any]] = {
-    "dense": {"ffn_variant": "dense"},
-    "2-loop": {"ffn_variant": "k-loop", "num_loops": 2},
-    "4-loop": {"ffn_variant": "k-loop", "num_loops": 4},
-    "moe": {"ffn_variant": "moe"},
+BASELINES: dict[str, FFNConfig] = {
+    "dense": Dense(),
+    "2-loop": KLoop(2),
+    "4-loop": KLoop(4),
+    "moe": MoE(),
 }
 STEPS = 8
 """Tokens that decoding adds to each sequence."""
@@ -36,28 +39,32 @@ def build(
         seed: of the weights; the same for models that are compared.
     """
     torch.manual_seed(seed)
-    slow = kind == "straightforward"
-    variant = {} if slow else BASELINES.get(kind, {"execution": kind})
+    reuse = BASELINES.get(kind, Versatile())
     config = VersatileLlamaConfig(
-        **shape, **variant, tau=1.0, bos_token_id=None, eos_token_id=None, pad_token_id=0
+        **shape,
+        reuse=reuse.to_dict(),
+        tau=1.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     net = VersatileLlamaForCausalLM(config)
-    layers: Any = net.model.layers
-    for number, layer in enumerate(layers):
-        if layer.controller is not None:
+    if kind not in BASELINES and kind != "straightforward":
+        net.set_execution(kind)
+    for number, layer in enumerate(net.reuse_layers()):
+        if kind not in BASELINES:
             layer.controller = PrescribedController(layer.controller, loop_count, seed + number)
-        if slow:
-            layer.apply_ffn = partial(_straightforward, layer)
-    return net.to(dtype=dtype)  # type: ignore[call-arg]
+        if kind == "straightforward":
+            layer.reuse = partial(_straightforward, layer)
+    return net.to(dtype=dtype)
 
 
-def _straightforward(layer: Any, hidden: Tensor, decisions: Any = None) -> Tensor:
-    """In the place of `ReuseLayer.apply_ffn`; the balance loss needs what was decided."""
+def _straightforward(layer: Any, hidden: Tensor, view: FFNView) -> tuple[Tensor, ReusePlan]:
+    """In the place of `Reuse.reuse`."""
     plan = layer.controller(hidden)
-    if decisions is not None:
-        decisions.add(plan.router_logits, plan)
-    flat, norm = hidden.reshape(-1, hidden.shape[-1]), layer.post_attention_layernorm
-    return run_straightforward(flat, norm, layer.mlp, plan.flatten()).view_as(hidden)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    output = run_straightforward(flat, view, plan.flatten()).view_as(hidden)
+    return output - hidden, plan
 
 
 def model(

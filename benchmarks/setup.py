@@ -16,7 +16,7 @@ from benchmarks.distributions import gumbel_noise_for, loop_counts
 from benchmarks.straightforward import run_straightforward
 from versatileffn.execution.select import execute
 from versatileffn.ffn.plan import ReusePlan
-from versatileffn.ffn.versatile import VersatileFFN
+from versatileffn.layer import VersatileFFN
 
 MATRICES = 3  # gate, up and down projection
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
@@ -61,13 +61,13 @@ class Setup:
 
     def run(self, executor: str, plan: ReusePlan) -> Tensor:
         """Carry out a plan by the name of an executor, `dense` or `straightforward`, [M, D]."""
-        layer = self.layer
+        hidden_MD, view = self.hidden_MD, self.layer.mlp.view(self.layer.norm)
         if executor == "dense":
-            return self.hidden_MD + layer.mlp(layer.norm(self.hidden_MD))
+            return hidden_MD + view.update(view.hidden(hidden_MD))
         if executor == "straightforward":
-            return run_straightforward(self.hidden_MD, layer.norm, layer.mlp, plan)
+            return run_straightforward(hidden_MD, view, plan)
         execution: Any = "packed" if executor == "no-width" else executor
-        return execute(self.hidden_MD, layer.norm, layer.mlp, plan, execution)
+        return hidden_MD + execute(hidden_MD, view, plan, execution)
 
     def runner(self, name: str) -> Callable[[], Tensor]:
         """What to time at inference, its plan made beforehand; `…-graph` replays a CUDA graph."""

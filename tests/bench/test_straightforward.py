@@ -30,7 +30,7 @@ def test_training_equals_algorithm_1_in_outputs_and_gradients(settings):
     hidden = make_hidden(9, 16).requires_grad_()
     noise = gumbel(hidden, layer.config.max_loops)
     plan = layer.controller(hidden, gumbel_noise=noise)
-    ours = run_straightforward(hidden, layer.norm, layer.mlp, plan)
+    ours = run_straightforward(hidden, layer.mlp.view(layer.norm), plan)
     truth = naive.train(as_naive(layer), hidden, noise)
     assert relative_error(ours, truth) <= EXACT
     projection = make_hidden(9, 16, seed=9)
@@ -52,7 +52,7 @@ def test_training_equals_algorithm_1_in_outputs_and_gradients(settings):
 def test_inference_equals_algorithm_2(settings):
     layer, hidden = make_layer(**settings).eval(), make_hidden(17, 16)
     with torch.no_grad():
-        ours = run_straightforward(hidden, layer.norm, layer.mlp, layer.controller(hidden))
+        ours = run_straightforward(hidden, layer.mlp.view(layer.norm), layer.controller(hidden))
         truth, loops = naive.infer(as_naive(layer), hidden)
     assert relative_error(ours, truth) <= EXACT
     if settings == {}:
@@ -65,7 +65,7 @@ def test_every_token_runs_to_the_batch_maximum_and_experts_are_multiplied():
     with torch.no_grad():
         plan = layer.controller(hidden)
         with FlopCounter() as counter:
-            run_straightforward(hidden, layer.norm, layer.mlp, plan)
+            run_straightforward(hidden, layer.mlp.view(layer.norm), plan)
     unit = 6 * 16 * 32
     below = int((plan.loop_count < 4).sum())
     assert plan.loop_count.max() == 4
@@ -76,4 +76,4 @@ def test_every_token_runs_to_the_batch_maximum_and_experts_are_multiplied():
 def test_what_the_release_lacks_is_refused(settings):
     layer, hidden = make_layer(**settings), make_hidden(4, 16)
     with pytest.raises(ValueError, match="the released schedule knows no"):
-        run_straightforward(hidden, layer.norm, layer.mlp, layer.controller(hidden))
+        run_straightforward(hidden, layer.mlp.view(layer.norm), layer.controller(hidden))
