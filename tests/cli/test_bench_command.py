@@ -99,7 +99,7 @@ def test_the_loops_are_those_of_the_timed_tokens(models):
 def test_the_twin_has_the_models_weights_and_nothing_that_reuse_adds(models, name):
     reuse, dense = sides_of(models, name)
     weights = reuse.state_dict()
-    assert dense.config.ffn_variant == "dense"
+    assert dense.config.ffn().variant == "dense"
     assert dense.num_parameters() <= reuse.num_parameters()
     for key, tensor in dense.state_dict().items():
         assert torch.equal(tensor, weights[key]), key
@@ -115,10 +115,10 @@ def test_the_twin_has_the_models_weights_and_nothing_that_reuse_adds(models, nam
 
 def test_another_dense_checkpoint_is_taken_when_named(models):
     reuse, dense = sides_of(models, "versatile", str(models / "dense"))
-    assert dense.config.ffn_variant == "dense"
+    assert dense.config.ffn().variant == "dense"
     other = make_model(vocab_size=300, ffn_variant="dense").state_dict()
     assert all(torch.equal(tensor, other[key]) for key, tensor in dense.state_dict().items())
-    assert reuse.config.ffn_variant == "versatile"
+    assert reuse.config.ffn().variant == "versatile"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.held_out import held_out_loss
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.ffn.config import Versatile
+from versatileffn.models.family import VersatileLlamaForCausalLM, reuse_config
 
 LLAMA = LlamaConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=280
@@ -108,9 +108,7 @@ def test_measuring_restores_modes_and_randomness(model, windows):
 
 
 def test_a_reuse_model_is_measured_without_noise_or_balance_loss(windows):
-    config = VersatileLlamaConfig.from_ffn(
-        LLAMA, FFNConfig(num_experts=4, router_aux_loss_coef=100.0)
-    )
+    config = reuse_config(LLAMA, Versatile(num_experts=4, router_aux_loss_coef=100.0))
     torch.manual_seed(2)
     model = VersatileLlamaForCausalLM(config).train()
     one, two = held_out_loss(model, windows), held_out_loss(model, windows)

@@ -22,8 +22,8 @@ from versatileffn.evaluation.perplexity import perplexity
 from versatileffn.evaluation.tasks.requests import Item, Request
 from versatileffn.evaluation.tasks.scoring import Scorer
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
-from versatileffn.ffn.config import FFNConfig
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.ffn.config import Versatile
+from versatileffn.models.family import VersatileLlamaForCausalLM, reuse_config
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm_eval isn't installed"
@@ -104,7 +104,7 @@ def folder(sentences, tmp_path_factory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(0)
-    model = VersatileLlamaForCausalLM(VersatileLlamaConfig.from_ffn(llama, FFNConfig()))
+    model = VersatileLlamaForCausalLM(reuse_config(llama, Versatile()))
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     return root

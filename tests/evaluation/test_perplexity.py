@@ -31,7 +31,7 @@ from versatileffn.evaluation.perplexity import (
     windows,
 )
 from versatileffn.ffn.config import FFNConfig
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.models.family import VersatileLlamaForCausalLM, reuse_config
 
 VOCAB = 300
 LLAMA = LlamaConfig(
@@ -61,7 +61,7 @@ def build(variant: str, dtype: torch.dtype = torch.float64):
     torch.manual_seed(0)
     if variant == "plain":
         return LlamaForCausalLM(LLAMA).to(dtype).eval()
-    config = VersatileLlamaConfig.from_ffn(LLAMA, FFNConfig(variant=variant, num_experts=4))
+    config = reuse_config(LLAMA, FFNConfig.from_dict({"variant": variant, "num_experts": 4}))
     return VersatileLlamaForCausalLM(config).to(dtype).eval()
 
 

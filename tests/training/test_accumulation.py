@@ -44,7 +44,7 @@ def mean_of_micro_batch_gradients(config, balance_weight: float = 1.0) -> dict[s
     planned = model_config(config.model, meta.vocab_size, meta.eos_token_id, config.data.seq_len)
     model = build_model(config.model, planned, config.run.seed)
     model.train()
-    coefficient = model.config.router_aux_loss_coef
+    coefficient = model.config.ffn().router_aux_loss_coef
     for batch in WindowBatches(plan_batches(config, len(data), 1)):
         ids = torch.stack([data[i]["input_ids"] for i in batch])
         out = model(input_ids=ids, labels=ids)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from versatileffn.analysis.flops import ffn_of
 from versatileffn.data.corpus import find_corpus
 from versatileffn.errors import ConfigError, DataError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import Dense
 from versatileffn.models.checkpoint import load_checkpoint, quiet_transformers, read_config
-from versatileffn.models.llama import VersatileLlamaConfig, VersatileLlamaForCausalLM
+from versatileffn.models.family import model_class, reuse_config
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.upcycle import NEW_TENSORS
 
@@ -35,7 +35,7 @@ def read_pair(model: str, dense: str | None) -> tuple[Any, Any]:
             "it), and the dense one after it"
         )
     if dense is None:
-        return config, VersatileLlamaConfig.from_ffn(config, FFNConfig(variant="dense"))
+        return config, reuse_config(config, Dense())
     other = read_config(dense)
     if ffn_of(other).variant != "dense":
         raise ConfigError(f"{dense} is a {ffn_of(other).variant} model: give a dense one, or none")
@@ -82,7 +82,7 @@ def load_pair(
     kind: Any = AutoModelForCausalLM
     shared = None
     if dense is None:
-        kind, weights = VersatileLlamaForCausalLM, reuse.state_dict().items()
+        kind, weights = model_class(configs[1]), reuse.state_dict().items()
         shared = {n: t.clone() for n, t in weights if not any(new in n for new in NEW_TENSORS)}
     other = load_checkpoint(kind, dense or model, configs[1], dtype=dtype, weights=shared)
     return {"reuse": reuse.to(device), "dense": other.to(device)}

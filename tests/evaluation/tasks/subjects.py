@@ -39,7 +39,7 @@ def llama(dtype=torch.float32, **settings) -> Subject:
 
 def versatile(dtype=torch.float32, **settings) -> Subject:
     torch.manual_seed(0)
-    config = vf.VersatileLlamaConfig(**(SIZES | {"ffn_variant": "versatile"} | settings))
+    config = vf.VersatileLlamaConfig(**(SIZES | settings))
     return Subject(
         "random-versatile", vf.VersatileLlamaForCausalLM(config).to(dtype).eval(), tokenizer()
     )
