@@ -76,4 +76,6 @@ def test_every_token_runs_to_the_batch_maximum_and_experts_are_multiplied():
 def test_what_the_release_lacks_is_refused(settings):
     layer, hidden = make_layer(**settings), make_hidden(4, 16)
     with pytest.raises(ValueError, match="the released schedule knows no"):
-        run_straightforward(hidden, layer.mlp.view(layer.norm), layer.controller(hidden))
+        run_straightforward(
+            hidden, layer.mlp.view(layer.norm), layer.decide(hidden, layer.mlp.view(layer.norm))
+        )

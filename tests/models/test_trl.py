@@ -16,7 +16,7 @@ WORDS = ["<pad>", "<eos>", *"abcdefgh"]
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.filterwarnings("ignore:a loss that is computed outside")
 def test_supervised_fine_tuning(settings, tmp_path):
-    """Every weight is trained. TRL computes the loss from the base model, without a balance loss."""
+    """Every weight is trained; TRL's loss, from the base model, has no balance loss."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<pad>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(

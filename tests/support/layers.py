@@ -56,8 +56,8 @@ class AnyLayer(Reuse):
     def view(self) -> FFNView:
         form, loop_weights = self.form, getattr(self, "loop_weights", None)
         return FFNView(
-            self.norm or unchanged, tuple(self.proj), form.act, self.down, form.gated, self.post_norm,
-            form.scale, loop_weights,
+            self.norm or unchanged, tuple(self.proj), form.act, self.down, form.gated,
+            self.post_norm, form.scale, loop_weights,
         )  # fmt: skip
 
     def forward(self, hidden, plan=None):

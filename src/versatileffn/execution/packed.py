@@ -142,7 +142,8 @@ class PackedForward:
             # Where all leave at once, a is nobody's any more.
             in_place = everybody and not self.all_loops and self.keep != "activations"
             self.exit_MF = a_RF if in_place else a_RF.new_empty(tokens, a_RF.shape[1])
-        weights, exit_RF = self.weights.take(leave), self.exit_MF[leave]
+        weights = self.weights if everybody else self.weights.take(leave)
+        exit_RF = self.exit_MF[leave]
         gain = gain_of(weights, loop)
         depth_R1 = weights.kept_M1 if gain is None else weights.kept_M1 * gain
         if loop == 0:

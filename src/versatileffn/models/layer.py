@@ -12,9 +12,6 @@ from versatileffn.layer import Reuse
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.table import Family
 
-NO_NORM = nn.Identity()
-"""What stands for a norm where there is none, or where executors apply it themselves."""
-
 
 class LayerView:
     """A layer as its family's forward pass sees it: some parts are others, the rest is the layer's.
@@ -77,7 +74,7 @@ class ReuseLayer(Reuse):
         """The dense FFN as executors see it."""
         family, mlp = self.family, getattr(self, self.family.mlp)
         return FFNView(
-            norm=NO_NORM if self.norm_name is None else getattr(self, self.norm_name),
+            norm=unchanged if self.norm_name is None else getattr(self, self.norm_name),
             proj=tuple(getattr(mlp, name) for name in family.proj),
             act=getattr(mlp, family.act),
             down=getattr(mlp, family.down),
@@ -114,7 +111,7 @@ class ReuseLayer(Reuse):
 
         parts: dict[str, Callable[[Tensor], Tensor]] = {self.family.mlp: ffn}
         if self.norm_name is not None and not self.reads_stream:
-            parts[self.norm_name] = NO_NORM
+            parts[self.norm_name] = unchanged
         if self.family.post_norm is not None:
-            parts[self.family.post_norm] = NO_NORM
+            parts[self.family.post_norm] = unchanged
         return type(self).own_forward(LayerView(self, parts), hidden_states, *args, **kwargs)

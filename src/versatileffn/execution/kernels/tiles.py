@@ -133,15 +133,6 @@ def timing_tiles() -> Iterator[dict[Key, Tile]]:
         _timing = before
 
 
-def chosen_tiles() -> list[dict[str, object]]:
-    """What timing chose in this process, as plain values."""
-    return [
-        {"product": key[0], "d_model": key[1], "d_hidden": key[2], "rows_up_to": key[3]}
-        | asdict(tile)
-        for key, tile in _chosen.items()
-    ]
-
-
 def choose_tile(
     product: str,
     num_tokens: int,
