@@ -41,7 +41,7 @@ def models(tmp_path_factory):
     for name, settings in VARIANTS.items():
         make_model(vocab_size=300, **settings).save_pretrained(folder / name)
     train_bpe(["def f(x):\n    return x\n"] * 3, 300).save_pretrained(folder / "versatile")
-    make_model(ffn_variant="dense").save_pretrained(folder / "other-vocabulary")
+    make_model(variant="dense").save_pretrained(folder / "other-vocabulary")
     return folder
 
 
@@ -116,7 +116,7 @@ def test_the_twin_has_the_models_weights_and_nothing_that_reuse_adds(models, nam
 def test_another_dense_checkpoint_is_taken_when_named(models):
     reuse, dense = sides_of(models, "versatile", str(models / "dense"))
     assert dense.config.ffn().variant == "dense"
-    other = make_model(vocab_size=300, ffn_variant="dense").state_dict()
+    other = make_model(vocab_size=300, variant="dense").state_dict()
     assert all(torch.equal(tensor, other[key]) for key, tensor in dense.state_dict().items())
     assert reuse.config.ffn().variant == "versatile"
 
