@@ -9,7 +9,7 @@ Legend: M tokens, D d_model, F d_hidden.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
