@@ -72,7 +72,7 @@ class Case:
     finished: str | None = None
     unstable: str = "^$"
     lost: Callable[[Tree, Tree, str], str | None] = nothing_lost
-    elsewhere: str = "^$"
+    elsewhere: str = "(?!)"
     needs: str = "torch"
     function: str = VERB
 

@@ -1,21 +1,41 @@
 """docs/families.md shows what the committed run found, for every family and every property."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from transformers import ArceeConfig, ArceeForCausalLM, AutoModelForCausalLM
+from transformers import ArceeConfig, ArceeForCausalLM
 
-import versatileffn as vf
 from support.family_table import BEGIN, DOCS, END, properties, render
 from support.models import SHAPE
 from versatileffn.errors import CheckpointError
-from versatileffn.models.config import config_class, register_configs
-from versatileffn.models.family import make_classes
-from versatileffn.models.table import FAMILIES, Family, family_of
+from versatileffn.models.table import FAMILIES, family_of
 
 RENEW = "run pytest tests/models/test_families.py --write-families"
 PROPERTIES = properties(Path(__file__).with_name("test_families.py"))
+WITH_A_ROW = """
+import sys
+import versatileffn as vf
+from transformers import AutoModelForCausalLM
+from versatileffn.models import config, family
+from versatileffn.models.table import FAMILIES, Family
+
+del FAMILIES["arcee"]
+config.config_class.cache_clear()
+try:
+    vf.upcycle(sys.argv[1])
+except vf.errors.CheckpointError as error:
+    print(error)
+FAMILIES["arcee"] = Family("Arcee", proj=("up_proj",), gated=False)
+config.register_configs()
+model, receipt = vf.upcycle(sys.argv[1])
+model.save_pretrained(sys.argv[1] + "/out")
+loaded = AutoModelForCausalLM.from_pretrained(sys.argv[1] + "/out")
+print(type(model).__name__, receipt.logit_difference, type(loaded) is type(model))
+"""
 RECORD = json.loads((DOCS / "families.json").read_text("utf-8"))
 
 
@@ -38,27 +58,16 @@ def test_an_unknown_family_names_the_known_ones_and_the_file():
         family_of("mamba")
 
 
-@pytest.fixture
-def without_arcee(monkeypatch):
-    """As if nobody had written its row."""
-    made = config_class, make_classes
-    for function in made:
-        function.cache_clear()
-    monkeypatch.delitem(FAMILIES, "arcee")
-    yield
-    for function in made:
-        function.cache_clear()
-
-
-def test_a_row_is_all_that_a_family_needs(without_arcee, monkeypatch, tmp_path):
-    dense = ArceeForCausalLM(ArceeConfig(**SHAPE)).eval()
-    dense.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"'arcee' isn't supported.*models/table\.py"):
-        vf.upcycle(tmp_path)
-    monkeypatch.setitem(FAMILIES, "arcee", Family("Arcee", proj=("up_proj",), gated=False))
-    register_configs()
-    model, receipt = vf.upcycle(tmp_path)
-    assert type(model).__name__ == "VersatileArceeForCausalLM"
-    assert receipt.logit_difference == 0
-    model.save_pretrained(tmp_path / "out")
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "out")) is type(model)
+def test_a_row_is_all_that_a_family_needs(tmp_path):
+    """In a process of its own, which starts as if nobody had written the row."""
+    ArceeForCausalLM(ArceeConfig(**SHAPE)).save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_A_ROW, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    refused, made = done.stdout.splitlines()
+    assert re.search(r"'arcee' isn't supported.*models/table\.py", refused)
+    assert made == "VersatileArceeForCausalLM 0.0 True"
