@@ -158,9 +158,6 @@ def upcycle(
             model = load_checkpoint(new_class, source, new_config, NEW_TENSORS, weights=weights)
     model.generation_config = _generation_config(dense, source)
     layers = model.reuse_layers()
-    if config.variant == "moe" and config.starts_exactly:
-        for layer in layers:
-            torch.nn.init.zeros_(layer.experts.down_proj)
     return model, Receipt(
         source=str(source),
         variant=config.variant,
