@@ -38,9 +38,7 @@ def test_a_name_makes_its_controller(own_controller):
 
 
 def test_an_unknown_name_says_what_to_import():
-    with pytest.raises(
-        ConfigError, match=r"known: \['linear', 'token-choice'\].*import the module"
-    ):
+    with pytest.raises(ConfigError, match=r"known: .*'linear'.*'token-choice'.*import the module"):
         make_controller(8, 32, Versatile(controller="mine"))
 
 
