@@ -93,7 +93,7 @@ def test_a_run_without_tasks_has_a_loss_curve_only(tmp_path) -> None:
     run = write_run(tmp_path / "run", 1.0, [])
     log = run / "log.jsonl"
     log.write_text("".join(line for line in log.open() if "task" not in line))
-    assert draw_curves({"run": run}, tmp_path / "out").keys() == {"loss"}
+    assert draw_curves({"run": str(run)}, str(tmp_path / "out")).keys() == {"loss"}
 
 
 def test_what_is_no_run_is_named(runs, tmp_path) -> None:
