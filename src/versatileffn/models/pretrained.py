@@ -91,8 +91,7 @@ class ReusePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     @init.guard_torch_init_functions()
     def initialize_weights(self) -> None:
-        """Transformers' own; then what a variant adds, as far as it wasn't loaded, by its rules."""
-        super().initialize_weights()
+        """What a variant adds, as far as it wasn't loaded, by its own rules; then Transformers'."""
         std = getattr(self.config, "initializer_range", 0.02)
         for layer in self.reuse_layers():
             new = (layer.controller, layer.experts, layer.gains, layer.loop_weights)
@@ -100,8 +99,9 @@ class ReusePreTrainedModel(PreTrainedModel):
                 weights: list[Any] = list(module.parameters())
                 if not all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
                     module.reset_parameters(std)
-                    for weight in weights:
-                        weight._is_hf_initialized = True
+                for drawn in (*weights, *module.modules()):  # Transformers' rules pass them over
+                    drawn._is_hf_initialized = True
+        super().initialize_weights()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
