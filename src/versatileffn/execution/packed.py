@@ -80,7 +80,10 @@ class PackedForward:
         self.keep, self.all_loops = keep, all_loops
         self.totals: list[Tensor] = []
         self.projected: list[Tensor] = []
-        self.exit_MF: Tensor | None = None  # what each token's last down-projection multiplies
+        # Where nothing of a loop is needed again, one product serves who leaves and who stays.
+        self.together = keep == "nothing" and not all_loops
+        self.update_MD: Tensor | None = None  # of that product, each token's last row
+        self.exit_MF: Tensor | None = None  # otherwise: what each last down-projection multiplies
         self.base_MD: Tensor | None = None  # λσU₁ + (1 − λ) U_{ℓ̂−1}
         self.width_RF: Tensor | None = None  # λ·s·m ⊙ a₁ of the tokens still running
         self.first_MD: Tensor | None = None  # W_out a₁, before its gain
@@ -98,11 +101,17 @@ class PackedForward:
             rest_RF = self._activate(x_MD[running:], False) if running < rows else None
             staying = self.count()[loop + 1]
             self._leave(loop, a_RF, slice(staying, running), total_MD, tokens)
+            if self.together:
+                update_RD = self.layer.down(a_RF)
+                self._keep_last(update_RD, slice(staying, running), tokens)
             if loop + 1 == self.weights.max_loops or not (staying or self.all_loops):
                 if rest_RF is not None and self.keep == "activations":
                     self.projected.append(rest_RF)
                 break
-            step_MD = self._step(a_RF, rest_RF, tokens if self.all_loops else staying)
+            if self.together:
+                step_MD = update_RD[:staying]
+            else:
+                step_MD = self._step(a_RF, rest_RF, tokens if self.all_loops else staying)
             step_MD = step_MD.to(start_MD.dtype)
             self.first_MD = step_MD if self.first_MD is None else self.first_MD
             gain = gain_of(self.weights, loop)
@@ -123,6 +132,15 @@ class PackedForward:
         self.projected += projected
         return self.layer.phi(projected)
 
+    def _keep_last(self, update_RD: Tensor, leave: slice, tokens: int) -> None:
+        """Keep the last update of tokens that leave."""
+        if leave == slice(0, tokens):
+            self.update_MD = update_RD
+            return
+        if self.update_MD is None:
+            self.update_MD = update_RD.new_empty(tokens, update_RD.shape[1])
+        self.update_MD[leave] = update_RD[leave]
+
     def _step(self, a_RF: Tensor, rest_RF: Tensor | None, rows: int) -> Tensor:
         """W_out a for the tokens that have a next state, [rows, D]."""
         if rest_RF is None:
@@ -138,12 +156,10 @@ class PackedForward:
         if leave.start == leave.stop and tokens:
             return
         everybody = leave == slice(0, tokens)
-        if self.exit_MF is None:
-            # Where all leave at once, a is nobody's any more.
-            in_place = everybody and not self.all_loops and self.keep != "activations"
-            self.exit_MF = a_RF if in_place else a_RF.new_empty(tokens, a_RF.shape[1])
+        if self.exit_MF is None and not self.together:
+            self.exit_MF = a_RF.new_empty(tokens, a_RF.shape[1])
         weights = self.weights if everybody else self.weights.take(leave)
-        exit_RF = self.exit_MF[leave]
+        exit_RF = a_RF[leave] if self.exit_MF is None else self.exit_MF[leave]
         gain = gain_of(weights, loop)
         depth_R1 = weights.kept_M1 if gain is None else weights.kept_M1 * gain
         if loop == 0:
@@ -171,8 +187,10 @@ class PackedForward:
 
     def _finish(self) -> Tensor:
         """Every token's last down-projection, [M, D]."""
-        assert self.exit_MF is not None
-        update_MD = self.layer.down(self.exit_MF)
+        update_MD = self.update_MD
+        if update_MD is None:
+            assert self.exit_MF is not None
+            update_MD = self.layer.down(self.exit_MF)
         if self.layer.b_out is not None and self.bias_times_M1 is not None:
             # It was added once.
             update_MD = update_MD + (self.bias_times_M1 - 1).to(update_MD.dtype) * self.layer.b_out
