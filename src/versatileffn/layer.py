@@ -78,14 +78,12 @@ class Reuse(nn.Module):
                 silent=config.reuse_gains == "learned",
             )  # fmt: skip
             return
-        versatile = isinstance(config, Versatile)
-        self.controller = (
-            make_controller(d_model, d_hidden, config)
-            if isinstance(config, Versatile)
-            else ConstantController(config.loops)
-        )
+        if isinstance(config, Versatile):
+            self.controller = make_controller(d_model, d_hidden, config)
+        else:
+            self.controller = ConstantController(config.loops)
         if getattr(config, "reuse_gains", "fixed") == "learned":
-            self.gains = ReuseGains(config.loops, versatile and config.has_router)
+            self.gains = ReuseGains(config.loops, width=config.has_router)
         rank = getattr(config, "loop_rank", None)
         if rank is not None and config.loops > 1:
             fused = 2 if view.gated and len(view.proj) == 1 else 1

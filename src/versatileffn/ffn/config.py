@@ -19,6 +19,7 @@ ReuseGains = Literal["fixed", "learned"]
 MOST_LOOPS = 2**10
 """Of any count of loops: each costs a feed-forward network, and a forward pass has to end."""
 VARIANTS: dict[str, type["FFNConfig"]] = {}
+"""By name; what several have in common has none."""
 ADJUSTABLE = {"adjustable": True}
 """Metadata of the knobs that may change after training: weights of any shape and use serve all."""
 
@@ -34,11 +35,12 @@ class FFNConfig:
     variant: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        VARIANTS[cls.variant] = cls
+        if "variant" in vars(cls):
+            VARIANTS[cls.variant] = cls
 
     def __new__(cls, *values: Any, **knobs: Any) -> Self:
         """Say whose an unknown knob is, before the record's own constructor sees it."""
-        if cls is FFNConfig:
+        if not hasattr(cls, "variant"):
             raise ConfigError("FFNConfig is no variant: take Versatile, KLoop, MoE or Dense")
         known = cls.names()
         for name in knobs:
@@ -167,7 +169,49 @@ class KLoop(FFNConfig):
 
 
 @dataclass(frozen=True)
-class MoE(FFNConfig):
+class Routed(FFNConfig):
+    """What real and virtual experts have in common.
+
+    Args:
+        num_experts: N.
+        top_k: K, experts selected for each token.
+        d_expert: f, hidden neurons of one expert; None means ⌊d_hidden / N⌋.
+    """
+
+    num_experts: int = 8
+    top_k: int = field(default=2, metadata=ADJUSTABLE)
+    d_expert: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_k > self.num_experts:
+            raise ConfigError(
+                f"top_k={self.top_k} exceeds num_experts={self.num_experts}: "
+                "a token can't select more experts than there are; lower top_k"
+            )
+        coefficient = self.to_dict()["router_aux_loss_coef"]
+        if coefficient < 0:
+            raise ConfigError(f"router_aux_loss_coef={coefficient!r} is negative")
+
+    @property
+    def has_router(self) -> bool:
+        """Somebody selects the experts."""
+        return True
+
+    def expert_size(self, d_hidden: int) -> int:
+        """f: ⌊d_hidden / N⌋ unless it is given."""
+        if self.d_expert is not None:
+            return self.d_expert
+        if self.num_experts > d_hidden:
+            raise ConfigError(
+                f"num_experts={self.num_experts} leaves no neuron for an expert of an FFN with "
+                f"d_hidden={d_hidden}: lower num_experts"
+            )
+        return d_hidden // self.num_experts
+
+
+@dataclass(frozen=True)
+class MoE(Routed):
     """The FFN plus N real small experts, K for each token. Source: the baseline of Table 2.
 
     Args:
@@ -179,28 +223,12 @@ class MoE(FFNConfig):
     """
 
     variant: ClassVar[str] = "moe"
-    num_experts: int = 8
-    top_k: int = field(default=2, metadata=ADJUSTABLE)
-    d_expert: int | None = None
     reuse_gains: ReuseGains = field(default="fixed", metadata=ADJUSTABLE)
     router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_experts(self.num_experts, self.top_k, self.router_aux_loss_coef)
-
-    @property
-    def has_router(self) -> bool:
-        """Always."""
-        return True
-
-    def expert_size(self, d_hidden: int) -> int:
-        """f: ⌊d_hidden / N⌋ unless it is given."""
-        return size_of_expert(self.d_expert, self.num_experts, d_hidden)
-
 
 @dataclass(frozen=True)
-class Versatile(FFNConfig):
+class Versatile(Routed):
     """One FFN reused in width and depth. Source: arXiv 2512.14531, Eq. 3-13.
 
     Args:
@@ -219,9 +247,6 @@ class Versatile(FFNConfig):
     """
 
     variant: ClassVar[str] = "versatile"
-    num_experts: int = 8
-    top_k: int = field(default=2, metadata=ADJUSTABLE)
-    d_expert: int | None = None
     max_loops: int = 4
     fusion: Fusion = "difficulty"
     loop_mix: LoopMix = field(default="hard", metadata=ADJUSTABLE)
@@ -230,10 +255,6 @@ class Versatile(FFNConfig):
     controller: str = "linear"
     normed_controller: bool = False
     router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_experts(self.num_experts, self.top_k, self.router_aux_loss_coef)
 
     @property
     def loops(self) -> int:
@@ -259,7 +280,7 @@ class Versatile(FFNConfig):
         """f: ⌊d_hidden / N⌋ unless it is given; 0 without a width pathway."""
         if not self.uses_width:
             return 0
-        d_expert = size_of_expert(self.d_expert, self.num_experts, d_hidden)
+        d_expert = super().expert_size(d_hidden)
         needed = self.num_experts * d_expert
         if needed > d_hidden:
             raise ConfigError(
@@ -273,34 +294,3 @@ class Versatile(FFNConfig):
         """Of F neurons the width pathway uses N·f."""
         used = self.num_experts * self.expert_size(d_hidden)
         return d_hidden - used if self.uses_width else 0
-
-
-def size_of_expert(d_expert: int | None, num_experts: int, d_hidden: int) -> int:
-    """f, as given or ⌊d_hidden / N⌋.
-
-    Raises:
-        ConfigError: that leaves none.
-    """
-    if d_expert is not None:
-        return d_expert
-    if num_experts > d_hidden:
-        raise ConfigError(
-            f"num_experts={num_experts} leaves no neuron for an expert of an FFN with "
-            f"d_hidden={d_hidden}: lower num_experts"
-        )
-    return d_hidden // num_experts
-
-
-def check_experts(num_experts: int, top_k: int, router_aux_loss_coef: float) -> None:
-    """Refuse what no router can do.
-
-    Raises:
-        ConfigError: K exceeds N, or the balance loss would be maximized.
-    """
-    if top_k > num_experts:
-        raise ConfigError(
-            f"top_k={top_k} exceeds num_experts={num_experts}: "
-            "a token can't select more experts than there are; lower top_k"
-        )
-    if router_aux_loss_coef < 0:
-        raise ConfigError(f"router_aux_loss_coef={router_aux_loss_coef!r} is negative")
