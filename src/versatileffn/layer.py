@@ -83,7 +83,8 @@ class Reuse(nn.Module):
         else:
             self.controller = ConstantController(config.loops)
         if getattr(config, "reuse_gains", "fixed") == "learned":
-            self.gains = ReuseGains(config.loops, width=config.has_router)
+            start: float = getattr(config, "gain_init", 0.0)
+            self.gains = ReuseGains(config.loops, config.has_router, start)
         rank = getattr(config, "loop_rank", None)
         if rank is not None and config.loops > 1:
             fused = 2 if view.gated and len(view.proj) == 1 else 1
@@ -160,6 +161,8 @@ class VersatileFFN(Reuse):
         if config is not None and not isinstance(config, FFNConfig):
             raise ConfigError(f"config={config!r} must be a Versatile, KLoop, MoE or Dense")
         self.config = (config or Versatile()).replace(**knobs)
+        if getattr(self.config, "reuse_layers", None) is not None:
+            raise ConfigError("reuse_layers is for models: a single layer has no number; drop it")
         check_value("d_model", d_model, int)
         if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
             raise ConfigError(f"norm_eps={norm_eps!r} must lie between 0 and 1")

@@ -11,6 +11,7 @@ import typer
 
 from versatileffn.ffn.config import VARIANTS, FFNConfig
 from versatileffn.ffn.knobs import Knob, knobs
+from versatileffn.ffn.values import Indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,8 @@ def _option(knob: Knob) -> Any:
     name = OPTIONS.get(knob.name, f"--{knob.name.replace('_', '-')}")
     text = f"{knob.text} ({', '.join(knob.variants)})"
     shown = False if default is None else str(default)
-    return Annotated[knob.hint | None, typer.Option(name, help=text, show_default=shown)]
+    hint = list[int] if knob.hint == Indices else knob.hint  # an option for each of them
+    return Annotated[hint | None, typer.Option(name, help=text, show_default=shown)]
 
 
 def _with_knobs(command: Any) -> Any:
@@ -38,7 +40,7 @@ def _with_knobs(command: Any) -> Any:
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
         given = {knob.name: options.pop(knob.name, None) for knob in knobs()}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in given.items() if value not in (None, [])}
         command(*arguments, knobs=chosen, **options)
 
     own = [p for name, p in signature(command).parameters.items() if name != "knobs"]

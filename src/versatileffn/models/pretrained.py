@@ -62,7 +62,7 @@ class ReusePreTrainedModel(PreTrainedModel):
         self._can_compile_fullgraph = self._can_compile_fullgraph and ffn.variant != "moe"
 
     def reuse_layers(self) -> list[ReuseLayer]:
-        """The layers whose FFN is reused, in order."""
+        """All decoder layers in order, those too that `reuse_layers` leaves as they are."""
         return [module for module in self.modules() if isinstance(module, ReuseLayer)]
 
     def set_tau(self, tau: float) -> None:
@@ -133,9 +133,10 @@ class ReusePreTrainedModel(PreTrainedModel):
         Raises:
             ConfigError: a controller couldn't be found again by the name in the config.
         """
-        named = getattr(self.config.ffn(), "controller", None)
-        expected = ConstantController if named is None else CONTROLLERS.get(named)
-        for decider in (layer.controller for layer in self.reuse_layers()):
+        ffn = self.config.ffn()
+        for index, decider in enumerate(layer.controller for layer in self.reuse_layers()):
+            named = getattr(ffn.at_layer(index), "controller", None)
+            expected = ConstantController if named is None else CONTROLLERS.get(named)
             if decider is not None and type(decider) is not expected:
                 raise ConfigError(
                     f"a {type(decider).__name__} decides, but a reload would make a "
