@@ -25,6 +25,7 @@ from versatileffn.training.callbacks import (
 )
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.checkpoints import prune, step_of
+from versatileffn.training.collapse import CollapseCallback
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
@@ -204,6 +205,8 @@ def _add_callbacks(
         trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))
     trainer.add_callback(LastStepCallback(trainer.plan))
     trainer.add_callback(LogFileCallback(folder.log))
+    opens = config.optim.loop_curriculum is not None
+    trainer.add_callback(CollapseCallback(folder.log, trainer.schedule_steps, opens))
     trainer.add_callback(ProgressCallback(speed))
     trainer.add_callback(speed)  # last: printing and writing are not training time
 
