@@ -15,6 +15,7 @@ from versatileffn.errors import PlanError
 from versatileffn.ffn.balance import balance_loss
 from versatileffn.ffn.config import Fusion
 from versatileffn.ffn.experts import ExpertSlices, spread_gates
+from versatileffn.ffn.loop_prior import prior_loss
 from versatileffn.ffn.token_weights import TokenWeights
 
 PER_TOKEN = {
@@ -94,6 +95,15 @@ class ReusePlan:
         if self.balance_logits is None:
             return None
         return balance_loss(self.balance_logits, self.balance_top_k, mask)
+
+    def prior_loss(self, ratio: float, mask: Tensor | None = None) -> Tensor | None:
+        """How far the mean exit of these tokens is from a prior, a scalar; None where none choose.
+
+        Args:
+            ratio: of the prior, see `ffn/loop_prior.py`.
+            mask: as of `balance_loss`.
+        """
+        return None if self.loop_logits is None else prior_loss(self.loop_logits, ratio, mask)
 
     def with_loops(self, loop_count: Tensor) -> Self:
         """The same tokens with other loop counts: p becomes one-hot there, and λ follows.

@@ -49,6 +49,7 @@ class ReusePreTrainedModel(PreTrainedModel):
     Attributes:
         own_init: the family's constructor, which makes our classes where it makes its own.
         router_aux_loss_coef: weight of the balance loss in the training loss.
+        loop_prior, loop_prior_coef: the prior of exits, and the weight of the distance to it.
     """
 
     own_init: ClassVar[Callable[..., None]]
@@ -58,6 +59,8 @@ class ReusePreTrainedModel(PreTrainedModel):
         assert self.reuse_layers(), "the family's constructor made none of our layers"
         ffn = config.ffn()
         self.router_aux_loss_coef = getattr(ffn, "router_aux_loss_coef", 0.0)
+        self.loop_prior = getattr(ffn, "loop_prior", 1.0)
+        self.loop_prior_coef = getattr(ffn, "loop_prior_coef", 0.0)
         # On a CPU real experts split their rows by counts that a graph can't know.
         self._can_compile_fullgraph = self._can_compile_fullgraph and ffn.variant != "moe"
 
@@ -174,8 +177,9 @@ class ReusePreTrainedModel(PreTrainedModel):
             )
 
     def trains_balance(self) -> bool:
-        """Whether a balance loss would train anything now."""
-        if not (self.training and torch.is_grad_enabled() and self.router_aux_loss_coef):
+        """Whether a loss on decisions, of balance or to a prior, would train anything now."""
+        weight = self.router_aux_loss_coef or self.loop_prior_coef
+        if not (self.training and torch.is_grad_enabled() and weight):
             return False
         return any(layer.trains_choice() for layer in self.reuse_layers())
 
