@@ -101,6 +101,14 @@ class TauSection(Section):
     """Share of the schedule over which τ is annealed (0 to 1)."""
 
 
+class LoopCurriculumSection(Section):
+    """Loops open one after the other, in parts of equal length (versatile FFNs only)."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the schedule that the parts fill (0 to 1); in the first, all tokens take one loop,
+    in the last they choose among max_loops, as ever after."""
+
+
 def _tau_preset(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -136,6 +144,8 @@ class OptimSection(Section):
     frozen: list[str] = Field([])
     """Weights that stay as they are: regular expressions, each found in the name of at least one
     parameter."""
+    loop_curriculum: LoopCurriculumSection | None = None
+    """Left out: all loops are open from the first step."""
 
 
 class RunSection(Section):
