@@ -30,6 +30,7 @@ a run's record. What falls back from what was asked for is also logged, once for
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -93,6 +94,8 @@ def execute(
             f"{tuple(hidden.shape)}: the leading dimensions must agree"
         )
     hidden_MD, weights = hidden.reshape(-1, hidden.shape[-1]), plan.flatten().weights()
+    if weights.max_loops == 1:
+        view = replace(view, loop_weights=None)  # all loops share those of the first
     choice = select_executor(execution, hidden_MD, view, weights)
     if not torch.compiler.is_compiling():
         _remember(execution, choice)
