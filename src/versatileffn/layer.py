@@ -1,5 +1,6 @@
 """VersatileFFN: decide, then execute. Source: Eq. 3."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -53,10 +54,13 @@ class Reuse(nn.Module):
         experts: real experts; None without.
         execution: how plans are carried out, see `execution/select.py`; may be set at any time.
         budget: the most loops of each token, see `budget.py`; None for as many as it wants.
+        opened: loops whose gains have their full effect; of the next, as much as the fraction says.
+            Training may move it, it is never saved.
     """
 
     execution: Execution = "auto"
     budget: Budget | None = None
+    opened: float = math.inf
 
     def add_reuse(self, config: FFNConfig, d_model: int, d_hidden: int, view: FFNView) -> None:
         """Create what the variant needs beside the dense FFN.
@@ -127,6 +131,7 @@ class Reuse(nn.Module):
         if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
             plan.check(self.reuse_d_hidden)
         plan = plan if self.gains is None else self.gains(plan)
+        plan = plan if self.opened >= self.loops else plan.ramped(self.opened)
         return plan if self.budget is None else plan.capped(self.budget)
 
     def reuse(

@@ -166,6 +166,18 @@ class ReusePlan:
         shared = 0.0 if self.fusion == "depth" else 1.0  # λ = 0 without a width pathway
         return replace(self, loop_gains=loop_gains, width_gain=width_gain, shared=shared)
 
+    def ramped(self, opened: float) -> Self:
+        """The same decisions, with γ_ℓ times what of loop ℓ is open: 1 up to `opened`, of the next
+        loop the fraction, then 0.
+
+        Args:
+            opened: ≥ 1.
+        """
+        loops_L = torch.arange(self.max_loops, device=self.loop_probs.device)
+        ramp_L = (opened - loops_L.to(self.loop_probs)).clamp(0, 1)
+        gains = ramp_L if self.loop_gains is None else self.loop_gains * ramp_L
+        return replace(self, loop_gains=gains)
+
     def flatten(self) -> Self:
         """The same plan with all leading dimensions folded into one."""
         lead = self.loop_count.dim()

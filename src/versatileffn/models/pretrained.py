@@ -83,19 +83,42 @@ class ReusePreTrainedModel(PreTrainedModel):
         for layer in self.reuse_layers():
             layer.set_tau(tau)
 
-    def set_open_loops(self, open_loops: int) -> None:
+    def set_open_loops(self, open_loops: int, newest: float = 1.0) -> None:
         """Let tokens choose among the first loops only; of the running model, never saved.
 
+        Args:
+            open_loops: 1 to L.
+            newest: with which the last open loop's gain is multiplied, 0 to 1.
+
         Raises:
-            ConfigError: it is none of 1 … L.
+            ConfigError: it is none of 1 … L, or the factor is out of range.
         """
         check_value("open_loops", open_loops, int)
         most = self.config.ffn().loops
         if open_loops > most:
             raise ConfigError(f"open_loops={open_loops} exceeds max_loops={most}: lower it")
+        check_value("newest", newest, float)
+        if not 0 <= newest <= 1:
+            raise ConfigError(f"newest={newest!r} must lie between 0 and 1")
         for layer in self.reuse_layers():
             for decider in layer.deciders("open_loops"):
                 decider.open_loops = open_loops
+            layer.opened = open_loops - 1 + newest if open_loops > 1 else 1.0
+
+    def sample_loops(self, ratio: float | None) -> None:
+        """Draw depths by lot in training; of the running model, never saved.
+
+        Loop predictors are not asked then, and don't train. In evaluation mode every token takes
+        all open loops.
+
+        Args:
+            ratio: of the prior that is drawn from, see `ffn/loop_prior.py`; None ends it.
+        """
+        for layer in self.reuse_layers():
+            for decider in layer.deciders("sampled_loops"):
+                decider.sampled_loops = ratio
+                if decider.loop_head is not None:
+                    decider.loop_head.requires_grad_(ratio is None)
 
     def set_execution(self, execution: Execution) -> None:
         """Choose how every layer carries out its plans; of the running model, never saved.
