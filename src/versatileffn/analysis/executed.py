@@ -82,7 +82,7 @@ def executed_ffn_flops(model: nn.Module, batches: Iterable[Tensor]) -> ExecutedF
     if unseen.operators:
         raise ConfigError(
             f"the FFNs ran {', '.join(sorted(unseen.operators))}, whose FLOPs torch doesn't know: "
-            "count the model without it (plain weights, execution='auto'), or register its formula "
+            "count the model without it (plain weights, set_execution('auto')), or register its formula "
             "with torch.utils.flop_counter.register_flop_formula"
         )
     total = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
