@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "upcycle": loads_checkpoints(upcycle_command),
     "tokenize": loads_checkpoints(tokenize_command),
     "train": loads_checkpoints(train_command),
