@@ -102,7 +102,7 @@ def held_out_loss(
 def _nats(
     model: Any, dataset: PackedDataset, windows: list[int], batch_size: int, bf16: bool
 ) -> Iterator[np.ndarray]:
-    """The cross entropies of each window's predicted tokens, float64, T − 1 unless some don't count."""
+    """The cross entropies of each window's scored tokens, float64; T − 1 where all but one are."""
     scored = dataset.unscored
     loader = DataLoader(
         Subset(dataset, windows), batch_size=batch_size, collate_fn=default_data_collator

@@ -74,8 +74,8 @@ class WindowBatches(Sampler[list[int]]):
     """The micro-batches of one process over the whole run, as lists of window numbers.
 
     Windows follow `window_order(seed, epoch)`, epoch after epoch, without dropping any; a step may
-    span two epochs; a plan that isn't shuffled takes them as they are stored. The processes' micro-batches of a step are disjoint, and together the same
-    whatever the number of processes.
+    span two epochs. A plan that isn't shuffled takes them as they are stored. The processes'
+    micro-batches of a step are disjoint, and together the same whatever the number of processes.
 
     Args:
         plan: how windows are spread.

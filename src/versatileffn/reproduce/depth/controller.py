@@ -15,7 +15,7 @@ PRESCRIBED = "prescribed-depth"
 
 @register_controller(PRESCRIBED)
 class PrescribedDepth(nn.Module):
-    """As many loops as the question asks for steps, at least one; experts as the paper chooses them.
+    """As many loops as the question asks for steps, at least one; experts as in the paper.
 
     A window's first token says k.
 

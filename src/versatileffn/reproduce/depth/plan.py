@@ -69,7 +69,7 @@ class DepthPlan:
                 f"{top}/{arm.name}/measure",
                 f"seed {seed} · {arm.title} · measure",
                 {"arm": arm.to_dict()},
-                lambda _, arm=arm, trained=trained: steps.measure(arm, self._model(trained)),
+                partial(steps.measure, arm, self._model(trained)),
                 (trained.name,),
                 effort=0.05,
             )
@@ -90,7 +90,9 @@ class DepthPlan:
             inputs = {**common, **fields, "d_hidden": size}
             work = partial(steps.start, self.protocol, seed, size)
             name = f"{top}/{_start(size)}"
-            made.append(Stage(name, f"{top} · start, F = {size}", inputs, work, (), ("model",), 0.02))
+            made.append(
+                Stage(name, f"{top} · start, F = {size}", inputs, work, (), ("model",), 0.02)
+            )
         return made
 
     def _train(

@@ -52,15 +52,15 @@ class DepthArm:
 
 
 def _versatile(**knobs: Any) -> Versatile:
-    return Versatile(max_loops=TASK.most, reuse_layers=[REUSED], **knobs)
+    return Versatile(max_loops=TASK.most, reuse_layers=(REUSED,), **knobs)
 
 
 def _loops(count: int) -> KLoop:
-    return KLoop(num_loops=count, reuse_layers=[REUSED])
+    return KLoop(num_loops=count, reuse_layers=(REUSED,))
 
 
 FROM_ONE = _versatile(reuse_gains="learned", gain_init=1.0)
-BOTH = {"opens_loops": OPENING, "opens_k": OPENING}
+BOTH: dict[str, Any] = {"opens_loops": OPENING, "opens_k": OPENING}
 DENSE, DENSE_LARGE, DENSE_LARGE_K = "dense", "dense-4f", "dense-4f-k"
 PAPER, PAPER_BOTH, TOLD = "paper", "paper-both", "prescribed"
 ARMS = (
@@ -149,7 +149,7 @@ class DepthProtocol:
 TINY = DepthProtocol(
     scale="tiny",
     steps=800,
-    batch=512,
+    batch=256,
     rates=(4e-3, 2e-3, 8e-3),
     tuning_seed=1999,
     evaluations=16,
@@ -188,6 +188,8 @@ def depth_protocol(scale: str, arms: Sequence[str] | None = None) -> DepthProtoc
     there = {arm.name: arm for arm in (*ARMS, *FURTHER_ARMS)}
     for name in arms:
         if name != "all" and name not in there:
-            raise ConfigError(f"arm {name!r} is unknown for this task: choose from {[*there, 'all']}")
+            raise ConfigError(
+                f"arm {name!r} is unknown for this task: choose from {[*there, 'all']}"
+            )
     chosen = tuple(arm for arm in there.values() if "all" in arms or arm.name in arms)
     return dataclasses.replace(SCALES[scale], arms=chosen)

@@ -61,7 +61,7 @@ def reproduce_depth(
 
 
 def _run_chains(plan: DepthPlan, workers: int) -> None:
-    """Run all chains in processes of their own; whoever asks afterwards finds all of it finished."""
+    """Run all chains in other processes; whoever asks afterwards finds all of it finished."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         for part in ("tuning", "repetitions"):

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from versatileffn.analysis.flops import model_cost
 from versatileffn.analysis.reuse import measure_reuse
 from versatileffn.errors import DivergedError
 from versatileffn.ffn.config import Dense, Versatile
@@ -70,7 +68,7 @@ def start(protocol: DepthProtocol, seed: int, d_hidden: int, folder: Path) -> di
     config = architecture_config(
         architecture, None, len(vocabulary), vocabulary.index(vocabulary[-1]), WINDOW
     )
-    model = new_model(config)
+    model: Any = new_model(config)
     truncated_init(model, protocol.init, seed)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(TASK.embedding(protocol.d_model, seed))
@@ -190,11 +188,11 @@ def choose(rates: Mapping[float, Path], folder: Path) -> dict[str, Any]:
     return {"rate": best, "tried": tried}
 
 
-def measure(arm: DepthArm, folder: Path) -> dict[str, Any]:
-    """Everything that the report says of one trained model, on test states; nothing if it diverged."""
-    if not folder.exists():
+def measure(arm: DepthArm, model_folder: Path, folder: Path) -> dict[str, Any]:
+    """What the report says of one trained model, on test states; nothing if it diverged."""
+    if not model_folder.exists():
         return {}
-    model = load(folder)
+    model: Any = load(model_folder)
     windows = TASK.held_out(TEST)
     given = answer(model, windows)
     questions = torch.from_numpy(windows[:, :UNSCORED])
@@ -208,7 +206,7 @@ def measure(arm: DepthArm, folder: Path) -> dict[str, Any]:
             "rank_correlation": given.rank_correlation,
             "caps": _caps(model, arm),
             "gains": learned_gains(model),
-            "parameters": model_cost(model.config).parameters - embedding,
+            "parameters": model.num_parameters() - embedding,
             "flops_executed": reuse.executed_flops,
             "flops_controller": reuse.controller_flops,
             "layer": None if layer is None else dataclasses.asdict(layer),
@@ -216,7 +214,7 @@ def measure(arm: DepthArm, folder: Path) -> dict[str, Any]:
     )
 
 
-def _caps(model: PreTrainedModel, arm: DepthArm) -> dict[str, list[float]] | None:
+def _caps(model: Any, arm: DepthArm) -> dict[str, list[float]] | None:
     """Exact match by k under each cap on the loops, where the model decides them."""
     if not isinstance(arm.ffn, Versatile):
         return None

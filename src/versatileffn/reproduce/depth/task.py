@@ -2,9 +2,9 @@
 
 A token is a whole state, or a k. A window is a question with its answer: `k, state, state after k
 steps`; only the answer is scored. Some states are never trained on. As an embedding that is learned
-would know nothing of these, it is given: the bits of a state lie along directions orthogonal to each
-other, and it is tied to the output, so that the readout is linear and all that has to be learned is
-the step and how often to do it.
+would know nothing of these, it is given: the bits of a state lie along directions orthogonal to
+each other, and it is tied to the output, so that the readout is linear and all that has to be
+learned is the step and how often to do it.
 
 Legend: D d_model, N windows.
 """
@@ -57,7 +57,9 @@ class DepthTask:
 
         By Knuth's multiplicative hash of the state, so for all seeds alike.
         """
-        tenth = ((np.arange(self.states, dtype=np.uint64) * np.uint64(2654435761)) >> np.uint64(7)) % 10
+        tenth = (
+            (np.arange(self.states, dtype=np.uint64) * np.uint64(2654435761)) >> np.uint64(7)
+        ) % 10
         return np.minimum(tenth, TRAINING).astype(np.int64)
 
     def windows(self, k: np.ndarray, state: np.ndarray) -> np.ndarray:
@@ -114,7 +116,7 @@ def bits_of(states: np.ndarray, bits: int) -> np.ndarray:
 
 
 def rule_110(states: np.ndarray, bits: int) -> np.ndarray:
-    """One step of rule 110 on a ring. Source: Wolfram's numbering; left, itself, right as 4, 2, 1."""
+    """One step of rule 110 on a ring. Source: Wolfram's numbering: left 4, itself 2, right 1."""
     cells = bits_of(states, bits)
     left, right = np.roll(cells, 1, axis=1), np.roll(cells, -1, axis=1)
     after = (110 >> (4 * left + 2 * cells + right)) & 1

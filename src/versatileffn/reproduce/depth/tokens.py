@@ -37,7 +37,7 @@ def write_questions(
         sizes = {}
         for name, windows in splits.items():
             with Shard(folder, f"{name}/00000.ds", 2) as shard:
-                shard.add(windows.ravel())
+                shard.add(windows.ravel().tolist())
                 shard.end_document(windows.size * (task.bits + 1))
                 files |= shard.finish()
             sizes[name] = SplitMeta(shard.documents, shard.tokens, shard.bytes)
