@@ -55,7 +55,7 @@ class Reuse(nn.Module):
         execution: how plans are carried out, see `execution/select.py`; may be set at any time.
         budget: the most loops of each token, see `budget.py`; None for as many as it wants.
         opened: loops whose gains have their full effect; of the next, as much as the fraction says.
-            Training may move it, it is never saved.
+            Training may move it while loops are opened, it is never saved.
     """
 
     execution: Execution = "auto"

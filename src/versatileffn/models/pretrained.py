@@ -1,5 +1,6 @@
 """What all our models share: how they are built, initialized, loaded and saved."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -103,7 +104,7 @@ class ReusePreTrainedModel(PreTrainedModel):
         for layer in self.reuse_layers():
             for decider in layer.deciders("open_loops"):
                 decider.open_loops = open_loops
-            layer.opened = open_loops - 1 + newest if open_loops > 1 else 1.0
+                layer.opened = open_loops - 1 + newest if newest < 1 else math.inf
 
     def sample_loops(self, ratio: float | None) -> None:
         """Draw depths by lot in training; of the running model, never saved.

@@ -32,8 +32,7 @@ def opened_at(step: int, schedule_steps: int, max_loops: int, share: float) -> t
     """Loops that tokens may take in a step, 1, 2, … L in L parts of equal length, and how much of
     the newest one's part is over.
 
-    Source: ours. All loops at once lower everybody's loss at first, so that the FFN specialises in
-    L passes and leaving early never works.
+    Source: ours. The FFN learns to serve few passes before it may specialise in many.
 
     Args:
         step: t, optimizer steps already finished, 0-based.
