@@ -21,6 +21,8 @@ FLAT = {"ffn_variant": "variant", "num_experts_per_tok": "top_k"}
 """What older checkpoints, whose fields stand beside the dense model's, call knobs."""
 OLD_SETTINGS = {"ffn_variant", "execution"}
 """Names of such checkpoints that are no knobs any more."""
+LOOPS = ("max_loops", "num_loops")
+"""Knobs that somebody may want to turn when the weights are there."""
 OWN_NAMES = ("model_type", "architectures", "transformers_version", "auto_map")
 """What a config says of the class that wrote it."""
 
@@ -54,6 +56,20 @@ class ReuseConfig:
         from versatileffn.models.family import make_classes
 
         make_classes(self.model_type.removeprefix(OURS))  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Transformers' own; what a user means for a budget would change nothing here.
+
+        Raises:
+            ConfigError: it is a number of loops.
+        """
+        if name in LOOPS:
+            raise ConfigError(
+                f"config.{name} = {value!r} would change nothing: of a model call "
+                f"model.set_compute_budget({value!r}), of one that is yet to be made set "
+                f"reuse={{'{name}': …}}"
+            )
+        super().__setattr__(name, value)
 
     def ffn(self) -> FFNConfig:
         """How the FFN is reused."""

@@ -10,10 +10,14 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+from versatileffn.budget import compute_budget
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.pretrained import ReusePreTrainedModel
+
+EXPANDING = ("num_beams", "num_return_sequences")
+"""Of generation: each sequence becomes as many as the larger of these."""
 
 
 @dataclass
@@ -129,10 +133,44 @@ class ReuseHead(ReusePreTrainedModel):
 
 
 class ReuseForCausalLM(ReuseHead):
-    """Mixin for a family's causal language model; generation is Transformers' own."""
+    """Mixin for a family's causal language model."""
 
     output_class = ReuseCausalLMOutput
     shifts_labels = True
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *args: Any,
+        max_loops: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Transformers' own, with a budget for this call.
+
+        Args:
+            inputs, generation_config, args, kwargs: of Transformers' `generate`.
+            max_loops: see `set_compute_budget`; None takes what the generation config says
+                (`model.generation_config.max_loops = 2` is saved with the model), or else the
+                budget that the model has.
+
+        Raises:
+            ConfigError: the budget is out of range, or the model decides nothing.
+        """
+        configs = [config for config in (generation_config, self.generation_config) if config]
+
+        def asked(name: str) -> Any:
+            found = (getattr(config, name, None) for config in configs)
+            return next((value for value in found if value is not None), None)
+
+        max_loops = asked("max_loops") if max_loops is None else max_loops
+        if max_loops is None:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        if isinstance(max_loops, Tensor) and max_loops.dim():  # beams are sequences of their own
+            rows = (kwargs.get(name) or asked(name) or 1 for name in EXPANDING)
+            max_loops = max_loops.repeat_interleave(max(rows))
+        with compute_budget(self, max_loops):
+            return super().generate(inputs, generation_config, *args, **kwargs)
 
 
 class ReuseForSequenceClassification(ReuseHead):

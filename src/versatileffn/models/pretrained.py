@@ -122,12 +122,16 @@ class ReusePreTrainedModel(PreTrainedModel):
         """Transformers' own, strict about what a variant adds, and with weights at aligned
         addresses.
 
+        `max_loops` sets a budget, see `set_compute_budget`: the weights stay those of all loops.
+
         Learned gains are a few bytes long, so in a memory-mapped file the tensors behind them
         start anywhere, and matrix products on such addresses round differently.
 
         Raises:
             CheckpointError: the checkpoint lacks tensors of the reuse, or has others.
+            ConfigError: the budget is out of range, or the model decides nothing.
         """
+        max_loops = kwargs.pop("max_loops", None)
         asked = kwargs.pop("output_loading_info", False)
         kwargs["key_mapping"] = OLD_TENSORS | (kwargs.get("key_mapping") or {})
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -139,6 +143,8 @@ class ReusePreTrainedModel(PreTrainedModel):
             if not set(conversion.target_patterns) & set(OLD_TENSORS.values())
         ]
         align(model)
+        if max_loops is not None:
+            model.set_compute_budget(max_loops)
         return (model, info) if asked else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
@@ -157,6 +163,9 @@ class ReusePreTrainedModel(PreTrainedModel):
                     "give its class a name with @register_controller(name), and set "
                     "config.reuse['controller'] to it"
                 )
+        generation = getattr(self, "generation_config", None)
+        if getattr(generation, "max_loops", None) is not None:
+            generation._from_model_config = False  # of derived ones a load keeps what it knows
         return super().save_pretrained(*args, **kwargs)
 
     def check_balance_gradient(self, decisions: Decisions) -> None:
