@@ -166,7 +166,7 @@ def test_a_model_is_loaded_with_a_budget(tmp_path):
 
 def test_the_config_says_which_call_turns_the_dial():
     config = make_model().config
-    with pytest.raises(ConfigError, match=r"call model.set_compute_budget\(1\)"):
+    with pytest.raises(ConfigError, match=r"call model.set_compute_budget\(max_loops=1\)"):
         config.max_loops = 1
 
 

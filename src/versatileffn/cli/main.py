@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from versatileffn.cli.bench import bench_command
+from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
@@ -35,6 +36,7 @@ app.command("tokenize")(loads_checkpoints(tokenize_command))
 app.command("train")(loads_checkpoints(train_command))
 app.command("evaluate")(loads_checkpoints(evaluate_command))
 app.command("perplexity")(loads_checkpoints(perplexity_command))
+app.command("calibrate")(loads_checkpoints(calibrate_command))
 app.command("flops")(loads_checkpoints(flops_command))
 app.command("reproduce")(reproduce_command)
 app.command("bench")(loads_checkpoints(bench_command))

@@ -6,6 +6,7 @@ Legend: M tokens, D d_model, K top_k, L max_loops, N num_experts.
 import torch
 from torch import Tensor, nn
 
+from versatileffn.ffn.budget import charged
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
@@ -32,7 +33,10 @@ class LinearController(nn.Module):
         router: D -> N; None with fusion `depth`.
         loop_head: D -> L; None with fusion `width`.
         tau: temperature τ of Eq. 10. Training anneals it, `soft` mixes use it at inference too.
+        loop_penalty: what each loop after the first costs, see `charged`; None for nothing.
     """
+
+    loop_penalty: Tensor | None = None
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None:
         super().__init__()
@@ -71,7 +75,9 @@ class LinearController(nn.Module):
             # An adapter or a quantized map in its place expects, and returns, dtypes of its own.
             return at_least_float32(linear(wide if isinstance(linear, WideLinear) else hidden))
 
-        loop_logits = None if self.loop_head is None else logits(self.loop_head)
+        loop_logits = None
+        if self.loop_head is not None:
+            loop_logits = charged(logits(self.loop_head), self.loop_penalty)
         plan = self._decide_depth(wide, loop_logits, gumbel_noise)
         if self.router is None:
             return plan

@@ -15,8 +15,9 @@ ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 class Controller(Protocol):
     """What a layer calls: a module made from D, F and the config.
 
-    A `tau` attribute is moved by the training schedule; `reset_parameters(std)` draws its weights.
-    Gains are the layer's, not the controller's.
+    A `tau` attribute is moved by the training schedule, a `loop_penalty` by `set_compute_budget`
+    (what it does to the logits is `charged` of `ffn/budget.py`); `reset_parameters(std)` draws its
+    weights. Gains are the layer's, not the controller's.
     """
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None: ...

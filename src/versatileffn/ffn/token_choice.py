@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.budget import charged
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops
 from versatileffn.ffn.registry import register_controller
@@ -29,10 +30,13 @@ class TokenChoiceController(nn.Module):
 
     Attributes:
         loop_head: D -> L.
+        loop_penalty: as `LinearController`'s.
 
     Raises:
         ConfigError: the config asks for a width pathway or a soft mix.
     """
+
+    loop_penalty: Tensor | None = None
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None:
         super().__init__()
@@ -51,7 +55,7 @@ class TokenChoiceController(nn.Module):
 
     def forward(self, hidden: Tensor) -> ReusePlan:
         """Decide for each token of hidden states [..., D], without noise."""
-        logits = at_least_float32(self.loop_head(hidden))
+        logits = charged(at_least_float32(self.loop_head(hidden)), self.loop_penalty)
         gate, choice = logits.softmax(-1).max(-1)
         probs = one_hot_loops(choice + 1, logits.shape[-1]).to(logits.dtype)
         return ReusePlan(choice + 1, probs, lam=1 - gate, loop_logits=logits, balance_logits=logits)
