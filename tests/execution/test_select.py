@@ -161,13 +161,21 @@ def test_what_was_to_be_expected_is_recorded_and_not_said(settings, caplog):
     assert len(execution_choices()) == 1
 
 
-def test_a_compiled_graph_records_nothing():
-    layer = make_layer().eval()
+@pytest.mark.parametrize(
+    ("activation", "executor", "said"),
+    [("silu", "operator", ""), ("gelu", "masked", "under torch.compile, φ isn't SwiGLU")],
+)
+def test_what_a_compiled_graph_takes_is_recorded_and_said(activation, executor, said, caplog):
+    layer = make_layer(activation=activation).eval()
     torch._dynamo.reset()
     compiled = torch.compile(lambda h: layer(h).hidden, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        compiled(make_hidden(6, 16))
-    assert execution_choices() == []
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            compiled(make_hidden(6, 16))
+    assert [choice["executor"] for choice in execution_choices()] == [executor]
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"execution='auto' falls back to 'masked': {said}"] if said else []
+    )
 
 
 class Counted:
