@@ -202,6 +202,23 @@ def test_packed_does_exactly_the_planned_work():
     assert 50 < planned < 200
 
 
+@pytest.mark.parametrize("form", ["swiglu", "fused-biases"])
+def test_at_inference_one_product_a_loop_serves_who_leaves_and_who_stays(form):
+    """W_out is called once for each loop that runs, on the tokens that run it, and not again."""
+    layer, hidden, rows = make_any(form, Versatile()).eval(), make_hidden(50, 16), []
+    layer.down.register_forward_hook(lambda _m, x, _o: rows.append(len(x[0])))
+    with torch.no_grad():
+        plan = decide(layer, hidden)
+        execute_with(run_packed, layer, hidden, plan)
+        running = [int((plan.loop_count >= loop).sum()) for loop in range(1, 5)]
+        assert rows == running
+        assert running[0] > running[1] > running[2] > running[3] > 0
+        rows.clear()
+        twice = plan.with_loops(torch.full_like(plan.loop_count, 2))
+        execute_with(run_packed, layer, hidden, twice)
+    assert rows == [50, 50]
+
+
 @pytest.mark.parametrize("gain", [0.0, 0.5])
 def test_the_width_pathway_costs_nothing_while_its_gain_is_zero(gain):
     """Where a norm follows W_out: Σ ℓ̂ down-projections, and one for each token with λs ≠ 0."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from versatileffn.cli.options import DeviceOption, choose_device, precision
 from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 from versatileffn.cli.verify import RECORDS
 
@@ -31,6 +32,7 @@ def calibrate_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many windows, or items of a task.")
     ] = 64,
+    device: DeviceOption = None,
     figure: Annotated[
         Path | None, typer.Option(help="Draw loss against executed FLOPs here, as SVG.")
     ] = None,
@@ -41,7 +43,6 @@ def calibrate_command(
 
     Training changes the curve: calibrate again after it.
     """
-    import torch
     from rich.console import Console
     from transformers import AutoModelForCausalLM
 
@@ -49,7 +50,6 @@ def calibrate_command(
     from versatileffn.analysis.reuse import unpadded_batches
     from versatileffn.analysis.texts import token_sequences
     from versatileffn.budget import check_priced
-    from versatileffn.cli.device import choose_device
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.models.checkpoint import load_checkpoint, read_config
@@ -67,9 +67,9 @@ def calibrate_command(
         if figure.exists() and not overwrite:
             raise ConfigError(f"{figure} already exists: choose another place, or pass --overwrite")
     name = str(model)
-    loaded = load_checkpoint(AutoModelForCausalLM, name, read_config(name), dtype=torch.float32)
+    loaded = load_checkpoint(AutoModelForCausalLM, name, read_config(name), dtype=precision(False))
     check_priced(loaded)
-    loaded = loaded.to(choose_device(None))
+    loaded = loaded.to(choose_device(device))
     batches = list(unpadded_batches(token_sequences(name, loaded, text, limit)))
     with Console(stderr=True).status("measuring") as status:
         curve = calibrate(
@@ -123,18 +123,18 @@ def keep(folder: Path, curve: "Sequence[dict[str, float]]") -> None:
 
 
 def _print(curve: "Sequence[dict[str, float]]") -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from versatileffn.cli.table import print_table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("penalty", "mean loops", "nats per token", "FFN MFLOPs per token"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for point in curve:
-        table.add_row(
-            f"{point['penalty']:.4g}" if point["penalty"] else "none",
-            f"{point['mean_loops']:.3f}",
-            f"{point['nats_per_token']:.4f}",
-            f"{point['ffn_flops_per_token'] / 1e6:.3f}",
-        )
-    Console().print(table)
+    print_table(
+        "",
+        {
+            "penalty": [
+                f"{point['penalty']:.4g}" if point["penalty"] else "none" for point in curve
+            ],
+            "mean loops": [f"{point['mean_loops']:.3f}" for point in curve],
+            "nats per token": [f"{point['nats_per_token']:.4f}" for point in curve],
+            "FFN MFLOPs per token": [
+                f"{point['ffn_flops_per_token'] / 1e6:.3f}" for point in curve
+            ],
+        },
+    )
