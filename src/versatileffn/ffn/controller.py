@@ -6,6 +6,7 @@ Legend: M tokens, D d_model, K top_k, L max_loops, N num_experts.
 import torch
 from torch import Tensor, nn
 
+from versatileffn.ffn.budget import charged
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.loop_prior import draw_loops
@@ -38,9 +39,11 @@ class LinearController(OpenLoops, nn.Module):
             after the other. λ counts all L.
         sampled_loops: ratio of the prior from which training draws depths by lot, see
             `ffn/loop_prior.py`; None asks the loop predictor.
+        loop_penalty: what each loop after the first costs, see `charged`; None for nothing.
     """
 
     sampled_loops: float | None = None
+    loop_penalty: Tensor | None = None
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None:
         super().__init__()
@@ -79,7 +82,10 @@ class LinearController(OpenLoops, nn.Module):
             # An adapter or a quantized map in its place expects, and returns, dtypes of its own.
             return at_least_float32(linear(wide if isinstance(linear, WideLinear) else hidden))
 
-        loop_logits = None if self.loop_head is None else self.among_open(logits(self.loop_head))
+        loop_logits = None
+        if self.loop_head is not None:
+            charged_ML = charged(logits(self.loop_head), self.loop_penalty)
+            loop_logits = self.among_open(charged_ML)
         plan = self._decide_depth(wide, loop_logits, gumbel_noise)
         if self.router is None:
             return plan

@@ -1,5 +1,6 @@
 """A family's heads: their own forward pass and loss, with the balance loss and what was decided."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,11 +11,15 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+from versatileffn.budget import compute_budget
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.models.decisions import Decisions
-from versatileffn.models.pretrained import ReusePreTrainedModel
+from versatileffn.models.pretrained import BUDGET, ReusePreTrainedModel
+
+EXPANDING = ("num_beams", "num_return_sequences")
+"""Of generation: each sequence becomes as many as the larger of these."""
 
 
 @dataclass
@@ -157,10 +162,45 @@ class ReuseHead(ReusePreTrainedModel):
 
 
 class ReuseForCausalLM(ReuseHead):
-    """Mixin for a family's causal language model; generation is Transformers' own."""
+    """Mixin for a family's causal language model."""
 
     output_class = ReuseCausalLMOutput
     shifts_labels = True
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *args: Any,
+        max_loops: int | Tensor | None = None,
+        mean_loops: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Transformers' own, with a budget for this call.
+
+        Args:
+            inputs, generation_config, args, kwargs: of Transformers' `generate`.
+            max_loops, mean_loops: see `set_compute_budget`. Where neither is given, what the
+                generation config says (`model.generation_config.max_loops = 2` is saved with the
+                model), or else the budget that the model has.
+
+        Raises:
+            ConfigError: the budget is out of range, the model decides nothing, or has no curve.
+        """
+        configs = [config for config in (generation_config, self.generation_config) if config]
+
+        def asked(name: str) -> Any:
+            found = (getattr(config, name, None) for config in configs)
+            return next((value for value in found if value is not None), None)
+
+        if max_loops is None and mean_loops is None:
+            max_loops, mean_loops = (asked(name) for name in BUDGET)
+        if isinstance(max_loops, Tensor) and max_loops.dim():  # beams are sequences of their own
+            rows = (kwargs.get(name) or asked(name) or 1 for name in EXPANDING)
+            max_loops = max_loops.repeat_interleave(max(rows))
+        kept = max_loops is None and mean_loops is None
+        with nullcontext() if kept else compute_budget(self, max_loops, mean_loops):
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
 
 class ReuseForSequenceClassification(ReuseHead):

@@ -30,6 +30,8 @@ OLD_TENSORS = {
 FLOAT32 = (".*controller", ".*experts.router", ".*gains")
 """Decisions need more than 8 bits: a checkpoint that is loaded in half precision, or quantized,
 keeps these few weights in float32."""
+BUDGET = ("max_loops", "mean_loops")
+"""What a budget is made of."""
 _DRAWN = ContextVar("versatileffn_new_tensors_drawn", default=False)
 
 
@@ -131,17 +133,19 @@ class ReusePreTrainedModel(PreTrainedModel):
         for layer in self.reuse_layers():
             layer.execution = execution
 
-    def set_compute_budget(self, max_loops: int | Tensor | None = None) -> None:
-        """Say how often a token may pass through each FFN; of the running model, never saved.
+    def set_compute_budget(
+        self, max_loops: int | Tensor | None = None, mean_loops: float | None = None
+    ) -> None:
+        """Say what tokens may spend from now on; of the running model, never saved.
 
         Args:
-            max_loops: of every token, or of each sequence in the batch, [B]; None for as many as
-                each token wants.
+            max_loops: the most loops of every token, or of each sequence in the batch, [B].
+            mean_loops: loops per token on average; needs the curve of `versatileffn calibrate`.
 
         Raises:
-            ConfigError: a number is out of range, or the model decides nothing.
+            ConfigError: a number is out of range, the model decides nothing, or has no curve.
         """
-        budget.set_compute_budget(self, max_loops)
+        budget.set_compute_budget(self, max_loops, mean_loops)
 
     @torch.no_grad()
     @init.guard_torch_init_functions()
@@ -163,12 +167,17 @@ class ReusePreTrainedModel(PreTrainedModel):
         """Transformers' own, strict about what a variant adds, and with weights at aligned
         addresses.
 
+        `max_loops` and `mean_loops` set a budget, see `set_compute_budget`: the weights stay those
+        of all loops.
+
         Learned gains are a few bytes long, so in a memory-mapped file the tensors behind them
         start anywhere, and matrix products on such addresses round differently.
 
         Raises:
             CheckpointError: the checkpoint lacks tensors of the reuse, or has others.
+            ConfigError: the budget is out of range, or the model decides nothing.
         """
+        asked_for = {name: kwargs.pop(name, None) for name in BUDGET}
         asked = kwargs.pop("output_loading_info", False)
         kwargs["key_mapping"] = OLD_TENSORS | (kwargs.get("key_mapping") or {})
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -180,6 +189,8 @@ class ReusePreTrainedModel(PreTrainedModel):
             if not set(conversion.target_patterns) & set(OLD_TENSORS.values())
         ]
         align(model)
+        if any(value is not None for value in asked_for.values()):
+            model.set_compute_budget(**asked_for)
         return (model, info) if asked else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
@@ -199,6 +210,9 @@ class ReusePreTrainedModel(PreTrainedModel):
                     "give its class a name with @register_controller(name), and set "
                     "config.reuse['controller'] to it"
                 )
+        generation: Any = getattr(self, "generation_config", None)
+        if any(getattr(generation, name, None) is not None for name in BUDGET):
+            generation._from_model_config = False  # of derived ones a load keeps what it knows
         return super().save_pretrained(*args, **kwargs)
 
     def check_balance_gradient(self, decisions: Decisions) -> None:
