@@ -1,5 +1,6 @@
 """VersatileFFN: decide, then execute. Source: Eq. 3."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -53,10 +54,13 @@ class Reuse(nn.Module):
         experts: real experts; None without.
         execution: how plans are carried out, see `execution/select.py`; may be set at any time.
         budget: the most loops of each token, see `budget.py`; None for as many as it wants.
+        opened: loops whose gains have their full effect; of the next, as much as the fraction says.
+            Training may move it while loops are opened, it is never saved.
     """
 
     execution: Execution = "auto"
     budget: Budget | None = None
+    opened: float = math.inf
 
     def add_reuse(self, config: FFNConfig, d_model: int, d_hidden: int, view: FFNView) -> None:
         """Create what the variant needs beside the dense FFN.
@@ -86,7 +90,8 @@ class Reuse(nn.Module):
         else:
             self.controller = ConstantController(config.loops)
         if getattr(config, "reuse_gains", "fixed") == "learned":
-            self.gains = ReuseGains(config.loops, width=config.has_router)
+            start: float = getattr(config, "gain_init", 0.0)
+            self.gains = ReuseGains(config.loops, config.has_router, start)
         rank = getattr(config, "loop_rank", None)
         if rank is not None and config.loops > 1:
             fused = 2 if view.gated and len(view.proj) == 1 else 1
@@ -131,6 +136,7 @@ class Reuse(nn.Module):
         if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
             plan.check(self.reuse_d_hidden)
         plan = plan if self.gains is None else self.gains(plan)
+        plan = plan if self.opened >= self.loops else plan.ramped(self.opened)
         return plan if self.budget is None else plan.capped(self.budget)
 
     def reuse(
@@ -191,6 +197,8 @@ class VersatileFFN(Reuse):
         if config is not None and not isinstance(config, FFNConfig):
             raise ConfigError(f"config={config!r} must be a Versatile, KLoop, MoE or Dense")
         self.config = (config or Versatile()).replace(**knobs)
+        if getattr(self.config, "reuse_layers", None) is not None:
+            raise ConfigError("reuse_layers is for models: a single layer has no number; drop it")
         check_value("d_model", d_model, int)
         if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
             raise ConfigError(f"norm_eps={norm_eps!r} must lie between 0 and 1")

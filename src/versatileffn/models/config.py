@@ -52,6 +52,7 @@ class ReuseConfig:
         self.check_curve()
         check_value("output_router_logits", self.output_router_logits, bool)
         self.reuse = FFNConfig.from_dict({} if self.reuse is None else self.reuse).to_dict()
+        self.ffn().check_layers(self.num_hidden_layers)  # type: ignore[attr-defined]
         d_hidden = getattr(self, "intermediate_size", None)
         if isinstance(d_hidden, int):
             self.ffn().expert_size(d_hidden)

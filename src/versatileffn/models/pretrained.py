@@ -1,5 +1,6 @@
 """What all our models share: how they are built, initialized, loaded and saved."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,6 +54,7 @@ class ReusePreTrainedModel(PreTrainedModel):
     Attributes:
         own_init: the family's constructor, which makes our classes where it makes its own.
         router_aux_loss_coef: weight of the balance loss in the training loss.
+        loop_prior, loop_prior_coef: the prior of exits, and the weight of the distance to it.
     """
 
     own_init: ClassVar[Callable[..., None]]
@@ -62,11 +64,13 @@ class ReusePreTrainedModel(PreTrainedModel):
         assert self.reuse_layers(), "the family's constructor made none of our layers"
         ffn = config.ffn()
         self.router_aux_loss_coef = getattr(ffn, "router_aux_loss_coef", 0.0)
+        self.loop_prior = getattr(ffn, "loop_prior", 1.0)
+        self.loop_prior_coef = getattr(ffn, "loop_prior_coef", 0.0)
         # On a CPU real experts split their rows by counts that a graph can't know.
         self._can_compile_fullgraph = self._can_compile_fullgraph and ffn.variant != "moe"
 
     def reuse_layers(self) -> list[ReuseLayer]:
-        """The layers whose FFN is reused, in order."""
+        """All decoder layers in order, those too that `reuse_layers` leaves as they are."""
         return [module for module in self.modules() if isinstance(module, ReuseLayer)]
 
     def set_tau(self, tau: float) -> None:
@@ -81,6 +85,43 @@ class ReusePreTrainedModel(PreTrainedModel):
         self.config.tau = tau
         for layer in self.reuse_layers():
             layer.set_tau(tau)
+
+    def set_open_loops(self, open_loops: int, newest: float = 1.0) -> None:
+        """Let tokens choose among the first loops only; of the running model, never saved.
+
+        Args:
+            open_loops: 1 to L.
+            newest: with which the last open loop's gain is multiplied, 0 to 1.
+
+        Raises:
+            ConfigError: it is none of 1 … L, or the factor is out of range.
+        """
+        check_value("open_loops", open_loops, int)
+        most = self.config.ffn().loops
+        if open_loops > most:
+            raise ConfigError(f"open_loops={open_loops} exceeds max_loops={most}: lower it")
+        check_value("newest", newest, float)
+        if not 0 <= newest <= 1:
+            raise ConfigError(f"newest={newest!r} must lie between 0 and 1")
+        for layer in self.reuse_layers():
+            for decider in layer.deciders("open_loops"):
+                decider.open_loops = open_loops
+                layer.opened = open_loops - 1 + newest if newest < 1 else math.inf
+
+    def sample_loops(self, ratio: float | None) -> None:
+        """Draw depths by lot in training; of the running model, never saved.
+
+        Loop predictors are not asked then, and don't train. In evaluation mode every token takes
+        all open loops.
+
+        Args:
+            ratio: of the prior that is drawn from, see `ffn/loop_prior.py`; None ends it.
+        """
+        for layer in self.reuse_layers():
+            for decider in layer.deciders("sampled_loops"):
+                decider.sampled_loops = ratio
+                if decider.loop_head is not None:
+                    decider.loop_head.requires_grad_(ratio is None)
 
     def set_execution(self, execution: Execution) -> None:
         """Choose how every layer carries out its plans; of the running model, never saved.
@@ -158,9 +199,10 @@ class ReusePreTrainedModel(PreTrainedModel):
         Raises:
             ConfigError: a controller couldn't be found again by the name in the config.
         """
-        named = getattr(self.config.ffn(), "controller", None)
-        expected = ConstantController if named is None else CONTROLLERS.get(named)
-        for decider in (layer.controller for layer in self.reuse_layers()):
+        ffn = self.config.ffn()
+        for index, decider in enumerate(layer.controller for layer in self.reuse_layers()):
+            named = getattr(ffn.at_layer(index), "controller", None)
+            expected = ConstantController if named is None else CONTROLLERS.get(named)
             if decider is not None and type(decider) is not expected:
                 raise ConfigError(
                     f"a {type(decider).__name__} decides, but a reload would make a "
@@ -187,8 +229,9 @@ class ReusePreTrainedModel(PreTrainedModel):
             )
 
     def trains_balance(self) -> bool:
-        """Whether a balance loss would train anything now."""
-        if not (self.training and torch.is_grad_enabled() and self.router_aux_loss_coef):
+        """Whether a loss on decisions, of balance or to a prior, would train anything now."""
+        weight = self.router_aux_loss_coef or self.loop_prior_coef
+        if not (self.training and torch.is_grad_enabled() and weight):
             return False
         return any(layer.trains_choice() for layer in self.reuse_layers())
 

@@ -128,14 +128,15 @@ def loops_per_layer(rows: Sequence[Row]) -> Figure:
     drawn = figure(1.9 * len(rows) + 0.7)
     all_axes = drawn.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row in zip(all_axes, rows, strict=True):
-        shares = np.array([layer.loop_share for layer in row.layers])  # [layers, L]
-        index, bottom = np.arange(1, len(shares) + 1), np.zeros(len(shares))
+        deciding = {n: layer for n, layer in enumerate(row.layers, start=1) if layer.loop_share}
+        shares = np.array([layer.loop_share for layer in deciding.values()])  # [layers, L]
+        index, bottom = np.array(list(deciding)), np.zeros(len(shares))
         colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.25, shares.shape[1]))
         for loop, (share, colour) in enumerate(zip(shares.T, colours, strict=True), start=1):
             label = f"{loop} loop{'s' if loop > 1 else ''}"
             axes.bar(index, share, bottom=bottom, color=colour, label=label)
             bottom += share
-        for x, layer in zip(index, row.layers, strict=True):
+        for x, layer in deciding.items():
             axes.text(x, 1.02, f"{layer.mean_loops:.2f}", ha="center", va="bottom", fontsize=8)
         axes.set_title(f"{row.title}: mean loops above each bar", fontsize=9, pad=14)
         axes.set_xticks(index)
@@ -151,13 +152,17 @@ def expert_load(rows: Sequence[Row]) -> Figure:
     """Share of the routed slots that each expert gets, by layer; even load is the same colour."""
     drawn = figure(1.25 * len(rows) + 0.8)
     all_axes = drawn.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
-    loads = [np.array([la.expert_load for la in row.layers]) for row in rows]  # [layers, N]
+    routing = [
+        {n: la.expert_load for n, la in enumerate(row.layers, start=1) if la.expert_load}
+        for row in rows
+    ]
+    loads = [np.array(list(layers.values())) for layers in routing]  # [layers, N]
     top = max(load.max() for load in loads)
-    for axes, row, load in zip(all_axes, rows, loads, strict=True):
+    for axes, row, layers, load in zip(all_axes, rows, routing, loads, strict=True):
         image = axes.imshow(load, cmap="viridis", vmin=0, vmax=top, aspect="auto")
         axes.set_title(row.title, fontsize=9)
         axes.set_xticks(range(load.shape[1]), range(1, load.shape[1] + 1))
-        axes.set_yticks(range(load.shape[0]), range(1, load.shape[0] + 1))
+        axes.set_yticks(range(load.shape[0]), list(layers))
     all_axes[-1].set_xlabel("expert")
     drawn.supylabel("layer", fontsize=9)
     drawn.colorbar(image, ax=all_axes.tolist(), label="share of routed slots", shrink=0.9)
