@@ -13,7 +13,8 @@ def reproduce_command(
         str,
         typer.Option(
             help="Size of the experiment: `tiny` takes minutes on two CPU cores; `tiny-epoch` "
-            "makes the whole second pass, about twice as long."
+            "makes the whole second pass, about twice as long; `0.1m` and `0.3m` take hours: "
+            "parameters outside the embeddings, each with 20 tokens to learn from."
         ),
     ] = "tiny",
     out: Annotated[
@@ -26,6 +27,10 @@ def reproduce_command(
     seeds: Annotated[
         int, typer.Option(min=1, help="Repetitions; two or more give intervals in the report.")
     ] = 1,
+    table: Annotated[
+        str,
+        typer.Option(help="What is compared: `demo`, or `language`, also from scratch."),
+    ] = "demo",
     arms: Annotated[
         str | None,
         typer.Option(
@@ -44,12 +49,35 @@ def reproduce_command(
             "Python standard library's own sources)."
         ),
     ] = None,
+    only_finished: Annotated[
+        bool,
+        typer.Option(
+            "--only-finished", help="Train nothing: report what is there, and what isn't."
+        ),
+    ] = False,
+    accept_sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="`source_sha256` of another version of this package, whose finished stages are "
+            "taken as they are. May be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Train the paper's models and baselines from one base, measure them, write a report."""
     from versatileffn.reproduce.protocol import protocol
     from versatileffn.reproduce.run import reproduce
 
-    chosen = protocol(scale, None if arms is None else arms.split(","))
-    folder = out if out is not None else Path("runs") / scale
-    report = reproduce(chosen, folder, seeds, tokens, corpus, command_line())
+    chosen = protocol(scale, None if arms is None else arms.split(","), table)
+    name = scale if table == "demo" else f"{table}-{scale}"
+    folder = out if out is not None else Path("runs") / name
+    report = reproduce(
+        chosen,
+        folder,
+        seeds,
+        tokens,
+        corpus,
+        command_line(),
+        accept_sources or (),
+        only_finished,
+    )
     typer.echo(f"\nresults: {folder / 'results.json'}\nreport:  {report}")
