@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.experts import ExpertSlices
+from versatileffn.ffn.open_loops import OpenLoops
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
 from versatileffn.ffn.registry import register_controller
 from versatileffn.ffn.wide import WideLinear, at_least_float32
@@ -17,7 +18,7 @@ START_TAU = 5.0
 
 
 @register_controller("linear")
-class LinearController(nn.Module):
+class LinearController(OpenLoops, nn.Module):
     """The paper's: router and loop predictor, one linear map each. Source: Eq. 7, 10, 12, 13.
 
     Both read what they are given: H, or norm(H) from a layer with `normed_controller`. Logits and
@@ -32,11 +33,13 @@ class LinearController(nn.Module):
         router: D -> N; None with fusion `depth`.
         loop_head: D -> L; None with fusion `width`.
         tau: temperature τ of Eq. 10. Training anneals it, `soft` mixes use it at inference too.
+        open_loops: the most loops that a token may take for now; L unless training opens them one
+            after the other. λ counts all L.
     """
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None:
         super().__init__()
-        self.config, self.tau = config, START_TAU
+        self.config, self.tau, self.open_loops = config, START_TAU, config.max_loops
         self.slices: ExpertSlices | None = None
         self.router: WideLinear | None = None
         self.loop_head: WideLinear | None = None
@@ -71,7 +74,7 @@ class LinearController(nn.Module):
             # An adapter or a quantized map in its place expects, and returns, dtypes of its own.
             return at_least_float32(linear(wide if isinstance(linear, WideLinear) else hidden))
 
-        loop_logits = None if self.loop_head is None else logits(self.loop_head)
+        loop_logits = None if self.loop_head is None else self.among_open(logits(self.loop_head))
         plan = self._decide_depth(wide, loop_logits, gumbel_noise)
         if self.router is None:
             return plan

@@ -15,7 +15,8 @@ ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 class Controller(Protocol):
     """What a layer calls: a module made from D, F and the config.
 
-    A `tau` attribute is moved by the training schedule; `reset_parameters(std)` draws its weights.
+    `tau` and `open_loops`, where it has them, are moved by the training schedule;
+    `reset_parameters(std)` draws its weights.
     Gains are the layer's, not the controller's.
     """
 

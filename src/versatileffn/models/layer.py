@@ -61,10 +61,14 @@ class ReuseLayer(Reuse):
         self.set_tau(config.tau)
 
     def set_tau(self, tau: float) -> None:
-        """Set τ wherever the controller has one; a controller may wrap another."""
-        for module in () if self.controller is None else self.controller.modules():
-            if hasattr(module, "tau"):
-                module.tau = tau
+        """Set τ wherever the controller has one."""
+        for module in self.deciders("tau"):
+            module.tau = tau
+
+    def deciders(self, name: str) -> list[Any]:
+        """The controller if it has an attribute of that name; it may wrap others, which count."""
+        modules = () if self.controller is None else self.controller.modules()
+        return [module for module in modules if hasattr(module, name)]
 
     def trains_choice(self) -> bool:
         """Whether what chooses experts, or depths, has weights that are trained."""

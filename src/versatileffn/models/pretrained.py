@@ -78,6 +78,20 @@ class ReusePreTrainedModel(PreTrainedModel):
         for layer in self.reuse_layers():
             layer.set_tau(tau)
 
+    def set_open_loops(self, open_loops: int) -> None:
+        """Let tokens choose among the first loops only; of the running model, never saved.
+
+        Raises:
+            ConfigError: it is none of 1 … L.
+        """
+        check_value("open_loops", open_loops, int)
+        most = self.config.ffn().loops
+        if open_loops > most:
+            raise ConfigError(f"open_loops={open_loops} exceeds max_loops={most}: lower it")
+        for layer in self.reuse_layers():
+            for decider in layer.deciders("open_loops"):
+                decider.open_loops = open_loops
+
     def set_execution(self, execution: Execution) -> None:
         """Choose how every layer carries out its plans; of the running model, never saved.
 

@@ -1,4 +1,4 @@
-"""What is set around the steps: the temperature τ, the last step's log line, the epoch."""
+"""What is set around the steps: τ, the open loops, the last step's log line, the epoch."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from versatileffn.models.family import is_reuse
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TauSection
-from versatileffn.training.schedules import tau_at
+from versatileffn.training.schedules import open_loops_at, tau_at
 
 
-def anneals(model: Any) -> bool:
-    """Whether a model has a controller with a temperature."""
-    controllers = [r.controller for r in model.reuse_layers()] if is_reuse(model.config) else []
-    return any(hasattr(m, "tau") for c in controllers if c is not None for m in c.modules())
+def deciders(model: Any, name: str) -> list[Any]:
+    """The controllers of a model that have an attribute of that name; of a dense one none."""
+    layers = model.reuse_layers() if is_reuse(model.config) else []
+    return [decider for layer in layers for decider in layer.deciders(name)]
 
 
 class TauCallback(TrainerCallback):
@@ -44,6 +44,36 @@ class TauCallback(TrainerCallback):
                 schedule.anneal_fraction,
             )
         )
+
+    on_train_begin = on_step_begin = on_train_end = _set
+
+
+class OpenLoopsCallback(TrainerCallback):
+    """Opens one loop after the other, see `open_loops_at`.
+
+    Held-out losses and tasks of the run see the loops that are open at their step: a loop that was
+    never trained would say nothing about what is being trained.
+
+    Args:
+        share: of the schedule until all loops are open.
+        schedule_steps: steps of the schedule.
+        max_loops: L.
+    """
+
+    def __init__(self, share: float, schedule_steps: int, max_loops: int) -> None:
+        self.share = share
+        self.schedule_steps = schedule_steps
+        self.max_loops = max_loops
+
+    def at(self, step: int) -> int:
+        """Loops that are open in a step."""
+        return open_loops_at(step, self.schedule_steps, self.max_loops, self.share)
+
+    def _set(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the loops of the coming step."""
+        kwargs["model"].set_open_loops(self.at(state.global_step))
 
     on_train_begin = on_step_begin = on_train_end = _set
 

@@ -101,6 +101,14 @@ class TauSection(Section):
     """Share of the schedule over which τ is annealed (0 to 1)."""
 
 
+class LoopCurriculumSection(Section):
+    """Loops open one after the other, in parts of equal length (versatile FFNs only)."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the schedule that the parts fill (0 to 1); in the first, all tokens take one loop,
+    in the last they choose among max_loops, as ever after."""
+
+
 def _tau_preset(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -133,6 +141,8 @@ class OptimSection(Section):
     """Final learning rate as a share of the peak (0 to 1)."""
     tau: Annotated[TauSection, BeforeValidator(_tau_preset)] = TauSection()
     """Temperature schedule: a mapping, or the preset `paper` or `as-released`."""
+    loop_curriculum: LoopCurriculumSection | None = None
+    """Left out: all loops are open from the first step."""
 
 
 class RunSection(Section):

@@ -1,4 +1,4 @@
-"""What changes with progress: the temperature τ, a pure function of the step."""
+"""What changes with progress: τ, and how many loops are open. Pure functions of the step."""
 
 
 def tau_at(
@@ -26,3 +26,21 @@ def tau_at(
     if progress >= 1:
         return end
     return start * (end / start) ** progress
+
+
+def open_loops_at(step: int, schedule_steps: int, max_loops: int, share: float) -> int:
+    """Loops that tokens may take in optimizer step `step`: 1, 2, … L in L parts of equal length.
+
+    Source: ours. All loops at once lower everybody's loss at first, so that the FFN specialises in
+    L passes and leaving early never works.
+
+    Args:
+        step: t, optimizer steps already finished, 0-based.
+        schedule_steps: T, optimizer steps of the schedule.
+        max_loops: L.
+        share: of the schedule, in (0, 1], that the L parts fill; afterwards all are open.
+
+    Returns:
+        A whole number, 1 to L.
+    """
+    return min(max_loops, 1 + int(step * max_loops / (share * schedule_steps)))
