@@ -1,5 +1,6 @@
 """What is compared: the arms of every experiment, as data."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,12 +42,10 @@ class Arm:
         return {**vars(self), "ffn": self.ffn.to_dict(), "optim": dict(self.optim)}
 
 
-def from_scratch(arm: Arm, title: str | None = None) -> Arm:
-    """The same arm without a base to continue."""
-    return Arm(
-        f"scratch-{arm.name}", title or f"{arm.title}, from scratch", arm.ffn, None, arm.width,
-        arm.budget, arm.optim,
-    )  # fmt: skip
+def from_scratch(arm: Arm) -> Arm:
+    """The same arm without a model to continue."""
+    title = f"{arm.title}, from scratch"
+    return dataclasses.replace(arm, name=f"scratch-{arm.name}", title=title, start=None)
 
 
 THE_BASE = Arm(BASE, "Base (not continued)", Dense(), start=None)

@@ -49,5 +49,10 @@ SUITE = (  # what says most stands first, for whoever stops early
     Arm("scratch-dense-longer", "Dense, 3 × the tokens, from scratch", Dense(), None, budget=3),
     Arm("dense-x4", "Dense, FFN 4 × as wide, continued", Dense(), WIDE_4.name, width=4),
     Arm("scratch-dense-x2", "Dense, FFN 2 × as wide, from scratch", Dense(), None, width=2),
-    from_scratch(LEARNED, "VersatileFFN (learned gains from 0), from scratch"),
+    Arm(
+        "scratch-versatile-learned-0",
+        "VersatileFFN (learned gains from 0), from scratch",
+        LEARNED.ffn,
+        None,
+    ),
 )

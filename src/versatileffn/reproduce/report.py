@@ -22,6 +22,10 @@ CAPTIONS = {
     "difference-curves": "The same curves minus the control's: below the band is better than "
     "training the dense model on. Thin lines are single seeds; what the conversion did at first "
     "may lie above the cut axis.",
+    "scratch-loss-curves": "Held-out loss along training from scratch, on the same windows in the "
+    "same order. The broad band is the dense base, the control here.",
+    "scratch-difference-curves": "The same curves minus the dense base's, where "
+    "both were measured.",
     "quality-against-flops": "Held-out loss after training against the FFN work that one token "
     "really costs at inference. Lower left is better.",
     "loops-per-layer": "How often tokens pass through the shared FFN, layer by layer, on held-out "
