@@ -9,9 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from versatileffn.reproduce.findings import findings
-from versatileffn.reproduce.numbers import FILTERS, shown
+from versatileffn.reproduce.numbers import FILTERS, contrast, shown
 from versatileffn.reproduce.paper import CITED_354M
 from versatileffn.reproduce.results import BASE, CONTROL
+from versatileffn.reproduce.rulers import QUESTIONS
 from versatileffn.workspace.durable import write_bytes
 
 CAPTIONS = {
@@ -31,6 +32,13 @@ CAPTIONS = {
     "loops-per-layer": "How often tokens pass through the shared FFN, layer by layer, on held-out "
     "text. Layers count from 1.",
     "expert-load": "How evenly the routers spread tokens over the experts on held-out text.",
+}
+
+WORDS = {
+    "lower": "lower",
+    "higher": "higher",
+    "none": "no difference shown",
+    "undecided": "undecided: too few seeds",
 }
 
 
@@ -62,6 +70,8 @@ def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], folder
         "controllers": max(r["flops_controller"] or 0 for r in results["summary"]),
         "passes": _passes(results["protocol"]),
         "findings": findings(results),
+        "families": families(results),
+        "missing": results.get("missing", []),
         "cited": CITED_354M,
         "captions": CAPTIONS,
         "base": BASE,
@@ -85,6 +95,22 @@ def _passes(protocol: Mapping[str, Any]) -> str:
         share = f"{100 * more / base:.0f} %"
         rest = f"the first {more:,} of them: {share} of the whole pass that the paper makes"
     return f"The base saw {base:,} tokens once; every other model was continued on {rest}."
+
+
+def families(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was asked beyond the main table: each question of each phase with its rows.
+
+    Args:
+        results: the content of `results.json`; an earlier version's has none.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for record in results.get("comparisons", []):
+        phase = "" if record["phase"] == "all" else f", {record['phase']}"
+        title = f"{QUESTIONS[record['question']]}{phase}"
+        family = found.setdefault(title, {"title": title, "rows": []})
+        cells = {"title": record["title"], "verdict": WORDS[record["verdict"]]}
+        family["rows"].append({**cells, **contrast(record["difference"])})
+    return list(found.values())
 
 
 def short_table(results: Mapping[str, Any]) -> str:

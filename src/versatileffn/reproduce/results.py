@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,20 +115,24 @@ def summarize(rows: list[Row]) -> list[dict[str, Any]]:
                 "bits_per_byte": _mean([loss.bits_per_byte for loss in losses]),
                 "nats_before": _mean([row.before for row in rows if row.arm == arm]),
                 "control": next(row.control for row in rows if row.arm == arm),
-                "difference": _difference(paired) if paired and arm != CONTROL else None,
+                "difference": difference(paired) if paired and arm != CONTROL else None,
                 **means,
             }
         )
     for control in dict.fromkeys(record["control"] for record in summary):
-        family = [r["difference"] for r in summary if r["control"] == control and r["difference"]]
-        tested = [difference for difference in family if difference["p"] is not None]
-        for difference, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
-            difference["p_holm"] = p
+        adjust([r["difference"] for r in summary if r["control"] == control and r["difference"]])
     return summary
 
 
-def _difference(paired: list[tuple[Loss, Loss]]) -> dict[str, Any]:
-    """An arm against its control, pair by pair of the same seed."""
+def adjust(family: Sequence[dict[str, Any]]) -> None:
+    """Write Holm's correction into the differences of one family, those that have a p-value."""
+    tested = [each for each in family if each["p"] is not None]
+    for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
+        each["p_holm"] = p
+
+
+def difference(paired: Sequence[tuple[Loss, Loss]]) -> dict[str, Any]:
+    """An arm against another, pair by pair of the same seed."""
     by_seed = [mine.nats_per_token - its.nats_per_token for mine, its in paired]
     by_document = np.mean(
         [np.subtract(mine.document_nats, its.document_nats) for mine, its in paired], axis=0

@@ -19,6 +19,7 @@ from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.report import write_report
 from versatileffn.reproduce.results import CONTROL, FORMAT, Row, finite, row_from_json, summarize
+from versatileffn.reproduce.rulers import comparisons
 from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, held, sources
 from versatileffn.workspace.durable import write_json, writing
 
@@ -144,6 +145,7 @@ def assemble(
                 for name, o in outcomes.items()
             },
             "summary": summarize(rows),
+            "comparisons": comparisons(rows, protocol.to_dict()["arms"]),
             "rows": rows,
         }
     )
