@@ -1,5 +1,6 @@
 """`versatileffn reproduce`: the paper's protocol at a chosen scale, down to a report."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ def reproduce_command(
         typer.Option(
             help="Size of the experiment: `tiny` takes minutes on two CPU cores; `tiny-epoch` "
             "makes the whole second pass, about twice as long; `0.1m` and `0.3m` take hours: "
-            "parameters outside the embeddings, each with 20 tokens to learn from."
+            "parameters outside the embeddings, each with 20 tokens to learn from; `small` wants a "
+            "GPU. `354m`, `720m` and `1.21b`, the paper's, print the commands and what they cost."
         ),
     ] = "tiny",
     out: Annotated[
@@ -29,7 +31,10 @@ def reproduce_command(
     ] = 1,
     table: Annotated[
         str,
-        typer.Option(help="What is compared: `demo`, or `language`, also from scratch."),
+        typer.Option(
+            help="What is compared: `demo`; `1`, `3`, `4`, `5` or `figure-3` of the paper; or "
+            "`language`, which asks whether reuse pays."
+        ),
     ] = "demo",
     arms: Annotated[
         str | None,
@@ -49,6 +54,15 @@ def reproduce_command(
             "Python standard library's own sources)."
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Score every model on these tasks, too: `paper8`, or labels separated by commas."
+        ),
+    ] = None,
+    tasks_limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many items of each task.")
+    ] = None,
     only_finished: Annotated[
         bool,
         typer.Option(
@@ -64,10 +78,16 @@ def reproduce_command(
     ] = None,
 ) -> None:
     """Train the paper's models and baselines from one base, measure them, write a report."""
-    from versatileffn.reproduce.protocol import protocol
+    from versatileffn.reproduce.launch import launch
+    from versatileffn.reproduce.protocol import LAUNCHED, protocol
     from versatileffn.reproduce.run import reproduce
 
     chosen = protocol(scale, None if arms is None else arms.split(","), table)
+    if scale in LAUNCHED:
+        for line in launch(chosen):
+            typer.echo(line)
+        return
+    chosen = dataclasses.replace(chosen, tasks=tasks, tasks_limit=tasks_limit)
     name = scale if table == "demo" else f"{table}-{scale}"
     folder = out if out is not None else Path("runs") / name
     report = reproduce(

@@ -37,6 +37,16 @@ class Arm:
         """What it is compared with: the dense model that read the same tokens as often."""
         return BASE if self.start is None else CONTROL
 
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What decides its FFN: the variant, and what doesn't stand at its default."""
+        default = type(self.ffn)().to_dict()
+        return {
+            name: value
+            for name, value in self.ffn.to_dict().items()
+            if name == "variant" or value != default[name]
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able data."""
         return {**vars(self), "ffn": self.ffn.to_dict(), "optim": dict(self.optim)}

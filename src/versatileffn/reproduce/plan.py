@@ -19,6 +19,7 @@ TOKENS = "tokenize"
 # Fields of the protocol that decide how a model is trained, not how it is measured.
 TRAINING = ("architecture", "seq_len", "batch_tokens", "learning_rate", "evaluations",
             "bf16", "threads")  # fmt: skip
+SCORING = ("tasks", "tasks_limit")
 TOKENIZING = ("vocab_size", "documents", "val_documents")
 MEASURING = ("seq_len", "usage_windows")
 
@@ -84,11 +85,13 @@ class _Seed:
                 found.append(start)
             trained[arm.name] = self._train(arm, start)
             found += [trained[arm.name], self._measure(arm, trained[arm.name])]
+            if self.context.protocol.tasks is not None:
+                found.append(self._score(arm, trained[arm.name]))
         return found
 
     def _convert(self, arm: Arm, base: Stage) -> Stage:
         work = partial(steps.convert, self.context, arm, self._model(base))
-        inputs = {"ffn": _knobs(arm)}
+        inputs = {"ffn": arm.knobs}
         return self._stage(arm, "convert", base, inputs, work, ("model",))
 
     def _train(self, arm: Arm, start: Stage | None) -> Stage:
@@ -97,7 +100,7 @@ class _Seed:
         inputs = {**_fields(chosen, TRAINING), "tokens_budget": chosen.tokens(arm)}
         inputs |= {"optim": dict(arm.optim)} if arm.optim else {}
         if start is None:
-            inputs |= {"architecture": chosen.architecture_of(arm), "ffn": _knobs(arm)}
+            inputs |= {"architecture": chosen.architecture_of(arm), "ffn": arm.knobs}
         work = partial(steps.train_phase, self.context, arm, init_from)
         effort = 3 * chosen.tokens(arm) * _cost(chosen, arm)
         return self._stage(arm, "train", start, inputs, work, ("run/model",), effort)
@@ -109,6 +112,12 @@ class _Seed:
         inputs = _fields(self.context.protocol, MEASURING)
         effort = 4e5 * _cost(self.context.protocol)
         return self._stage(arm, "measure", trained, inputs, work, effort=effort)
+
+    def _score(self, arm: Arm, trained: Stage) -> Stage:
+        def work(_: Path) -> dict[str, Any]:
+            return steps.score(self.context, self._model(trained))
+
+        return self._stage(arm, "score", trained, _fields(self.context.protocol, SCORING), work)
 
     def _stage(
         self,
@@ -158,16 +167,6 @@ def corpus_identity(corpus: str | None) -> dict[str, Any]:
 
 def _fields(protocol: Protocol, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(protocol, name) for name in names}
-
-
-def _knobs(arm: Arm) -> dict[str, Any]:
-    """What decides an arm's FFN: knobs that stand at their default are the sources' affair."""
-    default = type(arm.ffn)().to_dict()
-    return {
-        name: value
-        for name, value in arm.ffn.to_dict().items()
-        if name == "variant" or value != default[name]
-    }
 
 
 def _cost(protocol: Protocol, arm: Arm = THE_BASE) -> float:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from versatileffn.analysis.presets import preset
 from versatileffn.errors import ConfigError
 from versatileffn.reproduce import arms as declared
 from versatileffn.reproduce.arms import Arm
-from versatileffn.reproduce.language import SUITE
+from versatileffn.reproduce.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Protocol:
         choice: how learning rate and batch were chosen, as a sentence for the report.
         arms: what is compared with the base and the dense control.
         table: name of what these arms are.
+        tasks: labels of tasks on which every model is scored, separated by commas; None: on none.
+        tasks_limit: items of each, from the first; None takes all.
         documents: of the corpus, from the first; None takes all.
         val_documents: documents held out; None holds out the usual share.
     """
@@ -58,6 +61,8 @@ class Protocol:
     choice: str
     arms: tuple[Arm, ...] = declared.PAPER
     table: str = "demo"
+    tasks: str | None = None
+    tasks_limit: int | None = None
     documents: int | None = None
     val_documents: int | None = None
 
@@ -95,6 +100,31 @@ def _llama(d_model: int, num_layers: int, num_heads: int, d_hidden: int) -> dict
         "tie_word_embeddings": False,
         "rms_norm_eps": 1e-6,
     }
+
+
+def _paper(scale: str, batch_tokens: int, steps: int, learning_rate: float) -> Protocol:
+    """One of the paper's own sizes, as `configs/paper/` trains it."""
+    shape = preset(scale)
+    return Protocol(
+        scale=scale,
+        architecture=_llama(
+            shape.hidden_size,
+            shape.num_hidden_layers,
+            shape.num_attention_heads,
+            shape.intermediate_size,
+        ),
+        vocab_size=shape.vocab_size,
+        seq_len=shape.max_position_embeddings,
+        batch_tokens=batch_tokens,
+        base_tokens=batch_tokens * steps,
+        continued_tokens=batch_tokens * steps,
+        learning_rate=learning_rate,
+        evaluations=20,
+        usage_windows=64,
+        bf16=True,
+        threads=None,
+        choice="Learning rate and batch are the paper's.",
+    )
 
 
 TINY = Protocol(
@@ -144,6 +174,21 @@ SCALES = {
         base_tokens=5_898_240,
         continued_tokens=5_898_240,
     ),
+    "small": Protocol(  # for a GPU
+        scale="small",
+        architecture=_llama(d_model=384, num_layers=6, num_heads=6, d_hidden=1536),
+        vocab_size=4096,
+        seq_len=1024,
+        batch_tokens=65_536,
+        base_tokens=283_115_520,  # 20 for each parameter outside the embeddings
+        continued_tokens=283_115_520,
+        learning_rate=1e-3,
+        evaluations=8,
+        usage_windows=64,
+        bf16=True,
+        threads=None,
+        choice="Learning rate and batch weren't chosen by anything.",
+    ),
     "smoke": Protocol(
         scale="smoke",
         architecture=_llama(d_model=32, num_layers=2, num_heads=2, d_hidden=128),
@@ -160,7 +205,12 @@ SCALES = {
         choice="Learning rate and batch weren't chosen by anything.",
     ),
 }
-TABLES = {"demo": declared.PAPER, "language": SUITE}
+SCALES |= {
+    "354m": _paper("354m", 1_572_864, 25_431, 5e-4),
+    "720m": _paper("720m", 1_048_576, 66_757, 4e-4),
+    "1.21b": _paper("1.21b", 524_288, 190_735, 3e-4),
+}
+LAUNCHED = ("354m", "720m", "1.21b")  # on many GPUs, by commands that are printed
 HIDDEN_SCALES = ("smoke",)  # seconds of work, for tests of the path; says nothing about models
 
 
@@ -181,6 +231,6 @@ def protocol(scale: str, arms: Sequence[str] | None = None, table: str = "demo")
         raise ConfigError(f"scale={scale!r} is unknown: choose one of {known}")
     if table not in TABLES:
         raise ConfigError(f"table={table!r} is unknown: choose one of {list(TABLES)}")
-    chosen = TABLES[table]
+    chosen = TABLES[table].arms
     picked = chosen if arms is None else declared.choose(chosen, declared.FURTHER, arms)
     return dataclasses.replace(SCALES[scale], arms=picked, table=table)

@@ -55,6 +55,7 @@ class Row:
         layers: one per layer; empty for models that decide nothing per token.
         control: the arm that it is compared with.
         cpu_seconds: of its training, evaluations included; None where it was resumed.
+        tasks: share of right answers, 0 to 1, by task and their `mean`; empty where none was asked.
     """
 
     arm: str
@@ -75,6 +76,7 @@ class Row:
     layers: list[LayerUse] = field(default_factory=list)
     control: str = CONTROL
     cpu_seconds: float | None = None
+    tasks: dict[str, float] = field(default_factory=dict)
 
 
 MEANS = ("parameters", "flops_paper", "flops_ours", "flops_executed", "flops_controller",
@@ -117,6 +119,7 @@ def summarize(rows: list[Row]) -> list[dict[str, Any]]:
                 "control": next(row.control for row in rows if row.arm == arm),
                 "difference": difference(paired) if paired and arm != CONTROL else None,
                 **means,
+                "tasks": _mean_scores(mine),
             }
         )
     for control in dict.fromkeys(record["control"] for record in summary):
@@ -171,6 +174,13 @@ def row_from_json(data: dict[str, Any]) -> Row:
             "layers": [LayerUse(**layer) for layer in data.get("layers", [])],
         }
     )
+
+
+def _mean_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """By task, over the models that were scored."""
+    scored = [row.tasks for row in rows if row.tasks]
+    names = scored[0] if scored else {}
+    return {name: statistics.fmean(tasks[name] for tasks in scored) for name in names}
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -1,6 +1,7 @@
 """`reproduce`: run the stages, gather what they measured, write the report."""
 
 import datetime
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,7 +117,7 @@ def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) ->
         ours["before"] = curve[0][1] if curve and arm.start is not None else None
         ours["control"] = CONTROL if arm is THE_BASE else arm.control
         learned = {key: trained.get(key) for key in LEARNED}
-        rows.append(row_from_json({**ours, **learned, **measured}))
+        rows.append(row_from_json({**ours, **learned, **measured, **done.get(f"{top}/score", {})}))
     return rows
 
 
@@ -155,7 +156,7 @@ def data_record(folder: Path) -> dict[str, Any]:
     """What the report says about the data."""
     meta = TokenMeta.load(folder)
     return {
-        "source": meta.source,
+        "source": Path(meta.source).name if os.path.isabs(meta.source) else meta.source,
         "vocab_size": meta.vocab_size,
         "tokenizer_sha256": meta.tokenizer.sha256,
         "train_tokens": meta.splits["train"].tokens,

