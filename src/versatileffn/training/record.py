@@ -76,7 +76,7 @@ def _summary(
         "threads": torch.get_num_threads(),
         "seed": config.run.seed,
         "variant": trainer.telemetry.variant,
-        "execution": execution_choices(),  # of this session; none that torch.compile traced
+        "execution": execution_choices(),  # of this session
         "parameters": trainer.unwrapped.num_parameters(),
         "steps": plan.max_steps,
         "schedule_steps": trainer.schedule_steps,

@@ -30,8 +30,8 @@ from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
 from versatileffn.training.init import build_model, model_config, set_execution
 from versatileffn.training.inputs import run_inputs
-from versatileffn.training.log_file import LogFileCallback
-from versatileffn.training.progress import ProgressCallback, SpeedCallback
+from versatileffn.training.log_file import LogCallback
+from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
 from versatileffn.training.sizes import check_sizes
@@ -203,8 +203,7 @@ def _add_callbacks(
     if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))
     trainer.add_callback(LastStepCallback(trainer.plan))
-    trainer.add_callback(LogFileCallback(folder.log))
-    trainer.add_callback(ProgressCallback(speed))
+    trainer.add_callback(LogCallback(folder.log, speed))
     trainer.add_callback(speed)  # last: printing and writing are not training time
 
 
