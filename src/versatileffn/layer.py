@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError, PlanError
 from versatileffn.execution.select import Execution, execute
+from versatileffn.ffn.budget import Budget
 from versatileffn.ffn.config import FFNConfig, MoE, Versatile
 from versatileffn.ffn.controller import ConstantController, LinearController
 from versatileffn.ffn.gains import ReuseGains
@@ -51,9 +52,11 @@ class Reuse(nn.Module):
         loop_weights: what each loop adds to the weights; None where loops share them.
         experts: real experts; None without.
         execution: how plans are carried out, see `execution/select.py`; may be set at any time.
+        budget: the most loops of each token, see `budget.py`; None for as many as it wants.
     """
 
     execution: Execution = "auto"
+    budget: Budget | None = None
 
     def add_reuse(self, config: FFNConfig, d_model: int, d_hidden: int, view: FFNView) -> None:
         """Create what the variant needs beside the dense FFN.
@@ -91,17 +94,40 @@ class Reuse(nn.Module):
             sizes = [*((d_model, fused * d_hidden) for _ in view.proj), (d_hidden, d_model)]
             self.loop_weights = LowRankLoops(sizes, config.loops, rank)
 
-    def decide(self, hidden: Tensor, view: FFNView) -> ReusePlan:
-        """What to do for each token of hidden states [..., D], gains included.
+    @property
+    def loops(self) -> int:
+        """L, the most often that a token passes through the FFN."""
+        return self.reuse_config.loops
+
+    def set_budget(self, max_loops: int | Tensor | None) -> None:
+        """Let no token loop more often than this from now on; None for no limit.
+
+        Args:
+            max_loops: for every token, or for each sequence, [B].
 
         Raises:
-            PlanError: someone else's controller made a plan that contradicts itself.
+            ConfigError: it is none of 1 … L.
+        """
+        if max_loops is None:
+            self.budget = None
+            return
+        device = next(self.parameters()).device
+        budget = Budget.of(max_loops, self.loops)
+        self.budget = Budget(budget.loops.to(device), budget.most)
+
+    def decide(self, hidden: Tensor, view: FFNView) -> ReusePlan:
+        """What to do for each token of hidden states [..., D], gains and budget included.
+
+        Raises:
+            PlanError: someone else's controller made a plan that contradicts itself, or the budget
+                is for another batch.
         """
         normed = isinstance(self.reuse_config, Versatile) and self.reuse_config.normed_controller
         plan: ReusePlan = self.controller(view.norm(hidden) if normed else hidden)
         if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
             plan.check(self.reuse_d_hidden)
-        return plan if self.gains is None else self.gains(plan)
+        plan = plan if self.gains is None else self.gains(plan)
+        return plan if self.budget is None else plan.capped(self.budget)
 
     def reuse(
         self, hidden: Tensor, view: FFNView, plan: ReusePlan | None = None

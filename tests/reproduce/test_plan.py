@@ -53,9 +53,9 @@ def test_every_arm_comes_after_what_it_continues_and_has_its_control(table: str)
 
 
 def test_an_arm_brings_what_it_needs() -> None:
-    names = [arm.name for arm in protocol("smoke", ["dense-x4"], "language").arms]
+    names = [arm.name for arm in protocol("smoke", ["dense-x4"], "reuse").arms]
     assert names == ["scratch-dense-x4", CONTROL, "dense-x4"]
-    names = [arm.name for arm in protocol("smoke", ["scratch-moe"], "language").arms]
+    names = [arm.name for arm in protocol("smoke", ["scratch-moe"], "reuse").arms]
     assert names == ["scratch-moe"], "its control is the base"
 
 

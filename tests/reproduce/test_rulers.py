@@ -8,7 +8,7 @@ from versatileffn.reproduce.protocol import protocol
 from versatileffn.reproduce.results import Loss, Row
 from versatileffn.reproduce.rulers import comparisons, verdict
 
-ARMS = protocol("smoke", table="language").to_dict()["arms"]
+ARMS = protocol("smoke", table="reuse").to_dict()["arms"]
 SIZES = [600, 400]
 
 

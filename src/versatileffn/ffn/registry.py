@@ -17,7 +17,8 @@ class Controller(Protocol):
 
     `tau` and `open_loops`, where it has them, are moved by the training schedule;
     `reset_parameters(std)` draws its weights.
-    Gains are the layer's, not the controller's.
+    Gains are the layer's, not the controller's. One with a method `see(input_ids)` is shown the
+    tokens of each forward pass, [B, T], before it decides; None where only embeddings are given.
     """
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None: ...

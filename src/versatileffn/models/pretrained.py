@@ -6,9 +6,11 @@ from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from versatileffn import budget
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.execution.select import Execution
 from versatileffn.ffn.controller import ConstantController
@@ -101,6 +103,18 @@ class ReusePreTrainedModel(PreTrainedModel):
         check_value("execution", execution, Execution)
         for layer in self.reuse_layers():
             layer.execution = execution
+
+    def set_compute_budget(self, max_loops: int | Tensor | None = None) -> None:
+        """Say how often a token may pass through each FFN; of the running model, never saved.
+
+        Args:
+            max_loops: of every token, or of each sequence in the batch, [B]; None for as many as
+                each token wants.
+
+        Raises:
+            ConfigError: a number is out of range, or the model decides nothing.
+        """
+        budget.set_compute_budget(self, max_loops)
 
     @torch.no_grad()
     @init.guard_torch_init_functions()

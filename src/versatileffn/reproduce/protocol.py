@@ -66,6 +66,11 @@ class Protocol:
     documents: int | None = None
     val_documents: int | None = None
 
+    @property
+    def name(self) -> str:
+        """Of the folder that it is run in, unless another is given."""
+        return self.scale if self.table == "demo" else f"{self.table}-{self.scale}"
+
     def tokens(self, arm: Arm) -> int:
         """Budget of an arm's training."""
         return arm.budget * (self.base_tokens if arm.start is None else self.continued_tokens)

@@ -54,14 +54,6 @@ def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], folder
     Returns:
         Path of the HTML report.
     """
-    environment = Environment(
-        loader=PackageLoader("versatileffn.reproduce"),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
     shared = {
         "results": results,
         "protocol": results["protocol"],
@@ -81,12 +73,36 @@ def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], folder
         "base": BASE,
         "control": CONTROL,
     }
+    return write_pages("report", shared, figures, folder)
+
+
+def write_pages(
+    template: str, shared: Mapping[str, Any], figures: Mapping[str, Path], folder: Path
+) -> Path:
+    """Write `report.md` and `report.html` from the two templates of a name.
+
+    Args:
+        template: the name; `.md.j2` and `.html.j2` follow it.
+        shared: what both show.
+        figures: SVG files by name, all below `folder`; the HTML carries them inside itself.
+        folder: where the two files go.
+
+    Returns:
+        Path of the HTML report.
+    """
+    environment = Environment(
+        loader=PackageLoader("versatileffn.reproduce"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
     links = {name: Path(os.path.relpath(path, folder)).as_posix() for name, path in figures.items()}
     inlined = {name: data_uri(path) for name, path in figures.items()}
-    markdown = environment.get_template("report.md.j2").render(**shared, figures=links)
-    page = environment.get_template("report.html.j2").render(**shared, figures=inlined)
-    write_bytes(folder / "report.md", markdown.encode())
-    write_bytes(folder / "report.html", page.encode())
+    for ending, addresses in (("md", links), ("html", inlined)):
+        page = environment.get_template(f"{template}.{ending}.j2")
+        write_bytes(folder / f"report.{ending}", page.render(**shared, figures=addresses).encode())
     return folder / "report.html"
 
 

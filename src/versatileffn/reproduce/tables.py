@@ -32,7 +32,7 @@ def _experts(name: str, title: str, num_experts: int, top_k: int, **knobs: str) 
 
 TABLES = {
     "demo": Table("The paper's protocol", PAPER),
-    "language": Table("Does reuse pay on language", SUITE),
+    "reuse": Table("Does reuse pay on language", SUITE),
     "1": Table("Table 1: the main result", (*PAPER[:3], LOOP_6, *PAPER[3:])),
     "3": Table(
         "Table 3: width, depth, and how they meet",

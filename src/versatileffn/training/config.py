@@ -141,6 +141,9 @@ class OptimSection(Section):
     """Final learning rate as a share of the peak (0 to 1)."""
     tau: Annotated[TauSection, BeforeValidator(_tau_preset)] = TauSection()
     """Temperature schedule: a mapping, or the preset `paper` or `as-released`."""
+    frozen: list[str] = Field([])
+    """Weights that stay as they are: regular expressions, each found in the name of at least one
+    parameter."""
     loop_curriculum: LoopCurriculumSection | None = None
     """Left out: all loops are open from the first step."""
 

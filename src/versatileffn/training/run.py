@@ -28,7 +28,7 @@ from versatileffn.training.checkpoints import prune, step_of
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
-from versatileffn.training.init import build_model, model_config, set_execution
+from versatileffn.training.init import build_model, freeze, model_config, set_execution
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogCallback
 from versatileffn.training.progress import SpeedCallback
@@ -82,7 +82,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
     held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
-    plan = plan_batches(config, len(data), world_size)
+    plan = plan_batches(config, len(data), world_size, data.shuffled)
     inputs = run_inputs(config, plan)
     folder.check(inputs)
     if folder.finished(plan.max_steps):
@@ -98,6 +98,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     checkpoint_bytes = check_sizes(planned, config, plan)
     model = build_model(config.model, planned, config.run.seed)
     set_execution(model, config.run.execution)
+    freeze(model, config.optim.frozen)
     _check_curriculum(model, config)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
