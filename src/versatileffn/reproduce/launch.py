@@ -46,11 +46,11 @@ def overrides(protocol: Protocol, arm: Arm) -> list[str]:
     if arm.start is not None:
         start = run_folder(protocol, arm.start)
         told += ["model.architecture=null", f"model.init_from={start}/model"]
-    if not isinstance(arm.ffn, Dense):
-        told.append(f"model.ffn={json.dumps(arm.knobs)}")
-    if arm.width > 1:
+    elif arm.width > 1:
         hidden = protocol.architecture_of(arm)["intermediate_size"]
         told.append(f"model.architecture.intermediate_size={hidden}")
+    if not isinstance(arm.ffn, Dense):
+        told.append(f"model.ffn={json.dumps(arm.knobs)}")
     if arm.budget > 1:
         told.append(f"run.max_steps={protocol.steps(protocol.tokens(arm))}")
     told += [f"optim.{key}={json.dumps(value)}" for key, value in arm.optim.items()]

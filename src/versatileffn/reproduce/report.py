@@ -157,10 +157,10 @@ def beside_the_paper(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 "title": record["title"],
                 "ours": fixed(record["nats_per_token"]),
                 "our_difference": signed((record["difference"] or {}).get("mean")),
-                "paper": fixed(cited and cited.loss),
+                "paper": fixed(cited.loss if cited else None),
                 "paper_difference": signed(gap),
                 "accuracy": fixed(mean and 100 * mean, 2),
-                "paper_accuracy": fixed(cited and cited.accuracy, 2),
+                "paper_accuracy": fixed(cited.accuracy if cited else None, 2),
             }
         )
     return rows

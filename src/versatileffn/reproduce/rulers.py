@@ -40,7 +40,7 @@ def comparisons(rows: Sequence[Row], arms: Sequence[Mapping[str, Any]]) -> list[
     if dense <= {BASE, *(row.control for row in rows)}:
         return []
     lab = _Lab([row for row in rows if row.after and row.arm in known], known, dense)
-    found = []
+    found: list[dict[str, Any]] = []
     for control in dict.fromkeys(row.control for row in lab.rows if row.arm not in dense):
         phase = "from scratch" if control == BASE else "continued"
         tested = [n for n in known if n not in dense and lab.control.get(n) == control]
@@ -130,7 +130,7 @@ def _family(
     question: str, phase: str, arms: Sequence[str], lab: _Lab, ruler: Callable[[Row], Loss | None]
 ) -> Iterator[dict[str, Any]]:
     """One question to some arms, corrected for how many they are."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in arms:
         mine = [row for row in lab.rows if row.arm == name]
         pairs = [(row.after, its) for row in mine if row.after and (its := ruler(row))]
