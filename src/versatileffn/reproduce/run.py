@@ -3,7 +3,7 @@
 import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.report import write_report
 from versatileffn.reproduce.results import CONTROL, FORMAT, Row, finite, row_from_json, summarize
 from versatileffn.reproduce.rulers import comparisons
-from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, held, sources
+from versatileffn.reproduce.stages import (
+    LIBRARIES,
+    MARKER,
+    Outcome,
+    StageRunner,
+    held,
+    sources,
+)
 from versatileffn.workspace.durable import write_json, writing
 
 
@@ -48,14 +55,16 @@ def reproduce(
         command: what the report says it was made by.
         accept_sources: digests (`source_sha256`) of other versions of this package whose finished
             stages are taken as they are; the results say which made what.
-        only_finished: run nothing; report what is there and what is missing.
+        only_finished: run nothing; report what is there and what is missing, also while another
+            run is at work in the folder.
 
     Returns:
         Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
 
     Raises:
         ConfigError: `seeds` is not positive, or `out` holds something else.
-        DataError: the corpus or token folder can't be used.
+        DataError: the corpus or token folder can't be used, or nothing is finished where only that
+            was asked for.
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds} must be at least 1")
@@ -67,8 +76,11 @@ def reproduce(
     )
     if inside:
         raise ConfigError(f"{out} lies inside the corpus {corpus}: choose another output")
+    if only_finished and not (out / MARKER).exists():
+        raise ConfigError(f"{out} is no folder of `versatileffn reproduce`: name one in --out")
     stages = build_stages(protocol, out, seeds, tokens, corpus)
-    with held(out), without_progress_bars(), cpu_threads(protocol.threads):
+    ours = nullcontext() if only_finished else held(out)  # nothing is run beside a run
+    with ours, without_progress_bars(), cpu_threads(protocol.threads):
         progress = Progress(stages)
         runner = StageRunner(out, progress, accept=accept_sources, only_finished=only_finished)
         outcomes = runner.run(stages)
