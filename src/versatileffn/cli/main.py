@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from versatileffn.cli.bench import bench_command
+from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
+from versatileffn.cli.generate import generate_command
 from versatileffn.cli.options import loads_checkpoints
 from versatileffn.cli.perplexity import perplexity_command
 from versatileffn.cli.reproduce import reproduce_command
@@ -37,6 +39,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": loads_checkpoints(train_command),
     "evaluate": loads_checkpoints(evaluate_command),
     "perplexity": loads_checkpoints(perplexity_command),
+    "calibrate": loads_checkpoints(calibrate_command),
+    "generate": loads_checkpoints(generate_command),
     "flops": loads_checkpoints(flops_command),
     "reproduce": reproduce_command,
     "bench": loads_checkpoints(bench_command),
