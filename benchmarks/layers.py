@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.distributions import SHARES
-from benchmarks.flops import FlopCounter
 from benchmarks.setup import LOOSE, MATRICES, TOLERANCE, Setup, captured, check_equal, set_up
-from versatileffn.analysis.saved import saved_for_backward
-from versatileffn.analysis.speed import Spread, Timings, measure, spread, waits_for
+from versatileffn.analysis.activations import saved_for_backward
+from versatileffn.analysis.executed import FlopCounter
+from versatileffn.analysis.speed import measure, spread, waits_for
 from versatileffn.execution.kernels.tiles import timing_tiles
 from versatileffn.ffn.plan import ReusePlan
 
@@ -28,22 +28,15 @@ Found = dict[str, Any]
 
 
 def timed(
-    subjects: Mapping[str, Callable[[], Any]], device: str, budget: dict[str, Any]
-) -> Timings:
-    """Seconds of one call of each, in turns."""
-
-    def several(call: Callable[[], Any]) -> None:
-        for _ in range(CALLS[device]):
-            call()
-
-    repeated = {name: partial(several, call) for name, call in subjects.items()}
-    found = measure(repeated, wait=waits_for(device), **budget)
-    return Timings({name: [s / CALLS[device] for s in each] for name, each in found.items()})
-
-
-def ratios(timings: Timings, pairs: Sequence[tuple[str, str, float]]) -> dict[str, Spread]:
-    """Spreads of seconds[a] / (factor · seconds[b]), as `a/b`."""
-    return {f"{a}/{b}": timings.ratio(a, b, factor) for a, b, factor in pairs}
+    device: str,
+    steps: Mapping[str, Callable[[], object]],
+    pairs: Sequence[tuple[str, str, float]],
+    budget: dict[str, Any],
+    **checked: Any,
+) -> Found:
+    """Seconds of one call of each, in turns, and their ratios, beside what was `checked` before."""
+    timings = measure(steps, wait=waits_for(device), calls=CALLS[device], **budget)
+    return {**checked, "seconds": timings.spreads(), "ratios": timings.ratios(pairs)}
 
 
 @torch.inference_mode()
@@ -66,9 +59,7 @@ def inference(
     run = {name: setup.runner(name) for name in ["dense", *names]}
     results = {n: [run[n]().clone()] for n in names}
     errors = check_equal(results, against, TOLERANCE[setup.dtype])
-    loops = setup.plan().loop_count
-    total, mean = int(loops.sum()), loops.double().mean().item()
-    flops = {}
+    total, mean, flops = int(setup.plan().loop_count.sum()), setup.mean_loops, {}
     for name in (n for n in executors if not n.endswith("-graph")):
         with FlopCounter() as counter:
             run[name]()
@@ -79,11 +70,7 @@ def inference(
         square = torch.randn(PEAK, PEAK, device=device, dtype=setup.hidden_MD.dtype)
         run["peak"] = partial(torch.matmul, square, square)
         pairs += [("peak", n, 2 * PEAK**3 / (setup.unit * total)) for n in names]
-    timings = timed(run, device, budget)
-    return {
-        "mean_loops": mean, "errors": errors, "flops": flops,
-        "seconds": timings.spreads(), "ratios": ratios(timings, pairs),
-    }  # fmt: skip
+    return timed(device, run, pairs, budget, mean_loops=mean, errors=errors, flops=flops)
 
 
 @torch.inference_mode()
@@ -112,14 +99,9 @@ def training(
     del gradients
     flops = {n: training_flops(setup, n) for n in executors}
     steps = {n: partial(setup.train_step, n) for n in ["dense", *names]}
-    timings = timed(steps, device, budget)
     pairs = [(n, "dense", 1 / 3) for n in names] + [(against, n, 1.0) for n in executors]
-    with torch.no_grad():
-        mean = setup.plan().loop_count.double().mean().item()
-    return {
-        "mean_loops": mean, "errors": errors, "flops": flops,
-        "seconds": timings.spreads(), "ratios": ratios(timings, pairs),
-    }  # fmt: skip
+    mean = setup.mean_loops
+    return timed(device, steps, pairs, budget, mean_loops=mean, errors=errors, flops=flops)
 
 
 def training_flops(setup: Setup, executor: str) -> dict[str, int]:
@@ -222,9 +204,5 @@ def decode(
             ways.pop(f"{against}, {name}")
         run |= {n: captured(partial(through, setups, way, plan)) for n, way in ways.items()}
     run["dense"] = captured(partial(through, setups, "dense", first.plan()))
-    timings = timed(run, device, budget)
     pairs = [(n, "dense", 1.0) for n in run] + [("4 loops", "1 loop", 1.0)]
-    return {
-        "layers": layers, "errors": errors,
-        "seconds": timings.spreads(), "ratios": ratios(timings, pairs),
-    }  # fmt: skip
+    return timed(device, run, pairs, budget, layers=layers, errors=errors)

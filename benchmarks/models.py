@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.distributions import PrescribedController, loop_counts
-from benchmarks.flops import FlopCounter
 from benchmarks.setup import LOOSE, check_equal
 from benchmarks.straightforward import run_straightforward
-from versatileffn.analysis.speed import Decoding, measure, prefill, train
+from versatileffn.analysis.executed import FlopCounter
+from versatileffn.analysis.speed import measure, subject
 from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.view import FFNView
@@ -92,13 +92,8 @@ def model(
     run: dict[str, Callable[[], list[Tensor]]] = {}
     ours = ["straightforward", *executors]
     for kind in [*BASELINES, *ours]:
-        net = build(kind, shape, counts, stored, seed).train(work == "training")
-        if work == "training":
-            run[kind] = partial(train, net, ids, dtype == "bfloat16")
-        elif work == "decode":
-            run[kind] = Decoding(net, ids, STEPS)
-        else:
-            run[kind] = partial(prefill, net, ids)
+        net = build(kind, shape, counts, stored, seed)
+        run[kind] = subject(work, net, ids, STEPS, dtype == "bfloat16")
     results = {kind: _as_vectors(run[kind]()) for kind in ours}
     errors = check_equal(results, ours[0], LOOSE[dtype])
     del results
@@ -113,7 +108,7 @@ def model(
         "mean_loops": counts.double().mean().item(),
         "errors": errors,
         "seconds": seconds,
-        "ratios": {f"{kind}/dense": timings.ratio(kind, "dense") for kind in run},
+        "ratios": timings.ratios((kind, "dense", 1.0) for kind in run),
         "tokens_per_second": {kind: tokens / seconds[kind]["median"] for kind in run},
         "flops_per_token": {kind: total / tokens for kind, total in flops.items()},
         "rate_per_flop": {

@@ -52,6 +52,12 @@ class Setup:
         """2·3·D·F, the FLOPs of one dense forward pass of one token."""
         return 2 * MATRICES * self.layer.mlp.down_proj.weight.numel()
 
+    @property
+    def mean_loops(self) -> float:
+        """E[ℓ̂]."""
+        with torch.no_grad():
+            return self.plan().loop_count.double().mean().item()
+
     def plan(self, executor: str = "packed") -> ReusePlan:
         """What to do for each token; `no-width` leaves the width pathway out, λ = 0."""
         plan = self.layer.controller(self.hidden_MD, gumbel_noise=self.noise_ML)

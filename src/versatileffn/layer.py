@@ -1,5 +1,6 @@
 """VersatileFFN: decide, then execute. Source: Eq. 3."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -53,10 +54,13 @@ class Reuse(nn.Module):
         experts: real experts; None without.
         execution: how plans are carried out, see `execution/select.py`; may be set at any time.
         budget: the most loops of each token, see `budget.py`; None for as many as it wants.
+        opened: loops whose gains have their full effect; of the next, as much as the fraction says.
+            Training may move it while loops are opened, it is never saved.
     """
 
     execution: Execution = "auto"
     budget: Budget | None = None
+    opened: float = math.inf
 
     def add_reuse(self, config: FFNConfig, d_model: int, d_hidden: int, view: FFNView) -> None:
         """Create what the variant needs beside the dense FFN.
@@ -115,6 +119,11 @@ class Reuse(nn.Module):
         budget = Budget.of(max_loops, self.loops)
         self.budget = Budget(budget.loops.to(device), budget.most)
 
+    def priced(self) -> list[nn.Module]:
+        """What has a `loop_penalty`: the controller, or one that it wraps."""
+        parts = () if self.controller is None else self.controller.modules()
+        return [part for part in parts if hasattr(part, "loop_penalty")]
+
     def decide(self, hidden: Tensor, view: FFNView) -> ReusePlan:
         """What to do for each token of hidden states [..., D], gains and budget included.
 
@@ -127,6 +136,7 @@ class Reuse(nn.Module):
         if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
             plan.check(self.reuse_d_hidden)
         plan = plan if self.gains is None else self.gains(plan)
+        plan = plan if self.opened >= self.loops else plan.ramped(self.opened)
         return plan if self.budget is None else plan.capped(self.budget)
 
     def reuse(

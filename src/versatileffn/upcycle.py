@@ -23,7 +23,9 @@ from versatileffn.models.pretrained import new_tensors_drawn
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.models.trust import RemoteCodeError, remote_code
 from versatileffn.workspace.durable import write_json
+from versatileffn.workspace.manifest import FILES, digests
 
+RECEIPT = "receipt.json"
 PROBE_TEXT = (
     "A feed-forward network is a function of one vector. Slices of it are smaller functions, and "
     "applying it again makes a deeper one; how much of either a word needs, the word should say."
@@ -199,6 +201,14 @@ def _expected(config: FFNConfig) -> str:
     if config.starts_exactly:
         return EXACT
     return FAR if not start else FROM_ELSEWHERE.format(start)
+
+
+def save_upcycled(model: Any, receipt: Receipt, folder: Path, tokenizer: Any = None) -> None:
+    """Write a model, its tokenizer where there is one, and last the receipt with all digests."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    write_json(folder / RECEIPT, {**receipt.to_dict(), FILES: digests(folder)})
 
 
 def layout(layer: ReuseLayer, config: PreTrainedConfig) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from versatileffn.analysis.activations import ffn_activation_bytes, run_ffn, saved_bytes
+from versatileffn.analysis.activations import ffn_activation_bytes, run_ffn, saved_for_backward
 from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.models.family import model_class, reuse_config
 
@@ -121,7 +121,8 @@ class TwoProducts(nn.Module):
 def test_storages_count_whole_and_once() -> None:
     hidden = torch.randn(1, 5, 8, requires_grad=True)
     two = TwoProducts()
-    assert saved_bytes(lambda: two(hidden), two.parameters()) == 5 * 4 * (8 + 24)
+    kept = saved_for_backward(lambda: two(hidden), two.parameters())
+    assert kept.bytes == 5 * 4 * (8 + 24)
 
 
 def test_measuring_moves_no_random_state() -> None:

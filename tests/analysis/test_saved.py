@@ -1,6 +1,6 @@
 import torch
 
-from versatileffn.analysis.saved import saved_for_backward
+from versatileffn.analysis.activations import saved_for_backward
 
 
 class Cube(torch.autograd.Function):

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.distributions import SHARES
-from benchmarks.flops import FlopCounter
 from benchmarks.layers import training_flops
 from benchmarks.setup import set_up
+from versatileffn.analysis.executed import FlopCounter
 
 query = torch.randn(1, 2, 4, 8)
 ATTENTION = 2 * 2 * 2 * 4 * 4 * 8

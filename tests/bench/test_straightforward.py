@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.flops import FlopCounter
 from benchmarks.setup import relative_error
 from benchmarks.straightforward import run_straightforward
 from support.layers import as_naive, gumbel, make_hidden, make_layer
+from versatileffn.analysis.executed import FlopCounter
 from versatileffn.ffn import naive
 
 VARIANTS = {

@@ -151,7 +151,6 @@ def test_what_cannot_fit_is_refused_before_anything_is_timed(
     models, options, error, message, monkeypatch
 ):
     monkeypatch.setattr(speed, "compare", None)  # calling it would be a TypeError
-    monkeypatch.setattr(twin, "CHARACTERS_PER_TOKEN", 1)
     began = time.monotonic()
     result = invoke(models / "versatile", *options)
     assert isinstance(result.exception, error), result.exception

@@ -113,7 +113,7 @@ def test_every_knob_of_every_variant_is_an_option(dense_folder, tmp_path):
     """Options are made from the records, so that a new knob is one, too."""
     given = {
         "versatile": vf.Versatile(
-            4, 1, 5, 3, "average", "soft", "learned", 2, "linear", True, 1e-3, (1,), 0.5
+            4, 1, 5, 3, "average", "soft", "learned", 2, "linear", True, 1e-3, (1,), 0.5, 0.7, 0.1
         ),
         "k-loop": vf.KLoop(3, "learned", 2, (0, 1), 0.5),
         "moe": vf.MoE(4, 1, 5, "fixed", 1e-3, (0,)),

@@ -63,7 +63,7 @@ def test_overwrite_needs_a_meta_file_that_lists_what_is_ours(
 def test_corpus_inside_the_output(corpus_folder: Path, tmp_path: Path) -> None:
     make(corpus_folder, tmp_path / "out")
     before = names(tmp_path)
-    with pytest.raises(DataError, match="holds the corpus"):
+    with pytest.raises(DataError, match="holds the source"):
         make(tmp_path / "out" / "tokenizer" / "tokenizer.json", tmp_path / "out", overwrite=True)
     assert names(tmp_path) == before
 
@@ -111,6 +111,6 @@ def test_current_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for out in (".", "..", "", tmp_path):
-        with pytest.raises(DataError, match="the current folder lies here"):
+        with pytest.raises(DataError, match="holds the current folder"):
             make(corpus_folder, out)
     assert not list(tmp_path.iterdir())

@@ -262,7 +262,7 @@ def test_measuring_leaves_the_model_as_it_was(tokenizer, texts) -> None:
 
 def test_defaults_follow_the_model() -> None:
     def longest(tokens):
-        return SimpleNamespace(config=SimpleNamespace(max_position_embeddings=tokens))
+        return SimpleNamespace(config=LlamaConfig(max_position_embeddings=tokens))
 
     assert check_window(longest(64), None, None) == (64, 32)
     assert check_window(longest(8192), None, None) == (2048, 1024)

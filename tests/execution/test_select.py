@@ -161,13 +161,21 @@ def test_what_was_to_be_expected_is_recorded_and_not_said(settings, caplog):
     assert len(execution_choices()) == 1
 
 
-def test_a_compiled_graph_records_nothing():
-    layer = make_layer().eval()
+@pytest.mark.parametrize(
+    ("activation", "executor", "said"),
+    [("silu", "operator", ""), ("gelu", "masked", "under torch.compile, φ isn't SwiGLU")],
+)
+def test_what_a_compiled_graph_takes_is_recorded_and_said(activation, executor, said, caplog):
+    layer = make_layer(activation=activation).eval()
     torch._dynamo.reset()
     compiled = torch.compile(lambda h: layer(h).hidden, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        compiled(make_hidden(6, 16))
-    assert execution_choices() == []
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            compiled(make_hidden(6, 16))
+    assert [choice["executor"] for choice in execution_choices()] == [executor]
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"execution='auto' falls back to 'masked': {said}"] if said else []
+    )
 
 
 class Counted:
@@ -192,6 +200,23 @@ def test_packed_does_exactly_the_planned_work():
     assert counted.rows == [planned, planned]
     assert sum(count_active(plan.loop_count, plan.max_loops)()) == planned
     assert 50 < planned < 200
+
+
+@pytest.mark.parametrize("form", ["swiglu", "fused-biases"])
+def test_at_inference_one_product_a_loop_serves_who_leaves_and_who_stays(form):
+    """W_out is called once for each loop that runs, on the tokens that run it, and not again."""
+    layer, hidden, rows = make_any(form, Versatile()).eval(), make_hidden(50, 16), []
+    layer.down.register_forward_hook(lambda _m, x, _o: rows.append(len(x[0])))
+    with torch.no_grad():
+        plan = decide(layer, hidden)
+        execute_with(run_packed, layer, hidden, plan)
+        running = [int((plan.loop_count >= loop).sum()) for loop in range(1, 5)]
+        assert rows == running
+        assert running[0] > running[1] > running[2] > running[3] > 0
+        rows.clear()
+        twice = plan.with_loops(torch.full_like(plan.loop_count, 2))
+        execute_with(run_packed, layer, hidden, twice)
+    assert rows == [50, 50]
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.5])

@@ -14,7 +14,7 @@ from versatileffn.evaluation import held_out
 from versatileffn.training import run as run_module
 from versatileffn.training import trainer as trainer_module
 from versatileffn.training.run import train
-from versatileffn.training.schedules import open_loops_at
+from versatileffn.training.schedules import opened_at
 
 VERSATILE = {"variant": "versatile", "num_experts": 4, "max_loops": 3}
 HALF = {"share": 0.5}
@@ -44,11 +44,11 @@ def watched(monkeypatch):
 
 
 def test_equal_parts_of_the_share_and_all_loops_afterwards():
-    counts = [open_loops_at(step, 1000, 4, 0.4) for step in range(1000)]
+    counts = [opened_at(step, 1000, 4, 0.4)[0] for step in range(1000)]
     assert [counts.count(n) for n in (1, 2, 3, 4)] == [100, 100, 100, 700]
     assert counts == sorted(counts)
-    assert [open_loops_at(step, 4, 4, 1.0) for step in range(6)] == [1, 2, 3, 4, 4, 4]
-    assert {open_loops_at(step, 10, 1, 0.5) for step in range(10)} == {1}
+    assert [opened_at(step, 4, 4, 1.0)[0] for step in range(6)] == [1, 2, 3, 4, 4, 4]
+    assert {opened_at(step, 10, 1, 0.5)[0] for step in range(10)} == {1}
 
 
 def test_every_layer_trains_with_the_loops_of_its_step(make_config, watched):

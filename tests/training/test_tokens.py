@@ -44,9 +44,9 @@ def test_one_token_is_enough_and_a_missing_file_too(tokens, tmp_path):
         verify_tokens(folder, meta)
 
 
-def test_much_data_shows_progress(tokens, monkeypatch):
+def test_that_much_data_takes_long_is_said(tokens, monkeypatch):
     monkeypatch.setattr(tokens_module, "LARGE", 1)
     said = []
     verify_tokens(tokens, TokenMeta.load(tokens), said.append)
+    assert len(said) == 1
     assert "verifying" in said[0]
-    assert len(said) > 2

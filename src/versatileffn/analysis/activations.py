@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import ceil, floor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from versatileffn.analysis.flops import ffn_of, with_zeros
-from versatileffn.analysis.saved import saved_for_backward
 from versatileffn.execution.select import Execution
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
 from versatileffn.models.family import is_reuse, reuse_config
@@ -66,7 +65,9 @@ def _per_token(layer: Any, d_model: int, loops: int, bf16: bool) -> float:
 
     def saved(tokens: int) -> float:
         hidden = torch.ones(1, tokens, d_model, requires_grad=True)
-        return saved_bytes(lambda: run_ffn(layer, hidden, loops), layer.parameters(), bf16)
+        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            kept = saved_for_backward(lambda: run_ffn(layer, hidden, loops), layer.parameters())
+        return kept.bytes
 
     few, many = map(saved, TOKENS)
     return (many - few) / (TOKENS[1] - TOKENS[0])
@@ -98,13 +99,44 @@ def at(plan: ReusePlan, loops: int) -> ReusePlan:
     return replace(plan, loop_count=count, loop_probs=probs, lam=lam)
 
 
-def saved_bytes(run: Callable[[], Tensor], weights: Iterable[Tensor], bf16: bool = False) -> float:
-    """Bytes that autograd keeps of a forward pass on the CPU, weights excepted.
+class Saved(NamedTuple):
+    """What autograd keeps.
 
     Args:
-        run: the forward pass.
-        weights: tensors that are there anyway.
-        bf16: under bfloat16 autocast.
+        values: floating-point numbers.
+        bytes: of everything, indices included.
     """
-    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return saved_for_backward(run, weights).bytes
+
+    values: float
+    bytes: float
+
+
+def saved_for_backward(run: Callable[[], object], weights: Iterable[Tensor]) -> Saved:
+    """Measure what a forward pass saves, custom autograd functions included.
+
+    Args:
+        run: the forward pass; what it returns is kept alive while counting.
+        weights: tensors that are there anyway and don't count.
+
+    Returns:
+        Sums over distinct storages: a saved view keeps its whole storage.
+    """
+    known = {weight.untyped_storage().data_ptr() for weight in weights}
+    kept: dict[int, Tensor] = {}  # the tensors stay referenced, so that no address is used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in known:
+            kept.setdefault(address, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    values = sum(
+        tensor.untyped_storage().nbytes() // tensor.element_size()
+        for tensor in kept.values()
+        if tensor.is_floating_point()
+    )
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del result
+    return Saved(values, size)

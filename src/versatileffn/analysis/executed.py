@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from versatileffn.errors import ConfigError
 
+aten = torch.ops.aten
 CONTROLLERS = ("controller", "experts.router")
 TORCHS_OWN = ("aten", "prim", "prims", "c10", "c10d", "_c10d_functional", "profiler")
 LAYER = re.compile(r"\.layers\.\d+$")
@@ -66,8 +67,7 @@ def executed_ffn_flops(model: nn.Module, batches: Iterable[Tensor]) -> ExecutedF
     was_training = model.training
     model.eval()
     tokens = 0
-    custom = {torch.ops.aten._grouped_mm: grouped_mm_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=custom)
+    counter = FlopCounter()
     unseen = _Unseen(counter)
     try:
         with counter, unseen:
@@ -82,11 +82,33 @@ def executed_ffn_flops(model: nn.Module, batches: Iterable[Tensor]) -> ExecutedF
     if unseen.operators:
         raise ConfigError(
             f"the FFNs ran {', '.join(sorted(unseen.operators))}, whose FLOPs torch doesn't know: "
-            "count the model without it (plain weights, execution='auto'), or register its formula "
-            "with torch.utils.flop_counter.register_flop_formula"
+            "count the model without it (plain weights, set_execution('auto')), or register its "
+            "formula with torch.utils.flop_counter.register_flop_formula"
         )
     total = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return _per_token(total, tokens)
+
+
+class FlopCounter(FlopCounterMode):
+    """torch's counter, with what it hasn't learned yet; 2 FLOPs per multiply-add.
+
+    Our own operators tell it what they do, see `execution/flops.py`.
+    """
+
+    def __init__(self) -> None:
+        forward = flop_registry[aten._scaled_dot_product_flash_attention]
+        backward = flop_registry[aten._scaled_dot_product_flash_attention_backward]
+        unknown = {
+            aten._grouped_mm: grouped_mm_flops,
+            aten._scaled_dot_product_flash_attention_for_cpu: lambda *a, **k: forward(*a),
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *a, **k: backward(*a),
+        }
+        super().__init__(display=False, custom_mapping=unknown)
+
+    @property
+    def total(self) -> int:
+        """All FLOPs so far."""
+        return int(self.get_total_flops())
 
 
 class _Unseen(TorchDispatchMode):

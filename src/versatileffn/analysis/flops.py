@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from versatileffn.analysis.executed import FlopCounter
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import Dense, FFNConfig, MoE, Versatile
 from versatileffn.models.family import is_reuse, reuse_config
@@ -171,6 +171,6 @@ def with_zeros(module: Any) -> Any:
 @torch.no_grad()
 def _counted(run: Callable[[], Any]) -> int:
     """FLOPs that torch counts while something runs."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         run()
-    return int(counter.get_total_flops())
+    return counter.total

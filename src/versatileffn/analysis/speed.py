@@ -8,7 +8,7 @@ Legend: B sequences, T tokens of each, V vocabulary.
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -41,6 +41,10 @@ class Timings(dict[str, list[float]]):
         """Spread of self[over] / (factor · self[under]) over the rounds."""
         return spread([a / (factor * b) for a, b in zip(self[over], self[under], strict=True)])
 
+    def ratios(self, pairs: Iterable[tuple[str, str, float]]) -> dict[str, Spread]:
+        """Several of them, as `over/under`."""
+        return {f"{a}/{b}": self.ratio(a, b, factor) for a, b, factor in pairs}
+
     def spreads(self) -> dict[str, Spread]:
         """Spreads in seconds, with the number of `rounds`, by name."""
         return {name: {**spread(each), "rounds": len(each)} for name, each in self.items()}
@@ -52,6 +56,7 @@ def measure(
     seconds: float = 8.0,
     least: int = 7,
     warmup: int = 1,
+    calls: int = 1,
     wait: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
@@ -62,6 +67,7 @@ def measure(
         rounds, seconds, least: it ends after so many rounds, or so many seconds, but never before
             the least number of rounds.
         warmup: rounds that aren't timed.
+        calls: that are timed as one, their mean taken.
         wait: for the device, before each reading of the clock.
         clock: seconds.
     """
@@ -78,9 +84,10 @@ def measure(
         for name in names[first:] + names[:first]:
             wait()
             before = clock()
-            subjects[name]()
+            for _ in range(calls):
+                subjects[name]()
             wait()
-            found[name].append(clock() - before)
+            found[name].append((clock() - before) / calls)
     return found
 
 
@@ -149,6 +156,18 @@ def train(model: nn.Module, ids_BT: Tensor, bf16: bool) -> list[Tensor]:
     return [loss.detach(), *gradients]
 
 
+def subject(
+    work: str, model: nn.Module, ids_BT: Tensor, new_tokens: int, bf16: bool = False
+) -> Callable[[], list[Tensor]]:
+    """What to time for a kind of work, see `compare`; the model's mode fits it from now on."""
+    model.train(work == "training")
+    if work == "training":
+        return partial(train, model, ids_BT, bf16)
+    return (
+        Decoding(model, ids_BT, new_tokens) if work == "decode" else partial(prefill, model, ids_BT)
+    )
+
+
 def check_fits(models: Mapping[str, Any], tokens: int, work: str) -> None:
     """Refuse batches that can't fit before they are made.
 
@@ -188,22 +207,18 @@ def compare(
     Raises:
         CheckpointError: a result isn't finite, or the cache changes one.
     """
-    run: dict[str, Callable[[], list[Tensor]]] = {}
+    run: dict[str, Any] = {}
     loops = {}
+    ids_BT = ids_BT[:1] if work == "decode" else ids_BT
     for name, model in models.items():
-        model.train(work == "training")
-        if work == "training":
-            run[name] = partial(train, model, ids_BT, bf16)
-        elif work == "decode":
-            decoding = run[name] = Decoding(model, ids_BT[:1], new_tokens)
-            decoding.check(name)
-        else:
-            run[name] = partial(prefill, model, ids_BT)
+        run[name] = subject(work, model, ids_BT, new_tokens, bf16)
+        if isinstance(run[name], Decoding):
+            run[name].check(name)
         results, loops[name] = with_loops(model, run[name])
         if not all(tensor.isfinite().all() for tensor in results):
             raise CheckpointError(f"{name}: {work} gives numbers that aren't finite: not timed")
     timings = measure(run, wait=waits_for(ids_BT.device), **budget)
-    sequences, tokens = (1, new_tokens) if work == "decode" else ids_BT.shape
+    sequences, tokens = len(ids_BT), new_tokens if work == "decode" else ids_BT.shape[1]
     first, second = models
     rates = {n: spread([sequences * tokens / s for s in each]) for n, each in timings.items()}
     return {

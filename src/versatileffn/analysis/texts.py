@@ -9,15 +9,13 @@ from versatileffn.data.corpus import find_corpus
 from versatileffn.data.meta import META_FILE
 from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import DataError
+from versatileffn.evaluation.perplexity import check_window
 from versatileffn.evaluation.tasks.catalogue import find_tasks
 from versatileffn.evaluation.tasks.loading import context_length
 from versatileffn.evaluation.tasks.requests import build_items
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.models.checkpoint import quiet_transformers
 from versatileffn.models.tokenizer import load_own_tokenizer
-
-LONGEST = 2048
-"""Tokens of a window, where the model takes as many."""
 
 
 def token_sequences(name: str, model: Any, source: str, limit: int | None) -> list[list[int]]:
@@ -34,7 +32,7 @@ def token_sequences(name: str, model: Any, source: str, limit: int | None) -> li
         DataError: the source can't be read, the model has no tokenizer, or not the source's.
         ConfigError: there is no such task.
     """
-    window = min(model.config.max_position_embeddings, LONGEST)
+    window, _ = check_window(model, None, None)
     if (Path(source) / META_FILE).is_file():
         dataset = PackedDataset(source, "val", window)
         count = min(limit or len(dataset), len(dataset))

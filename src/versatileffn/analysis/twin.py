@@ -1,6 +1,6 @@
 """A reuse model and the dense one it is compared with, and the tokens that both read."""
 
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,12 @@ from transformers import AutoModelForCausalLM
 from versatileffn.analysis.flops import ffn_of
 from versatileffn.data.corpus import find_corpus
 from versatileffn.errors import ConfigError, DataError
+from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.ffn.config import Dense
 from versatileffn.models.checkpoint import load_checkpoint, quiet_transformers, read_config
 from versatileffn.models.family import model_class, reuse_config
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.upcycle import NEW_TENSORS
-
-CHARACTERS_PER_TOKEN = 16
-"""More than any tokenizer's mean: so many characters of text are surely enough."""
 
 
 def read_pair(model: str, dense: str | None) -> tuple[Any, Any]:
@@ -113,13 +111,10 @@ def token_ids(
         if text is not None:
             raise
         return torch.randint(vocab_size, shape), f"random tokens ({error})"
-    found: list[int] = []
+    documents = chain.from_iterable(corpus.pieces())
     with quiet_transformers():
-        for document in chain.from_iterable(corpus.pieces()):
-            characters = document[: CHARACTERS_PER_TOKEN * count]
-            found += tokenizer(characters, add_special_tokens=False)["input_ids"]
-            if len(found) >= count:
-                break
+        tokens = chain.from_iterable(map(RequestTokenizer(tokenizer).stream, documents))
+        found = list(islice(tokens, count))
     if not found or max(found) >= vocab_size:
         raise DataError(f"{corpus.source} gives no tokens that {model} knows: give another --text")
     return torch.from_numpy(np.resize(np.array(found), shape)), corpus.source

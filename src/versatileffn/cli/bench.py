@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from versatileffn.cli.device import DeviceOption, choose_device
+from versatileffn.cli.options import DeviceOption, choose_device, precision
 from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
+from versatileffn.cli.table import print_table
 
 Work = StrEnum("Work", "PREFILL DECODE TRAINING")
 DType = StrEnum("DType", "FLOAT32 BFLOAT16")
@@ -74,7 +75,7 @@ def bench_command(
     pair: dict[str, Any] = {}
     held = None
     for each in sorted(set(work), key=list(Work).index):
-        stored = torch.bfloat16 if bf16 and each is not Work.TRAINING else torch.float32
+        stored = precision(bf16 and each is not Work.TRAINING)
         if held != stored:
             pair, held = {}, stored  # the old ones go before the new ones come
             pair = twin.load_pair(model, dense, configs, stored, where)
@@ -103,21 +104,19 @@ def bench_command(
 
 
 def _print(title: str, model: str, dense: str | None, speeds: list[dict[str, Any]]) -> None:
-    typer.echo(f"reuse: {model}\ndense: {dense or TWIN}\n{title}\n")
-    row = "{:<9}{:>13}{:>14}{:>14}{:>20}{:>7}".format
-    typer.echo(row("work", "tokens", "reuse tok/s", "dense tok/s", "reuse / dense", "loops"))
-    for speed in speeds:
-        rates, ratio = speed["tokens_per_second"], speed["ratio"]
-        typer.echo(
-            row(
-                speed["work"],
-                f"{speed['sequences']} × {speed['tokens']}",
-                *(f"{rates[side]['median']:,.1f}" for side in ("reuse", "dense")),
-                f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
-                f"{speed['loops']['reuse']:.2f}",
-            )
-        )
+    typer.echo(f"reuse: {model}\ndense: {dense or TWIN}\n{title}")
+    columns = {
+        "work": [speed["work"] for speed in speeds],
+        "tokens": [f"{speed['sequences']} × {speed['tokens']}" for speed in speeds],
+    }
+    for side in ("reuse", "dense"):
+        rates = [speed["tokens_per_second"][side]["median"] for speed in speeds]
+        columns[f"{side} tok/s"] = [f"{rate:,.1f}" for rate in rates]
+    columns["reuse / dense"] = ["{median:.2f} ({low:.2f}–{high:.2f})".format(**speed["ratio"])
+                                for speed in speeds]  # fmt: skip
+    columns["loops"] = [f"{speed['loops']['reuse']:.2f}" for speed in speeds]
+    print_table("", columns)
     typer.echo(
-        "\nMedians of rounds in turns, quartiles of the ratio; training is a forward and a "
+        "Medians of rounds in turns, quartiles of the ratio; training is a forward and a "
         "backward pass, without the optimizer's step."
     )

@@ -1,14 +1,15 @@
 """`versatileffn evaluate`: a model in, its scores on the paper's tasks out."""
 
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from versatileffn.cli.device import DeviceOption, choose_device
+from versatileffn.cli.options import Bf16Option, DeviceOption, choose_device, precision
 from versatileffn.cli.record import OverwriteOption, RecordFile, command_line
+from versatileffn.cli.table import print_table
 
 DEFAULT_OUT = Path("runs") / "evaluate"
 COMPARISON_FILE = "comparison.json"
@@ -36,9 +37,7 @@ def evaluate_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many items of each task.")
     ] = None,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Compute in bfloat16 instead of float32.")
-    ] = False,
+    bf16: Bf16Option = False,
     batch_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens in a forward pass.  [default: 2048 on a CPU, else more]"),
@@ -65,8 +64,6 @@ def evaluate_command(
     overwrite: OverwriteOption = False,
 ) -> None:  # fmt: skip
     """Score models on the paper's eight zero-shot tasks, offline."""
-    import torch
-
     import versatileffn  # noqa: F401 - registers our models with the Auto classes
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.catalogue import find_tasks
@@ -83,7 +80,7 @@ def evaluate_command(
     name = f"{folders[-1].name}-against-{folders[0].name}"
     path = (out or DEFAULT_OUT / name) / COMPARISON_FILE
     file = RecordFile(path if compare else None, "evaluate", models, overwrite)
-    place, dtype = choose_device(device), torch.bfloat16 if bf16 else torch.float32
+    place = choose_device(device)
     for source in models:  # before hours go into the first one
         read_any_config(source)
     for folder in folders:
@@ -92,13 +89,13 @@ def evaluate_command(
     for source, folder in zip(models, folders, strict=True):
         typer.echo(f"{source}")
         evaluation = evaluate(
-            load_subject(source, dtype, place, tokenizer),
+            load_subject(source, precision(bf16), place, tokenizer),
             chosen,
             limit=limit,
             batch_tokens=batch_tokens,
             out=folder,
             command=command_line(),
-            progress=_Lines(),
+            progress=_watched(),
             onednn=onednn,
             tell=lambda text: typer.echo(f"note: {text}", err=True),
         )
@@ -121,28 +118,20 @@ def evaluate_command(
     typer.echo(f"results: {path}")
 
 
-class _Lines:
-    """A line on how far it is, now and then, where a person watches or a log is kept."""
+def _watched() -> Callable[[int, int], None]:
+    """Says now and then how far it is, where a person watches or a log is kept."""
+    from tqdm import tqdm
 
-    def __init__(self) -> None:
-        self.began: float | None = None
-        self.last = 0.0
-        self.before = 0
+    pause = SECONDS_BETWEEN_LINES
+    bar = tqdm(unit=" requests", mininterval=pause, delay=pause, leave=False)
 
-    def __call__(self, done: int, wanted: int) -> None:
-        now = time.monotonic()
-        if self.began is None:  # reading the data and the first batch aren't the model's pace
-            self.began, self.last, self.before = now, now, done
-        if now - self.last < SECONDS_BETWEEN_LINES:
-            return
-        self.last = now
-        rate = (done - self.before) / (now - self.began)
-        left = (wanted - done) / rate / 60
-        typer.echo(
-            f"  {done:,} of {wanted:,} requests, {rate:.1f}/s, at most {left:.0f} min left "
-            "(the longest come first)",
-            err=True,
-        )
+    def show(done: int, wanted: int) -> None:
+        bar.total = wanted
+        bar.update(done - bar.n)
+        if done == wanted:
+            bar.close()
+
+    return show
 
 
 def _folders(models: list[str], out: Path | None) -> list[Path]:
@@ -169,13 +158,16 @@ def _identity(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_scores(results: dict[str, Any]) -> None:
-    typer.echo(f"{'':>14} {'metric':>9} {'items':>7} {'score, %':>16} {'olmo-eval counts':>18}")
-    for label, row in results["tasks"].items():
-        paper, olmo = _percent(row["paper"]), _percent(row["olmo_eval"])
-        typer.echo(f"{label:>14} {row['metric']:>9} {row['items']:>7} {paper:>16} {olmo:>18}")
-    mean = results["mean"]
-    typer.echo(f"{'mean':>14} {'':>17} {_percent(mean['paper']):>16} "
-               f"{_percent(mean['olmo_eval']):>18}")  # fmt: skip
+    tasks = results["tasks"].values()
+    every = [*tasks, {"metric": "", "items": "", **results["mean"]}]
+    columns = {
+        "": [*results["tasks"], "mean"],
+        "metric": [row["metric"] for row in every],
+        "items": [str(row["items"]) for row in every],
+        "score, %": [_percent(row["paper"]) for row in every],
+        "olmo-eval counts": [_percent(row["olmo_eval"]) for row in every],
+    }
+    print_table("", columns)
     if results["requests_cut"]:
         typer.echo(
             f"note: {results['requests_cut']} of {results['requests']} requests were longer than "
@@ -198,9 +190,13 @@ def _percent(found: dict[str, Any]) -> str:
 
 def _print_comparison(comparison: dict[str, Any], models: list[str]) -> None:
     typer.echo(f"{models[1]} minus {models[0]}, points (95 % interval)")
-    typer.echo(f"{'':>14} {'score':>25} {'olmo-eval counts':>25}")
-    for label, row in (*comparison["tasks"].items(), ("mean", comparison["mean"])):
-        typer.echo(f"{label:>14} {_points(row['paper']):>25} {_points(row['olmo_eval']):>25}")
+    rows = {**comparison["tasks"], "mean": comparison["mean"]}
+    columns = {
+        "": list(rows),
+        "score": [_points(row["paper"]) for row in rows.values()],
+        "olmo-eval counts": [_points(row["olmo_eval"]) for row in rows.values()],
+    }
+    print_table("", columns)
 
 
 def _points(found: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
+from versatileffn.cli.table import print_table
 
 if TYPE_CHECKING:
     from versatileffn.analysis.efficiency import EfficiencyRow
@@ -99,7 +100,7 @@ def _measure(name: str, source: str, limit: int | None) -> tuple["Reuse", Any]:
 
     from versatileffn.analysis.reuse import measure_reuse, unpadded_batches
     from versatileffn.analysis.texts import token_sequences
-    from versatileffn.cli.device import choose_device
+    from versatileffn.cli.options import choose_device
     from versatileffn.models.checkpoint import load_checkpoint, read_config
 
     model = load_checkpoint(AutoModelForCausalLM, name, read_config(name), dtype=torch.float32)
@@ -119,26 +120,16 @@ COLUMNS = {
 
 def _print(title: str, rows: "list[EfficiencyRow]") -> None:
     """The table; a column of measurements that weren't made is left out."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     large = (rows[0].flops_ours or 0) >= 1e8
     unit, divisor = ("GFLOPs", 1e9) if large else ("MFLOPs", 1e6)
-    table = Table(title=f"{escape(title)}; FFN {unit} per token", box=box.SIMPLE_HEAD)
-    shown = {"parameters": [f"{row.parameters:,}" for row in rows]}
+    shown = {"form": [f"[bold]{row.name}[/bold]" if row.own else row.name for row in rows]}
+    shown["parameters"] = [f"{row.parameters:,}" for row in rows]
     for heading, field in COLUMNS.items():
         values = [getattr(row, field) for row in rows]
         if heading in ("paper", "ours") or any(value is not None for value in values):
             scale, digits = (1024, 0) if "bytes" in field else (divisor, 2)
             shown[heading] = ["–" if v is None else f"{v / scale:,.{digits}f}" for v in values]
-    table.add_column("form")
-    for heading in shown:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row, cells in zip(rows, zip(*shown.values(), strict=True), strict=True):
-        table.add_row(f"[bold]{row.name}[/bold]" if row.own else row.name, *cells)
-    Console().print(table)
+    print_table(f"{title}; FFN {unit} per token", shown)
 
 
 def _notes(

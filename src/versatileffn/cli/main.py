@@ -3,19 +3,22 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from versatileffn.cli.bench import bench_command
+from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
+from versatileffn.cli.generate import generate_command
+from versatileffn.cli.options import loads_checkpoints
 from versatileffn.cli.perplexity import perplexity_command
 from versatileffn.cli.reproduce import reproduce_command
 from versatileffn.cli.tokenize import tokenize_command
 from versatileffn.cli.train import train_command
-from versatileffn.cli.trust import loads_checkpoints
 from versatileffn.cli.upcycle import upcycle_command
 from versatileffn.cli.verify import verify_command
 from versatileffn.imports import import_modules
@@ -30,15 +33,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("upcycle")(loads_checkpoints(upcycle_command))
-app.command("tokenize")(loads_checkpoints(tokenize_command))
-app.command("train")(loads_checkpoints(train_command))
-app.command("evaluate")(loads_checkpoints(evaluate_command))
-app.command("perplexity")(loads_checkpoints(perplexity_command))
-app.command("flops")(loads_checkpoints(flops_command))
-app.command("reproduce")(reproduce_command)
-app.command("bench")(loads_checkpoints(bench_command))
-app.command("verify")(verify_command)
+VERBS: dict[str, Callable[..., None]] = {
+    "upcycle": loads_checkpoints(upcycle_command),
+    "tokenize": loads_checkpoints(tokenize_command),
+    "train": loads_checkpoints(train_command),
+    "evaluate": loads_checkpoints(evaluate_command),
+    "perplexity": loads_checkpoints(perplexity_command),
+    "calibrate": loads_checkpoints(calibrate_command),
+    "generate": loads_checkpoints(generate_command),
+    "flops": loads_checkpoints(flops_command),
+    "reproduce": reproduce_command,
+    "bench": loads_checkpoints(bench_command),
+    "verify": verify_command,
+}
+for name, command in VERBS.items():
+    app.command(name)(command)
 
 
 @app.callback()

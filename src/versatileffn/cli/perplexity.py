@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from versatileffn.cli.options import Bf16Option, choose_device, precision
 from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 
 
@@ -30,9 +31,7 @@ def perplexity_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many documents of each text.")
     ] = None,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Compute in bfloat16 instead of float32.")
-    ] = False,
+    bf16: Bf16Option = False,
     tokenizer: Annotated[
         str | None, typer.Option(help="Another tokenizer than the model's, see `tokenize`.")
     ] = None,
@@ -43,10 +42,8 @@ def perplexity_command(
 
     Each document is read on its own, after the tokenizer's bos (else eos) token.
     """
-    import torch
     from rich.console import Console
 
-    from versatileffn.cli.device import choose_device
     from versatileffn.data.corpus import find_corpus
     from versatileffn.evaluation.perplexity import check_window, perplexity
     from versatileffn.evaluation.tasks.loading import load_subject, model_sha256
@@ -58,8 +55,7 @@ def perplexity_command(
     corpora = [find_corpus(t, text_field=text_field, limit_documents=limit) for t in text]
 
     documents = chain.from_iterable(piece for corpus in corpora for piece in corpus.pieces())
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    subject = load_subject(model, dtype, choose_device(None), tokenizer)
+    subject = load_subject(model, precision(bf16), choose_device(None), tokenizer)
     check_window(subject.model, window, stride)
     with quiet_transformers(), Console(stderr=True).status("reading") as status:
         result = perplexity(

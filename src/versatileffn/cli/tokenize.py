@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from versatileffn.cli.table import print_table
 from versatileffn.data.meta import TokenMeta
 
 
@@ -113,18 +113,10 @@ def tokenize_command(
 
 
 def _print_summary(meta: TokenMeta, out: Path, seconds: float) -> None:
-    table = Table(title=f"{escape(meta.source)}: vocabulary {meta.vocab_size:,}, {seconds:.1f} s")
-    table.add_column("split")
-    for column in ("documents", "tokens", "bytes", "bytes per token"):
-        table.add_column(column, justify="right")
-    for name, size in meta.splits.items():
-        table.add_row(
-            name,
-            f"{size.documents:,}",
-            f"{size.tokens:,}",
-            f"{size.bytes:,}",
-            f"{size.bytes_per_token:.2f}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"Written to {escape(str(out))}", soft_wrap=True)
+    sizes = meta.splits.values()
+    columns = {"split": list(meta.splits)}
+    for unit in ("documents", "tokens", "bytes"):
+        columns[unit] = [f"{getattr(size, unit):,}" for size in sizes]
+    columns["bytes per token"] = [f"{size.bytes_per_token:.2f}" for size in sizes]
+    print_table(f"{meta.source}: vocabulary {meta.vocab_size:,}, {seconds:.1f} s", columns)
+    Console().print(f"Written to {escape(str(out))}", soft_wrap=True)

@@ -1,22 +1,18 @@
 """`versatileffn upcycle`: a dense checkpoint in, a reuse model out."""
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from versatileffn.cli.options import with_options
 from versatileffn.ffn.config import VARIANTS, FFNConfig
 from versatileffn.ffn.knobs import Knob, knobs
 from versatileffn.ffn.values import Indices
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-RECEIPT = "receipt.json"
 OPTIONS = {"reuse_gains": "--gains"}
 """Knobs whose option isn't called like them."""
 Target = StrEnum("Target", {name.upper(): name for name in reversed(VARIANTS)})  # type: ignore[misc]
@@ -34,23 +30,15 @@ def _option(knob: Knob) -> Any:
     return Annotated[hint | None, typer.Option(name, help=text, show_default=shown)]
 
 
-def _with_knobs(command: Any) -> Any:
+def _with_knobs(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose `knobs` are an option each."""
 
-    @wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
         given = {knob.name: options.pop(knob.name, None) for knob in knobs()}
         chosen = {name: value for name, value in given.items() if value not in (None, [])}
         command(*arguments, knobs=chosen, **options)
 
-    own = [p for name, p in signature(command).parameters.items() if name != "knobs"]
-    new = [
-        Parameter(knob.name, Parameter.KEYWORD_ONLY, default=None, annotation=_option(knob))
-        for knob in knobs()
-    ]
-    run.__signature__ = signature(command).replace(parameters=own + new)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in own + new}
-    return run
+    return with_options(command, run, {k.name: (_option(k), None) for k in knobs()}, "knobs")
 
 
 @_with_knobs
@@ -71,23 +59,29 @@ def upcycle_command(
     With learned gains it starts exactly at the dense model; with fixed ones, the paper's form, it
     is far from it until it is trained.
     """
-    from versatileffn.upcycle import upcycle
-    from versatileffn.workspace.durable import check_space, write_json, writing
+    from versatileffn.errors import DataError
+    from versatileffn.models.checkpoint import without_progress_bars
+    from versatileffn.models.tokenizer import load_own_tokenizer
+    from versatileffn.upcycle import RECEIPT, save_upcycled, upcycle
+    from versatileffn.workspace.durable import check_space, writing
     from versatileffn.workspace.folder import new_folder
-    from versatileffn.workspace.manifest import FILES, digests
 
     exact = {"reuse_gains": "learned"} if "reuse_gains" in VARIANTS[to.value].names() else {}
     config = FFNConfig.from_dict({"variant": to.value, **exact, **(knobs or {})})
     target = _check_places(source, out, overwrite)
     model, receipt = upcycle(source, config, seed=seed)
     check_space(target, model.num_parameters() * model.dtype.itemsize)
-    with new_folder(out, RECEIPT, overwrite) as folder, writing(out):
-        note = _save(model, source, folder)
-        write_json(folder / RECEIPT, {**receipt.to_dict(), FILES: digests(folder)})
+    tokenizer, note = None, ""
+    try:
+        tokenizer = load_own_tokenizer(source)
+    except DataError as error:
+        note = f"note: no tokenizer was copied ({error})"
+    with new_folder(out, RECEIPT, overwrite) as folder, writing(out), without_progress_bars():
+        save_upcycled(model, receipt, folder, tokenizer)
     typer.echo(str(receipt))
     typer.echo(f"{'written to':>16}  {out}")
     if note:
-        typer.echo(f"note: no tokenizer was copied ({note})", err=True)
+        typer.echo(note, err=True)
 
 
 def _check_places(source: str, out: Path, overwrite: bool) -> Path:
@@ -99,18 +93,12 @@ def _check_places(source: str, out: Path, overwrite: bool) -> Path:
     """
     from versatileffn.errors import ConfigError
     from versatileffn.models.source import check_source
+    from versatileffn.upcycle import RECEIPT
     from versatileffn.workspace.folder import check_free
     from versatileffn.workspace.manifest import damage, files_of, read_record
 
     check_source(source)
-    try:
-        str(out).encode()  # what writes weights and tokenizers can't open files under other names
-    except UnicodeEncodeError:
-        raise ConfigError(f"{str(out)!r} isn't UTF-8: choose another output") from None
-    target = check_free(out, RECEIPT, overwrite)
-    origin = Path(os.path.realpath(os.path.expanduser(source)))
-    if target == origin or target in origin.parents:
-        raise ConfigError(f"{out} holds the source {source}: choose another output")
+    target = check_free(out, RECEIPT, overwrite, source=os.path.expanduser(source))
     written = files_of(read_record(target / RECEIPT)) or {}
     edited = damage(target, {n: d for n, d in written.items() if os.path.lexists(target / n)})
     if edited:
@@ -119,19 +107,3 @@ def _check_places(source: str, out: Path, overwrite: bool) -> Path:
             "away, or choose another output"
         )
     return target
-
-
-def _save(model: "PreTrainedModel", source: str, folder: Path) -> str | None:
-    """Save the model, and the source's tokenizer beside it; why not, where it has none."""
-    from versatileffn.errors import DataError
-    from versatileffn.models.checkpoint import without_progress_bars
-    from versatileffn.models.tokenizer import load_own_tokenizer
-
-    with without_progress_bars():
-        model.save_pretrained(folder)
-    try:
-        tokenizer = load_own_tokenizer(source)
-    except DataError as error:
-        return str(error)
-    tokenizer.save_pretrained(folder)
-    return None

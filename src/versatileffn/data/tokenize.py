@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from versatileffn.data.meta import (
     TokenizerMeta,
     TokenMeta,
 )
-from versatileffn.data.output import check_output
 from versatileffn.data.pipeline import DocumentKeys, Progress, SplitTokenizer, run_stage
 from versatileffn.data.shards import TaskRecords
 from versatileffn.data.split import TRAIN, VAL, check_val_size, split_of, val_threshold
@@ -37,7 +37,7 @@ from versatileffn.data.workers import check_workers
 from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.provenance import versions
 from versatileffn.workspace.durable import remove, size_text, writing
-from versatileffn.workspace.folder import new_folder
+from versatileffn.workspace.folder import check_free, new_folder
 from versatileffn.workspace.manifest import digests, strangers
 
 VOCAB_SIZE = 4096
@@ -107,7 +107,8 @@ def tokenize_corpus(
     _check_range("limit_documents", limit_documents, 1)
     if document_separator == "":
         raise ConfigError("document_separator is empty text; leave it out, or name what cuts")
-    target = check_output(output, overwrite, source)
+    place = Path(os.path.realpath(output))  # a link may lead to a folder that isn't there yet
+    target = check_free(place, META_FILE, overwrite, DataError, source)
     corpus = find_corpus(
         source,
         text_field=text_field,

@@ -22,6 +22,7 @@ from versatileffn.data.split import utf8_size
 from versatileffn.data.split_text import bits_per_byte
 from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.likelihood import target_nats
+from versatileffn.evaluation.tasks.loading import context_length
 from versatileffn.evaluation.tasks.tokenizer import RequestTokenizer
 from versatileffn.memory import check_memory, forward_bytes, naming_memory
 from versatileffn.models.mode import evaluating
@@ -177,7 +178,7 @@ def check_window(model: Any, window: int | None, stride: int | None) -> tuple[in
     Raises:
         ConfigError: one is out of range.
     """
-    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST_WINDOW
+    longest = context_length(model)
     window = min(longest, LONGEST_WINDOW) if window is None else window
     if not 1 <= window <= longest:
         raise ConfigError(

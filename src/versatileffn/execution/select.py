@@ -24,8 +24,9 @@ quantization, no offloading. The operator always keeps states only in training. 
 other than torch.compile's (export, tracing, CUDA graphs) must hold for other tokens too, so it
 takes static shapes: every token then runs all L loops.
 
-What was chosen outside of torch.compile, and why, is remembered: `execution_choices()` has it for
-a run's record. What falls back from what was asked for is also logged, once for each reason.
+What was chosen, and why, is remembered: `execution_choices()` has it for a run's record. What falls
+back from what was asked for is also logged, once for each reason; torch.compile does both while it
+traces.
 """
 
 import logging
@@ -97,8 +98,7 @@ def execute(
     if weights.max_loops == 1:
         view = replace(view, loop_weights=None)  # all loops share those of the first
     choice = select_executor(execution, hidden_MD, view, weights)
-    if not torch.compiler.is_compiling():
-        _remember(execution, choice)
+    _remember(execution, choice.name, choice.reason, choice.fallback)
     return choice.run(hidden_MD, view, weights).view_as(hidden)
 
 
@@ -135,7 +135,7 @@ def _why_masked(view: FFNView, weights: TokenWeights) -> tuple[str, bool] | None
         return "torch.func or forward-mode differentiation wants to see every operation", False
     if _is_compiling():
         reason = why_no_operator(view)
-        return None if reason is None else (f"under torch.compile, {reason}", True)
+        return None if reason is None else (f"under torch.compile, {reason}", False)
     if _is_recorded(weights):
         return "a graph is recorded, which must hold for other tokens too", True
     if torch.is_grad_enabled():
@@ -203,8 +203,7 @@ def execution_choices() -> list[dict[str, str]]:
     """Which executors this process has used so far and why, for a run's record.
 
     Returns:
-        `executor` and `reason` of each distinct choice. What torch.compile traced isn't among
-        them.
+        `executor` and `reason` of each distinct choice.
     """
     return [{"executor": name, "reason": reason} for name, reason in sorted(_choices)]
 
@@ -214,11 +213,11 @@ def forget_choices() -> None:
     _choices.clear()
 
 
-def _remember(execution: Execution, choice: Choice) -> None:
+@torch.compiler.assume_constant_result  # so that it is called while a graph is traced, not in it
+def _remember(execution: Execution, name: str, reason: str, fallback: bool) -> None:
     """Record a choice, and say so the first time that it isn't what was expected."""
-    key = choice.name, choice.reason
-    if key in _choices:
+    if (name, reason) in _choices:
         return
-    _choices.add(key)
-    if choice.fallback:
-        logger.warning("execution=%r falls back to %r: %s", execution, choice.name, choice.reason)
+    _choices.add((name, reason))
+    if fallback:
+        logger.warning("execution=%r falls back to %r: %s", execution, name, reason)

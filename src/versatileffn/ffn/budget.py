@@ -1,4 +1,4 @@
-"""How many loops tokens may run at most, as it is said at run time.
+"""How many loops tokens may run at most, or what a loop costs them, as it is said at run time.
 
 Legend: M tokens (or any leading shape), B sequences, L max_loops.
 """
@@ -93,3 +93,18 @@ def stopped_at(loop_probs_ML: Tensor, cap_M: Tensor) -> Tensor:
     before_ML = loops_L < cap_M1
     rest_M1 = loop_probs_ML.masked_fill(before_ML, 0).sum(-1, keepdim=True)
     return torch.where(before_ML, loop_probs_ML, rest_M1 * (loops_L == cap_M1))
+
+
+def charged(logits_ML: Tensor, penalty: Tensor | None) -> Tensor:
+    """Loop logits with a price on every loop after the first: logits − penalty·(ℓ − 1), [M, L].
+
+    A token's likeliest loop never grows with the penalty.
+
+    Args:
+        logits_ML: W_loop·H.
+        penalty: of every token, [], or each sequence, [B]; None for none.
+    """
+    if penalty is None:
+        return logits_ML
+    price_M1 = for_tokens(penalty.to(logits_ML), logits_ML.shape[:-1])[..., None]
+    return logits_ML - price_M1 * torch.arange(logits_ML.shape[-1], device=logits_ML.device)

@@ -288,6 +288,8 @@ class Versatile(Routed):
         reuse_layers: indices from 0 of the layers that are reused; the others run as in the dense
             model. None means all.
         gain_init: where learned gains start, for training from scratch; a conversion is exact at 0.
+        loop_prior: ratio r of a prior of loop counts, π_ℓ ∝ r^(ℓ−1); 1 is uniform.
+        loop_prior_coef: weight in the training loss of KL(mean exit distribution ‖ π), in nats.
     """
 
     variant: ClassVar[str] = "versatile"
@@ -301,6 +303,20 @@ class Versatile(Routed):
     router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
     reuse_layers: Indices = None
     gain_init: float = 0.0
+    loop_prior: float = field(default=1.0, metadata=ADJUSTABLE)
+    loop_prior_coef: float = field(default=0.0, metadata=ADJUSTABLE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.loop_prior > 0:
+            raise ConfigError(f"loop_prior={self.loop_prior!r} must be a positive ratio")
+        if self.loop_prior_coef < 0:
+            raise ConfigError(f"loop_prior_coef={self.loop_prior_coef!r} is negative")
+        if self.loop_prior_coef and self.loops == 1:
+            raise ConfigError(
+                f"loop_prior_coef={self.loop_prior_coef!r} has no effect where all tokens take one "
+                "loop: leave it out"
+            )
 
     @property
     def loops(self) -> int:

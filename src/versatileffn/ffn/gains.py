@@ -15,8 +15,7 @@ class ReuseGains(nn.Module):
     Args:
         loops: L; L − 1 gains are learned.
         width: there is a width pathway, so that s is learned.
-        start: of all of them. From scratch 0 can be a trap: a loop without effect gives the FFN's
-            weights no gradient.
+        start: of all of them. At 0 further loops give the FFN's weights no gradient at first.
 
     Attributes:
         loop_gains: γ₂ … γ_L, [L − 1]; None for one loop.

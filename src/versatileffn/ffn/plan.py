@@ -16,6 +16,7 @@ from versatileffn.ffn.balance import balance_loss
 from versatileffn.ffn.budget import Budget, for_tokens, stopped_at
 from versatileffn.ffn.config import Fusion
 from versatileffn.ffn.experts import ExpertSlices, spread_gates
+from versatileffn.ffn.loop_prior import prior_loss
 from versatileffn.ffn.token_weights import TokenWeights
 
 PER_TOKEN = {
@@ -98,6 +99,15 @@ class ReusePlan:
             return None
         return balance_loss(self.balance_logits, self.balance_top_k, mask)
 
+    def prior_loss(self, ratio: float, mask: Tensor | None = None) -> Tensor | None:
+        """How far the mean exit of these tokens is from a prior, a scalar; None where none choose.
+
+        Args:
+            ratio: of the prior, see `ffn/loop_prior.py`.
+            mask: as of `balance_loss`.
+        """
+        return None if self.loop_logits is None else prior_loss(self.loop_logits, ratio, mask)
+
     def with_loops(self, loop_count: Tensor) -> Self:
         """The same tokens with other loop counts: p becomes one-hot there, and λ follows.
 
@@ -155,6 +165,18 @@ class ReusePlan:
         """
         shared = 0.0 if self.fusion == "depth" else 1.0  # λ = 0 without a width pathway
         return replace(self, loop_gains=loop_gains, width_gain=width_gain, shared=shared)
+
+    def ramped(self, opened: float) -> Self:
+        """The same decisions, with γ_ℓ times what of loop ℓ is open: 1 up to `opened`, of the next
+        loop the fraction, then 0.
+
+        Args:
+            opened: ≥ 1.
+        """
+        loops_L = torch.arange(self.max_loops, device=self.loop_probs.device)
+        ramp_L = (opened - loops_L.to(self.loop_probs)).clamp(0, 1)
+        gains = ramp_L if self.loop_gains is None else self.loop_gains * ramp_L
+        return replace(self, loop_gains=gains)
 
     def flatten(self) -> Self:
         """The same plan with all leading dimensions folded into one."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.budget import charged
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.open_loops import OpenLoops
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops
@@ -31,10 +32,13 @@ class TokenChoiceController(OpenLoops, nn.Module):
     Attributes:
         loop_head: D -> L.
         open_loops: as `LinearController`'s.
+        loop_penalty: as `LinearController`'s.
 
     Raises:
         ConfigError: the config asks for a width pathway or a soft mix.
     """
+
+    loop_penalty: Tensor | None = None
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None:
         super().__init__()
@@ -54,7 +58,8 @@ class TokenChoiceController(OpenLoops, nn.Module):
 
     def forward(self, hidden: Tensor) -> ReusePlan:
         """Decide for each token of hidden states [..., D], without noise."""
-        logits = self.among_open(at_least_float32(self.loop_head(hidden)))
+        logits = charged(at_least_float32(self.loop_head(hidden)), self.loop_penalty)
+        logits = self.among_open(logits)
         gate, choice = logits.softmax(-1).max(-1)
         probs = one_hot_loops(choice + 1, logits.shape[-1]).to(logits.dtype)
         return ReusePlan(choice + 1, probs, lam=1 - gate, loop_logits=logits, balance_logits=logits)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from versatileffn.evaluation.loops import LayerUse
 from versatileffn.reproduce.statistics import clustered_error, holm, interval
@@ -150,14 +151,7 @@ def finite(value: Any) -> Any:
 
 def row_from_json(data: dict[str, Any]) -> Row:
     """The inverse of `finite(row)`."""
-    return Row(
-        **{
-            **data,
-            "after": Loss(**data["after"]) if data.get("after") else None,
-            "curve": [(int(tokens), float(loss)) for tokens, loss in data["curve"]],
-            "layers": [LayerUse(**layer) for layer in data.get("layers", [])],
-        }
-    )
+    return TypeAdapter(Row).validate_python(data)
 
 
 def _mean(values: list[Any]) -> float | None:

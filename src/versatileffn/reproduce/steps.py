@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,9 @@ from versatileffn.reproduce.protocol import Arm, Protocol
 from versatileffn.reproduce.results import finite
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.run import train
-from versatileffn.upcycle import upcycle
-from versatileffn.workspace.durable import write_json
+from versatileffn.upcycle import RECEIPT, save_upcycled, upcycle
 from versatileffn.workspace.folder import new_folder, tidy
-from versatileffn.workspace.manifest import FILES, digests
 
-RECEIPT = "receipt.json"
 BATCH_WINDOWS = 8
 LINES_PER_EVALUATION = 4
 
@@ -130,10 +127,8 @@ def convert(context: Context, arm: Arm, base: Path, folder: Path) -> dict[str, A
     else:
         model, receipt = upcycle(base, arm.ffn, seed=context.seed)
         with new_folder(target, RECEIPT) as new:
-            model.save_pretrained(new)
             source = Path(os.path.relpath(base, folder)).as_posix()  # wherever all this lies
-            record = {**receipt.to_dict(), "source": source}
-            write_json(new / RECEIPT, {**record, FILES: digests(new)})
+            save_upcycled(model, replace(receipt, source=source), new)
     written = json.loads((target / RECEIPT).read_text())
     return {"logit_difference": written["logit_difference"]}
 

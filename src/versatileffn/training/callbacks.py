@@ -1,4 +1,4 @@
-"""What is set around the steps: τ, the open loops, the last step's log line, the epoch."""
+"""What is set around the steps: the temperature τ, the last step's log line, the epoch."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from versatileffn.models.family import is_reuse
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TauSection
-from versatileffn.training.schedules import open_loops_at, tau_at
+from versatileffn.training.schedules import tau_at
 
 
 def deciders(model: Any, name: str) -> list[Any]:
@@ -44,36 +44,6 @@ class TauCallback(TrainerCallback):
                 schedule.anneal_fraction,
             )
         )
-
-    on_train_begin = on_step_begin = on_train_end = _set
-
-
-class OpenLoopsCallback(TrainerCallback):
-    """Opens one loop after the other, see `open_loops_at`.
-
-    Held-out losses and tasks of the run see the loops that are open at their step: a loop that was
-    never trained would say nothing about what is being trained.
-
-    Args:
-        share: of the schedule until all loops are open.
-        schedule_steps: steps of the schedule.
-        max_loops: L.
-    """
-
-    def __init__(self, share: float, schedule_steps: int, max_loops: int) -> None:
-        self.share = share
-        self.schedule_steps = schedule_steps
-        self.max_loops = max_loops
-
-    def at(self, step: int) -> int:
-        """Loops that are open in a step."""
-        return open_loops_at(step, self.schedule_steps, self.max_loops, self.share)
-
-    def _set(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the loops of the coming step."""
-        kwargs["model"].set_open_loops(self.at(state.global_step))
 
     on_train_begin = on_step_begin = on_train_end = _set
 

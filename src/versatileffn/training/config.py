@@ -107,6 +107,16 @@ class LoopCurriculumSection(Section):
     share: Annotated[float, Field(gt=0, le=1)]
     """Share of the schedule that the parts fill (0 to 1); in the first, all tokens take one loop,
     in the last they choose among max_loops, as ever after."""
+    ramp: bool = False
+    """Each loop's gain rises from 0 to its own while its part lasts."""
+
+
+class SampledLoopsSection(Section):
+    """Each token's loops are drawn by lot in training, whatever the controller says, so that each
+    depth is trained (versatile FFNs only)."""
+
+    ratio: Positive = 1.0
+    """Of each count's share to that of the count before; 1 draws all alike."""
 
 
 def _tau_preset(value: Any) -> Any:
@@ -146,6 +156,10 @@ class OptimSection(Section):
     parameter."""
     loop_curriculum: LoopCurriculumSection | None = None
     """Left out: all loops are open from the first step."""
+    sampled_loops: SampledLoopsSection | None = None
+    """Left out: controllers choose. Their loop predictors stay as they are meanwhile, and held-out
+    losses are of all open loops for each token; fit them in a run that starts from this one's
+    model, with all else frozen: `frozen: ['^(?!.*controller)']`."""
 
 
 class RunSection(Section):

@@ -9,14 +9,20 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from versatileffn.training.progress import SpeedCallback, progress_line
 from versatileffn.workspace.durable import open_own, write_bytes, writing
 
 
-class LogFileCallback(TrainerCallback):
-    """Appends every logged step to a file; a number that isn't finite becomes null."""
+class LogCallback(TrainerCallback):
+    """Appends every logged step to a file, and prints a line on it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the file; a number that isn't finite becomes null in it.
+        speed: measures tokens per second.
+    """
+
+    def __init__(self, path: Path, speed: SpeedCallback) -> None:
+        self.path, self.speed = path, speed
 
     def on_log(
         self,
@@ -26,7 +32,7 @@ class LogFileCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write one line."""
+        """Write one line, and print one."""
         if not state.is_world_process_zero or not logs:
             return
         entry = {"step": state.global_step} | {
@@ -36,6 +42,9 @@ class LogFileCallback(TrainerCallback):
         line = json.dumps(entry, allow_nan=False) + "\n"
         with writing(self.path), open_own(self.path, os.O_APPEND) as file:
             file.write(line.encode())
+        shown = progress_line(state.global_step, state.max_steps, logs, self.speed)
+        if shown is not None:
+            print(shown, flush=True)
 
 
 def copy_log(log: Path, checkpoint: Path) -> None:

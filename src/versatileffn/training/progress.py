@@ -86,23 +86,3 @@ def progress_line(
         left = timedelta(seconds=round(per_step * (max_steps - step)))
         parts += [f"{rate:,.0f} tokens/s", f"left {left}"]
     return "  ".join(parts)
-
-
-class ProgressCallback(TrainerCallback):
-    """Prints a compact line for each logged step and each evaluation."""
-
-    def __init__(self, speed: SpeedCallback) -> None:
-        self.speed = speed
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Print one line."""
-        line = progress_line(state.global_step, state.max_steps, logs or {}, self.speed)
-        if state.is_world_process_zero and line is not None:
-            print(line, flush=True)

@@ -5,33 +5,29 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenizers import load_tokenizer
-from versatileffn.errors import ConfigError, DivergedError
+from versatileffn.errors import DivergedError
 from versatileffn.evaluation.task_scores import TaskScores
 from versatileffn.execution.select import forget_choices
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.callbacks import (
-    LastStepCallback,
-    OpenLoopsCallback,
-    TauCallback,
-    deciders,
-)
+from versatileffn.training.callbacks import LastStepCallback, TauCallback, deciders
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.checkpoints import prune, step_of
+from versatileffn.training.collapse import CollapseCallback
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
 from versatileffn.training.init import build_model, freeze, model_config, set_execution
 from versatileffn.training.inputs import run_inputs
-from versatileffn.training.log_file import LogFileCallback
-from versatileffn.training.progress import ProgressCallback, SpeedCallback
+from versatileffn.training.log_file import LogCallback
+from versatileffn.training.open_loops import OpenLoopsCallback, notes, prepare_loops
+from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
 from versatileffn.training.sizes import check_sizes
@@ -99,7 +95,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     model = build_model(config.model, planned, config.run.seed)
     set_execution(model, config.run.execution)
     freeze(model, config.optim.frozen)
-    _check_curriculum(model, config)
+    prepare_loops(model, config.optim)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
         args = training_arguments(config, plan, folder.checkpoints)
@@ -137,21 +133,6 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
             raise
     _say(rank, f"finished: {folder.model}")
     return folder.path
-
-
-def _check_curriculum(model: Any, config: TrainConfig) -> None:
-    """Refuse a curriculum where there is no loop to open.
-
-    Raises:
-        ConfigError: no controller of the model chooses among several loops that could be closed.
-    """
-    if config.optim.loop_curriculum is None:
-        return
-    if not deciders(model, "open_loops") or model.config.ffn().loops == 1:
-        raise ConfigError(
-            "optim.loop_curriculum has no effect on this model: it has no controller that chooses "
-            "among several loops and has open_loops; leave it out"
-        )
 
 
 def _run(
@@ -199,28 +180,17 @@ def _add_callbacks(
 ) -> None:
     if deciders(trainer.unwrapped, "tau"):
         trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
-    if config.optim.loop_curriculum is not None:
-        trainer.add_callback(_open_loops(trainer, config.optim.loop_curriculum.share))
+    curriculum = config.optim.loop_curriculum
+    if curriculum is not None:
+        most = trainer.unwrapped.config.ffn().loops
+        trainer.add_callback(OpenLoopsCallback(curriculum, trainer.schedule_steps, most))
     if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))
     trainer.add_callback(LastStepCallback(trainer.plan))
-    trainer.add_callback(LogFileCallback(folder.log))
-    trainer.add_callback(ProgressCallback(speed))
+    opens = curriculum is not None
+    trainer.add_callback(CollapseCallback(folder.log, trainer.schedule_steps, opens))
+    trainer.add_callback(LogCallback(folder.log, speed))
     trainer.add_callback(speed)  # last: printing and writing are not training time
-
-
-def _open_loops(trainer: ReuseTrainer, share: float) -> OpenLoopsCallback:
-    """What opens the loops, and a word where the run will be over before all are open."""
-    most = trainer.unwrapped.config.ffn().loops
-    opens = OpenLoopsCallback(share, trainer.schedule_steps, most)
-    last = opens.at(trainer.plan.max_steps - 1)
-    if last < most:
-        _say(
-            trainer.args.process_index,
-            f"only {last} of {most} loops open before the run's last step, and the saved model has "
-            "all of them: make optim.loop_curriculum.share smaller, or the run longer",
-        )
-    return opens
 
 
 def _announce(config: TrainConfig, trainer: ReuseTrainer, resumed_step: int) -> None:
@@ -234,3 +204,5 @@ def _announce(config: TrainConfig, trainer: ReuseTrainer, resumed_step: int) -> 
         f"process(es), {trainer.args.device}"
         + (f"; resumed after step {resumed_step}" if resumed_step else ""),
     )
+    for note in notes(trainer.unwrapped, config.optim, trainer.schedule_steps, plan.max_steps):
+        _say(trainer.args.process_index, note)

@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +27,26 @@ from versatileffn.workspace.manifest import files_of, read_record
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Where a run keeps its files.
 
     Args:
         path: the run's `output_dir`.
+
+    Attributes:
+        checkpoints: folder of `checkpoint-<step>` folders.
+        model: folder of the final model and tokenizer.
+        log: one JSON object per logged step.
+        summary: the finished run's record; it is written last, so its presence means finished.
+        inputs: what the run was started with, and its id.
+        divergence: whether and where the run diverged.
     """
 
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of `checkpoint-<step>` folders."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """Folder of the final model and tokenizer."""
-        return self.path / "model"
-
-    @property
-    def log(self) -> Path:
-        """One JSON object per logged step."""
-        return self.path / "log.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """The finished run's record; it is written last, so its presence means finished."""
-        return self.path / "run.json"
-
-    @property
-    def inputs(self) -> Path:
-        """What the run was started with, and its id."""
-        return self.path / "inputs.json"
-
-    @property
-    def divergence(self) -> Path:
-        """Whether and where the run diverged."""
-        return self.path / "diverged.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints, self.model = path / "checkpoints", path / "model"
+        self.log, self.summary = path / "log.jsonl", path / "run.json"
+        self.inputs, self.divergence = path / "inputs.json", path / "diverged.json"
 
     @property
     def has_model(self) -> bool:

@@ -28,11 +28,11 @@ def tau_at(
     return start * (end / start) ** progress
 
 
-def open_loops_at(step: int, schedule_steps: int, max_loops: int, share: float) -> int:
-    """Loops that tokens may take in optimizer step `step`: 1, 2, … L in L parts of equal length.
+def opened_at(step: int, schedule_steps: int, max_loops: int, share: float) -> tuple[int, float]:
+    """Loops that tokens may take in a step, 1, 2, … L in L parts of equal length, and how much of
+    the newest one's part is over.
 
-    Source: ours. All loops at once lower everybody's loss at first, so that the FFN specialises in
-    L passes and leaving early never works.
+    Source: ours. The FFN learns to serve few passes before it may specialise in many.
 
     Args:
         step: t, optimizer steps already finished, 0-based.
@@ -41,6 +41,9 @@ def open_loops_at(step: int, schedule_steps: int, max_loops: int, share: float) 
         share: of the schedule, in (0, 1], that the L parts fill; afterwards all are open.
 
     Returns:
-        A whole number, 1 to L.
+        a whole number, 1 to L, and a share that rises from 0 to 1 in each part but the first, in
+        which, as in the end, it is 1.
     """
-    return min(max_loops, 1 + int(step * max_loops / (share * schedule_steps)))
+    parts = step * max_loops / (share * schedule_steps)
+    open_loops = min(max_loops, 1 + int(parts))
+    return open_loops, min(1.0, parts - open_loops + 1) if open_loops > 1 else 1.0

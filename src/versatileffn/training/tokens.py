@@ -10,7 +10,6 @@ from versatileffn.workspace.manifest import damage
 
 LARGE = 4 * 2**30
 """Bytes from which on it is said that reading them takes a while."""
-REPORTS = 10
 
 
 def verify_tokens(folder: Path, meta: TokenMeta, say: Callable[[str], None] = print) -> None:
@@ -19,24 +18,17 @@ def verify_tokens(folder: Path, meta: TokenMeta, say: Callable[[str], None] = pr
     Args:
         folder: as `versatileffn tokenize` writes it.
         meta: of it.
-        say: is told how far it is, where it takes long.
+        say: is told where it takes long.
 
     Raises:
         DataError: a file is missing, or isn't what was written.
     """
-    paths = {name: folder / name for name in meta.files}
-    sizes = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
-    total, done, reported = sum(sizes.values()), 0, 0
+    total = sum((folder / name).stat().st_size for name in meta.files if (folder / name).is_file())
     if total >= LARGE:
         say(f"verifying {size_text(total)} of tokens in {folder}")
-    for name in meta.files:
-        wrong = damage(folder, {name: meta.files[name]})
-        if wrong:
-            raise DataError(
-                f"{folder}: {wrong[0]}: restore the folder, or write it again with `versatileffn "
-                "tokenize`"
-            )
-        done += sizes[name]
-        if total >= LARGE and done * REPORTS // total > reported:
-            reported = done * REPORTS // total
-            say(f"verified {size_text(done)}")
+    wrong = damage(folder, meta.files)
+    if wrong:
+        raise DataError(
+            f"{folder}: {wrong[0]}: restore the folder, or write it again with `versatileffn "
+            "tokenize`"
+        )

@@ -14,10 +14,11 @@ from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.training.batches import BatchPlan, WindowBatches
-from versatileffn.training.callbacks import OpenLoopsCallback, deciders
+from versatileffn.training.callbacks import deciders
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
+from versatileffn.training.open_loops import OpenLoopsCallback
 from versatileffn.training.restoring import load_weights, reading
 from versatileffn.training.stopping import ignore_signals
 from versatileffn.training.telemetry import Telemetry, learned_gains

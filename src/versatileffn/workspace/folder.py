@@ -33,6 +33,7 @@ def check_free(
     record: str,
     overwrite: bool = False,
     error_class: type[VersatileFFNError] = ConfigError,
+    source: str | Path | None = None,
 ) -> Path:
     """Refuse to write where something else is; the folder to write, with links followed.
 
@@ -42,6 +43,7 @@ def check_free(
             and only if it holds nothing else.
         overwrite: replace an older folder of this kind.
         error_class: what is raised.
+        source: what is read meanwhile, where it is a path; it must not be replaced.
 
     Raises:
         error_class: the place is taken, or can't be written.
@@ -49,10 +51,17 @@ def check_free(
     with writing(path, error_class):
         try:
             target = path.expanduser().resolve()
+            str(target).encode()  # what writes weights and tokenizers can't open other names
+        except UnicodeEncodeError:
+            raise error_class(f"{str(path)!r} isn't UTF-8: choose another output") from None
         except RuntimeError as error:  # a link that leads to itself
             raise error_class(
                 f"{path} can't be followed ({error}): choose another output"
             ) from None
+        if Path.cwd().is_relative_to(target):
+            raise error_class(
+                f"{path} holds the current folder and can't be replaced: name a new folder"
+            )
         if target.is_dir():
             occupied = any(target.iterdir())
         elif os.path.lexists(path) or os.path.lexists(target):
@@ -70,8 +79,8 @@ def check_free(
             tidy(target, published=False)  # a run may have been killed after publishing
             raise error_class(f"{path} already exists: choose another output, or pass --overwrite")
         _check_all_ours(path, target, record, error_class)
-    if Path.cwd().is_relative_to(target):
-        raise error_class(f"{path} holds the current folder and can't be replaced: go elsewhere")
+        if source and os.path.exists(source) and Path(source).resolve().is_relative_to(target):
+            raise error_class(f"{path} holds the source {source}: choose another output")
     return target
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from versatileffn.errors import DataError
+from versatileffn.evaluation.likelihood import target_nats
 from versatileffn.evaluation.tasks.modes import SINGLE, TREE, check_finite, choose_mode
 from versatileffn.evaluation.tasks.products import check_onednn, products
 from versatileffn.evaluation.tasks.requests import Item
@@ -197,11 +198,8 @@ class Scorer:
         for request in item.requests:
             ids_1T = torch.tensor([request.query], device=self.device)
             logits_TV = self.model(input_ids=ids_1T).logits[0, request.first :]
-            logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
             target_T = torch.tensor(request.targets, dtype=torch.int64, device=self.device)
-            log_probs_TV = logits_TV.log_softmax(dim=-1)
-            chosen_T = log_probs_TV.gather(1, target_T[:, None])
-            sums.append(float(chosen_T.double().sum()))
+            sums.append(-float(target_nats(logits_TV, target_T).sum()))
         return sums
 
 
