@@ -8,6 +8,7 @@ import pytest
 
 from versatileffn.reproduce.protocol import protocol
 from versatileffn.reproduce.run import reproduce
+from versatileffn.reproduce.stages import held
 
 
 def test_two_tables_from_text_to_the_papers_numbers_beside_ours(tmp_path: Path) -> None:
@@ -45,5 +46,10 @@ def test_two_tables_from_text_to_the_papers_numbers_beside_ours(tmp_path: Path) 
     for row in results["rows"]:
         assert row["tasks"]["mean"] == row["tasks"]["openbook_qa"]
         assert row["tasks"]["mean"] in (0, 0.5, 1)
+    with held(out):  # as by a run that is still at work
+        reproduce(protocol("smoke", ["average"], "3"), out, corpus=str(corpus), only_finished=True)
+    results = json.loads((out / "results.json").read_text())
+    assert [row["arm"] for row in results["rows"]] == ["base", "dense"]
+    assert results["missing"] == [f"seed-0/average/{v}" for v in ("convert", "train", "measure")]
     for name in ("scratch-4-loop", "width"):
         assert (out / f"seed-0/{name}/train/stage.json").exists()
