@@ -114,7 +114,7 @@ def _passes(protocol: Mapping[str, Any]) -> str:
     else:
         share = f"{100 * more / base:.0f} %"
         rest = f"the first {more:,} of them: {share} of the whole pass that the paper makes"
-    return f"The base saw {base:,} tokens once; what continues it was trained on {rest}."
+    return f"The base saw {base:,} tokens once; every other model was continued on {rest}."
 
 
 def families(results: Mapping[str, Any]) -> list[dict[str, Any]]:
