@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from versatileffn.cli.analyze import analyze_command
 from versatileffn.cli.bench import bench_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": loads_checkpoints(evaluate_command),
     "perplexity": loads_checkpoints(perplexity_command),
     "flops": loads_checkpoints(flops_command),
+    "analyze": loads_checkpoints(analyze_command),
     "reproduce": reproduce_command,
     "bench": loads_checkpoints(bench_command),
     "verify": verify_command,

@@ -4,11 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plain, styles, svg
+from versatileffn.analysis.drawing import (
+    INK,
+    figure,
+    inked,
+    legend_below,
+    loop_shares,
+    plain,
+    styles,
+    svg,
+)
 from versatileffn.reproduce.results import BASE, CONTROL, Row
 from versatileffn.workspace.durable import write_bytes
 
@@ -128,19 +136,10 @@ def loops_per_layer(rows: Sequence[Row]) -> Figure:
     drawn = figure(1.9 * len(rows) + 0.7)
     all_axes = drawn.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row in zip(all_axes, rows, strict=True):
-        shares = np.array([layer.loop_share for layer in row.layers])  # [layers, L]
-        index, bottom = np.arange(1, len(shares) + 1), np.zeros(len(shares))
-        colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.25, shares.shape[1]))
-        for loop, (share, colour) in enumerate(zip(shares.T, colours, strict=True), start=1):
-            label = f"{loop} loop{'s' if loop > 1 else ''}"
-            axes.bar(index, share, bottom=bottom, color=colour, label=label)
-            bottom += share
-        for x, layer in zip(index, row.layers, strict=True):
-            axes.text(x, 1.02, f"{layer.mean_loops:.2f}", ha="center", va="bottom", fontsize=8)
+        shares = [layer.loop_share or () for layer in row.layers]
+        means = [layer.mean_loops or 0.0 for layer in row.layers]
+        loop_shares(axes, shares, means, [str(n) for n in range(1, len(means) + 1)])
         axes.set_title(f"{row.title}: mean loops above each bar", fontsize=9, pad=14)
-        axes.set_xticks(index)
-        axes.set_ylim(0, 1)
-        plain(axes)
     all_axes[-1].set_xlabel("layer")
     drawn.supylabel("share of held-out tokens", fontsize=9)
     legend_below(drawn, all_axes[-1], columns=4)
