@@ -3,7 +3,7 @@
 Legend: B sequences, T tokens of each, R layers that decide, G groups, L max_loops, V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,15 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from versatileffn.analysis.deciding import deciding_layers
 from versatileffn.analysis.drawing import figure, inked, legend_below, loop_shares, svg
 from versatileffn.analysis.outcome import Outcome, csv_bytes
-from versatileffn.errors import ConfigError
 from versatileffn.evaluation.loops import LayerTally
 from versatileffn.evaluation.observe import observe
-from versatileffn.ffn.moe import Routing
-from versatileffn.ffn.plan import ReusePlan
-
-Decisions = Sequence[ReusePlan | Routing]
 
 
 @dataclass(frozen=True)
@@ -96,32 +92,6 @@ def loop_profile(model: Any, batches: Iterable[Tensor]) -> LoopProfile:
         frequencies=_doubling(words_VL, ids_seen),
         mean_lam=tuple(use.mean_lam or 0.0 for use in uses.values()),
         tokens=tokens,
-    )
-
-
-def deciding_layers(model: Any, decisions: Decisions) -> dict[int, ReusePlan]:
-    """The plans of the layers that decide how often a token loops, by 0-based layer.
-
-    Raises:
-        ConfigError: none does; says why.
-    """
-    plans = {
-        layer: decision
-        for layer, decision in enumerate(decisions)
-        if isinstance(decision, ReusePlan) and decision.uniform is None
-    }
-    if plans:
-        return plans
-    name = model.name_or_path or "the model"
-    if any(isinstance(decision, Routing) for decision in decisions):
-        reason = "its experts are real and no token loops"
-    else:
-        constant = {d.uniform for d in decisions if isinstance(d, ReusePlan)} or {1}
-        most = max(loops or 1 for loops in constant)
-        reason = "it is dense" if most == 1 else f"every token takes {most} loops by design"
-    raise ConfigError(
-        f"{name} decides no loops ({reason}), so there is nothing to see: give a versatile model, "
-        "see `versatileffn upcycle` and `train`"
     )
 
 

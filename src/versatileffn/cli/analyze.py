@@ -1,6 +1,7 @@
 """`versatileffn analyze`: see where a model thinks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from versatileffn.workspace.manifest import digests
 
 if TYPE_CHECKING:
     from versatileffn.analysis.outcome import Outcome
+    from versatileffn.analysis.readings import Reading
 
 RECORD = "analysis.json"
 
@@ -25,6 +27,28 @@ class View(StrEnum):
     """What to look at."""
 
     LOOPS = "loops"
+    WORDS = "words"
+    SIMILARITY = "similarity"
+    TOKENS = "tokens"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to look at, loaded."""
+
+    name: str
+    model: Any
+    sequences: list[list[int]]
+    source: str
+    layer: int
+    min_count: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own."""
+        from versatileffn.models.tokenizer import load_own_tokenizer
+
+        return load_own_tokenizer(self.name)
 
 
 def analyze_command(
@@ -46,6 +70,10 @@ def analyze_command(
         int | None,
         typer.Option(min=1, help="Only the first so many windows of each text, or items."),
     ] = None,
+    layer: Annotated[int, typer.Option(min=1, help="words: whose difficulty; 1-based.")] = 1,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="words: leave out those that occur less often.")
+    ] = 3,
     device: DeviceOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the folder if all in it is this verb's.")
@@ -70,7 +98,8 @@ def analyze_command(
     loaded = loaded.to(choose_device(device)).eval()
     sequences = sequences_of(model, loaded, text or [], task, limit)
     with Console(stderr=True).status("reading"):
-        outcome = VIEWS[view](loaded, sequences)
+        source = task or ", ".join(Path(each).name for each in text or [])
+        outcome = VIEWS[view](Job(model, loaded, sequences, source, layer, min_count))
     head = {
         "verb": "analyze",
         "view": view.value,
@@ -98,11 +127,45 @@ def _write(out: Path, overwrite: bool, head: dict[str, Any], outcome: "Outcome")
         write_json(folder / RECORD, head | found)
 
 
-def _loops(model: Any, sequences: list[list[int]]) -> "Outcome":
+def _loops(job: Job) -> "Outcome":
     from versatileffn.analysis.loop_profile import loop_profile, loops_outcome
     from versatileffn.analysis.reuse import unpadded_batches
 
-    return loops_outcome(loop_profile(model, unpadded_batches(sequences)))
+    return loops_outcome(loop_profile(job.model, unpadded_batches(job.sequences)))
 
 
-VIEWS: dict[View, Callable[..., "Outcome"]] = {View.LOOPS: _loops}
+def _words(job: Job) -> "Outcome":
+    from versatileffn.analysis.words import ranked_words, words_outcome
+
+    words = ranked_words(_readings(job), job.tokenizer, job.layer, job.min_count)
+    return words_outcome(words, job.layer)
+
+
+def _similarity(job: Job) -> "Outcome":
+    from versatileffn.analysis.pathways import measure_pathways, similarity_outcome
+    from versatileffn.analysis.reuse import unpadded_batches
+    from versatileffn.analysis.token_texts import token_texts
+
+    means, shown, longest = measure_pathways(job.model, unpadded_batches(job.sequences))
+    return similarity_outcome(means, shown, token_texts(job.tokenizer, longest))
+
+
+def _tokens(job: Job) -> "Outcome":
+    from versatileffn.analysis.token_page import tokens_outcome
+
+    name = Path(job.name).name
+    return tokens_outcome(_readings(job), job.tokenizer, name, job.source)
+
+
+def _readings(job: Job) -> "Sequence[Reading]":
+    from versatileffn.analysis.readings import read
+
+    return read(job.model, job.sequences)
+
+
+VIEWS: dict[View, Callable[[Job], "Outcome"]] = {
+    View.LOOPS: _loops,
+    View.WORDS: _words,
+    View.SIMILARITY: _similarity,
+    View.TOKENS: _tokens,
+}
