@@ -40,11 +40,18 @@ def run(*arguments: Any, expect: type[Exception] | None = None) -> str:
     return done.output
 
 
-FILES = {"loops": {"loops.svg", "loops.csv"}}
+FILES = {
+    "loops": {"loops.svg", "loops.csv"},
+    "words": {"words-hard.png", "words-easy.png", "words.csv"},
+    "similarity": {"similarity.svg", "similarity.csv"},
+    "tokens": {"tokens.html", "tokens.json"},
+}
 
 
 @pytest.mark.parametrize("view", FILES)
 def test_a_view_writes_what_it_names(root, tmp_path, view) -> None:
+    if view == "words":
+        pytest.importorskip("wordcloud", reason="the extra `words` isn't installed")
     shown = run(view, root / "versatile", root / "story.txt", "-o", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert record["files"].keys() == FILES[view]
