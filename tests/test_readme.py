@@ -35,6 +35,8 @@ def test_the_readme_has_commands():
         "flops",
         "bench",
         "verify",
+        "generate",
+        "calibrate",
     }
 
 

@@ -8,6 +8,7 @@ from versatileffn.signals import end_while_importing, is_command_line
 if is_command_line():  # what follows takes seconds
     end_while_importing()
 
+from versatileffn.budget import compute_budget
 from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.registry import register_controller
@@ -25,6 +26,7 @@ __all__ = [
     "VersatileFFN",
     "VersatileLlamaConfig",
     "VersatileLlamaForCausalLM",
+    "compute_budget",
     "register_controller",
     "upcycle",
 ]

@@ -1,5 +1,6 @@
 """VersatileFFN: decide, then execute. Source: Eq. 3."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError, PlanError
 from versatileffn.execution.select import Execution, execute
+from versatileffn.ffn.budget import Budget
 from versatileffn.ffn.config import FFNConfig, MoE, Versatile
 from versatileffn.ffn.controller import ConstantController, LinearController
 from versatileffn.ffn.gains import ReuseGains
@@ -51,9 +53,14 @@ class Reuse(nn.Module):
         loop_weights: what each loop adds to the weights; None where loops share them.
         experts: real experts; None without.
         execution: how plans are carried out, see `execution/select.py`; may be set at any time.
+        budget: the most loops of each token, see `budget.py`; None for as many as it wants.
+        opened: loops whose gains have their full effect; of the next, as much as the fraction says.
+            Training may move it while loops are opened, it is never saved.
     """
 
     execution: Execution = "auto"
+    budget: Budget | None = None
+    opened: float = math.inf
 
     def add_reuse(self, config: FFNConfig, d_model: int, d_hidden: int, view: FFNView) -> None:
         """Create what the variant needs beside the dense FFN.
@@ -83,24 +90,54 @@ class Reuse(nn.Module):
         else:
             self.controller = ConstantController(config.loops)
         if getattr(config, "reuse_gains", "fixed") == "learned":
-            self.gains = ReuseGains(config.loops, width=config.has_router)
+            start: float = getattr(config, "gain_init", 0.0)
+            self.gains = ReuseGains(config.loops, config.has_router, start)
         rank = getattr(config, "loop_rank", None)
         if rank is not None and config.loops > 1:
             fused = 2 if view.gated and len(view.proj) == 1 else 1
             sizes = [*((d_model, fused * d_hidden) for _ in view.proj), (d_hidden, d_model)]
             self.loop_weights = LowRankLoops(sizes, config.loops, rank)
 
-    def decide(self, hidden: Tensor, view: FFNView) -> ReusePlan:
-        """What to do for each token of hidden states [..., D], gains included.
+    @property
+    def loops(self) -> int:
+        """L, the most often that a token passes through the FFN."""
+        return self.reuse_config.loops
+
+    def set_budget(self, max_loops: int | Tensor | None) -> None:
+        """Let no token loop more often than this from now on; None for no limit.
+
+        Args:
+            max_loops: for every token, or for each sequence, [B].
 
         Raises:
-            PlanError: someone else's controller made a plan that contradicts itself.
+            ConfigError: it is none of 1 … L.
+        """
+        if max_loops is None:
+            self.budget = None
+            return
+        device = next(self.parameters()).device
+        budget = Budget.of(max_loops, self.loops)
+        self.budget = Budget(budget.loops.to(device), budget.most)
+
+    def priced(self) -> list[nn.Module]:
+        """What has a `loop_penalty`: the controller, or one that it wraps."""
+        parts = () if self.controller is None else self.controller.modules()
+        return [part for part in parts if hasattr(part, "loop_penalty")]
+
+    def decide(self, hidden: Tensor, view: FFNView) -> ReusePlan:
+        """What to do for each token of hidden states [..., D], gains and budget included.
+
+        Raises:
+            PlanError: someone else's controller made a plan that contradicts itself, or the budget
+                is for another batch.
         """
         normed = isinstance(self.reuse_config, Versatile) and self.reuse_config.normed_controller
         plan: ReusePlan = self.controller(view.norm(hidden) if normed else hidden)
         if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
             plan.check(self.reuse_d_hidden)
-        return plan if self.gains is None else self.gains(plan)
+        plan = plan if self.gains is None else self.gains(plan)
+        plan = plan if self.opened >= self.loops else plan.ramped(self.opened)
+        return plan if self.budget is None else plan.capped(self.budget)
 
     def reuse(
         self, hidden: Tensor, view: FFNView, plan: ReusePlan | None = None
@@ -160,6 +197,8 @@ class VersatileFFN(Reuse):
         if config is not None and not isinstance(config, FFNConfig):
             raise ConfigError(f"config={config!r} must be a Versatile, KLoop, MoE or Dense")
         self.config = (config or Versatile()).replace(**knobs)
+        if getattr(self.config, "reuse_layers", None) is not None:
+            raise ConfigError("reuse_layers is for models: a single layer has no number; drop it")
         check_value("d_model", d_model, int)
         if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
             raise ConfigError(f"norm_eps={norm_eps!r} must lie between 0 and 1")

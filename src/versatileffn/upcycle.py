@@ -37,6 +37,10 @@ FAR = (
     "large: the paper's form is far from the dense model and writes gibberish until it is "
     "trained; for an exact start use --gains learned (reuse_gains='learned')"
 )
+FROM_ELSEWHERE = (
+    "large: with gains that start at {:g}, loops and experts change what the dense model computes "
+    "until they are trained; for an exact start use --gain-init 0 (gain_init=0)"
+)
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What greedy generation ignores, and Transformers refuses to save beside it."""
 
@@ -49,6 +53,8 @@ class Receipt:
         source: path or hub id of the dense checkpoint.
         variant: what it became.
         ffn: the variant and its knobs.
+        layers: how many there are.
+        reused_layers: indices of those whose FFN is reused, from 0.
         parameters_before, parameters_after: counts, tied weights once.
         new_tensors: shapes of the tensors that the dense checkpoint doesn't have.
         family: the dense checkpoint's model type.
@@ -65,6 +71,8 @@ class Receipt:
     source: str
     variant: str
     ffn: dict[str, Any]
+    layers: int
+    reused_layers: list[int]
     parameters_before: int
     parameters_after: int
     new_tensors: dict[str, list[int]]
@@ -101,6 +109,8 @@ class Receipt:
             f"{self.logit_scale:.3g} ({self.probe_tokens} tokens, {self.dtype})",
             "expected": self.expected,
         }
+        if len(self.reused_layers) < self.layers:
+            lines["reused layers"] = f"{self.reused_layers} of 0 to {self.layers - 1}"
         if self.unused_neurons:
             lines["unused neurons"] = f"{self.unused_neurons} per layer belong to no expert"
         return "\n".join(f"{name:>16}  {value}" for name, value in lines.items())
@@ -160,10 +170,13 @@ def upcycle(
             model = load_checkpoint(new_class, source, new_config, NEW_TENSORS, weights=weights)
     model.generation_config = _generation_config(dense, source)
     layers = model.reuse_layers()
+    reused = [index for index in range(len(layers)) if config.at_layer(index) == config]
     return model, Receipt(
         source=str(source),
         variant=config.variant,
         ffn=config.to_dict(),
+        layers=len(layers),
+        reused_layers=reused,
         parameters_before=dense.num_parameters(),
         parameters_after=model.num_parameters(),
         new_tensors={
@@ -172,14 +185,22 @@ def upcycle(
             if name not in weights
         },
         family=dense_config.model_type,
-        layout=layout(layers[0], model.config),
+        layout=layout(layers[reused[0]], model.config),
         unused_neurons=config.unused_neurons(layers[0].ffn_view().down.in_features),
         dtype=str(model.dtype).removeprefix("torch."),
         probe_tokens=probe_ids.shape[-1],
         logit_difference=(_logits(model, probe_ids) - expected).abs().max().item(),
         logit_scale=expected.abs().max().item(),
-        expected=EXACT if config.starts_exactly else FAR,
+        expected=_expected(config),
     )
+
+
+def _expected(config: FFNConfig) -> str:
+    """What the difference to the dense model should be, and what to do where that isn't wanted."""
+    start = getattr(config, "gain_init", 0.0)
+    if config.starts_exactly:
+        return EXACT
+    return FAR if not start else FROM_ELSEWHERE.format(start)
 
 
 def save_upcycled(model: Any, receipt: Receipt, folder: Path, tokenizer: Any = None) -> None:

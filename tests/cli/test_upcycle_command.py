@@ -112,20 +112,23 @@ def test_overwrite_never_takes_the_source_or_a_stranger(dense_folder, tmp_path):
 def test_every_knob_of_every_variant_is_an_option(dense_folder, tmp_path):
     """Options are made from the records, so that a new knob is one, too."""
     given = {
-        "versatile": vf.Versatile(4, 1, 5, 3, "average", "soft", "fixed", 2, "linear", True, 1e-3),
-        "k-loop": vf.KLoop(3, "fixed", 2),
-        "moe": vf.MoE(4, 1, 5, "fixed", 1e-3),
+        "versatile": vf.Versatile(
+            4, 1, 5, 3, "average", "soft", "learned", 2, "linear", True, 1e-3, (1,), 0.5, 0.7, 0.1
+        ),
+        "k-loop": vf.KLoop(3, "learned", 2, (0, 1), 0.5),
+        "moe": vf.MoE(4, 1, 5, "fixed", 1e-3, (0,)),
         "dense": vf.Dense(),
     }
     for variant, config in given.items():
         for field in dataclasses.fields(config):
             assert field.default != getattr(config, field.name) or field.name in (
-                "reuse_gains", "controller"
+                "controller", "reuse_gains"
             )  # fmt: skip
         options = []
         for name, value in dataclasses.asdict(config).items():
             option = "--gains" if name == "reuse_gains" else f"--{name.replace('_', '-')}"
-            options += [option] if value is True else [option, str(value)]
+            for each in value if isinstance(value, tuple) else [value]:
+                options += [option] if value is True else [option, str(each)]
         out = tmp_path / variant
         line = ["upcycle", str(dense_folder), str(out), "--to", variant, *options]
         result = CliRunner().invoke(app, line)

@@ -42,6 +42,15 @@ def with_two_arms() -> None:
     main.main()
 
 
+def with_any_text() -> None:
+    """The verb, on a text that a model of one training step can't know."""
+    from versatileffn.analysis import calibration
+    from versatileffn.cli import main
+
+    calibration.check_text = lambda *_: None
+    main.main()
+
+
 def nothing_lost(before: Tree, left: Tree, output: str) -> str | None:
     """No complaint: for verbs that keep no progress."""
 
@@ -198,6 +207,7 @@ def all_cases(folder: Path) -> list[Case]:
     train = ["train", str(folder / "train.yaml")]
     upcycle = ["upcycle", model, "up", "--gains", "learned"]
     evaluate = ["evaluate", model, "--tasks", "sciq,arc_easy", "--limit", "2", "--out", "scores"]
+    calibrate = ["calibrate", "up", f"{texts}/0.jsonl", "--points", "2", "--limit", "2"]
     perplexity = ["perplexity", model, f"{texts}/0.jsonl", "--limit", "1", "--json", "p.json"]
     of_checkpoint = r"checkpoints/.*/(training_args.bin|contents.json)$"
     return [
@@ -213,6 +223,7 @@ def all_cases(folder: Path) -> list[Case]:
         Case("upcycle --overwrite", [*upcycle, "--overwrite"], (["upcycle", model, "up", "--gains",
              "fixed"],), "up"),
         Case("evaluate", evaluate, needs="olmo_eval"),
+        Case("calibrate", calibrate, (upcycle,), function="crash.cases:with_any_text"),
         Case("perplexity --json", perplexity, (perplexity,), "p.json"),
         Case("reproduce", ["reproduce", "--scale", "smoke", "--corpus", texts, "--out", "out"],
              unstable=rf"{of_checkpoint}|report\.(md|html)$|\.png$",

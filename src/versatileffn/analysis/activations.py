@@ -6,6 +6,7 @@ a saved view keeps all of its storage alive. Two numbers of tokens are run and t
 taken, so that weights, and what autocast makes of them, drop out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import ceil, floor
@@ -50,11 +51,13 @@ def ffn_activation_bytes(
     model: Any = skeleton(config if is_reuse(config) else reuse_config(config, ffn))
     model.set_execution(execution)
     layers = model.reuse_layers()
-    layer = with_zeros(layers[0]).train()
-    with torch.random.fork_rng(devices=[]):
-        measured = {n: _per_token(layer, config.hidden_size, n, bf16) for n in {below, above}}
-    between = measured[below] + (mean - below) * (measured[above] - measured[below])
-    return len(layers) * between
+    total = 0.0
+    for reuse, alike in Counter(layer.reuse_config for layer in layers).items():
+        layer = with_zeros(next(x for x in layers if x.reuse_config == reuse)).train()
+        with torch.random.fork_rng(devices=[]):
+            measured = {n: _per_token(layer, config.hidden_size, n, bf16) for n in {below, above}}
+        total += alike * (measured[below] + (mean - below) * (measured[above] - measured[below]))
+    return total
 
 
 def _per_token(layer: Any, d_model: int, loops: int, bf16: bool) -> float:

@@ -70,7 +70,11 @@ def plain(axes: Axes) -> None:
 
 
 def loop_shares(
-    axes: Axes, shares: Sequence[Sequence[float]], means: Sequence[float], labels: Sequence[str]
+    axes: Axes,
+    shares: Sequence[Sequence[float]],
+    means: Sequence[float],
+    labels: Sequence[str],
+    places: Sequence[float] | None = None,
 ) -> None:
     """Stacked bars: the share of tokens that take 1, 2, … L loops, and the mean above each.
 
@@ -79,15 +83,16 @@ def loop_shares(
         shares: of each bar, its L shares, which sum to 1.
         means: mean loops of each bar.
         labels: what stands below each.
+        places: where each stands on the axis; None puts them side by side.
     """
-    index, bottom = np.arange(len(shares)), np.zeros(len(shares))
+    index, bottom = list(places or range(len(shares))), np.zeros(len(shares))
     colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.25, len(shares[0])))
     for loop, (share, colour) in enumerate(zip(np.array(shares).T, colours, strict=True), start=1):
         label = f"{loop} loop{'s' if loop > 1 else ''}"
         axes.bar(index, share, bottom=bottom, color=colour, label=label)
         bottom += share
     crowded = len(shares) > CROWD
-    for x, mean in enumerate(means):
+    for x, mean in zip(index, means, strict=True):
         axes.text(x, 1.02, f"{mean:.2f}", ha="center", va="bottom", fontsize=6 if crowded else 8,
                   rotation=90 if crowded else 0)  # fmt: skip
     axes.set_xticks(index, labels, rotation=45 if crowded else 0)

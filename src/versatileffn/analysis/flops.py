@@ -36,7 +36,7 @@ class ModelCost:
         ffn: the variant.
         parameters: of the whole model; tied embeddings count once. Source: Table 2.
         once: FLOPs of the first loop, the dense FFN.
-        again: FLOPs of each further loop.
+        again: FLOPs of each further loop, of the layers that are reused.
         experts: FLOPs of the K experts of a token: real ones run; virtual ones the paper counts as
             if they did.
         width_down: FLOPs of the width pathway's own W_out, which it needs where a post-norm follows
@@ -76,7 +76,8 @@ class ModelCost:
         out where it costs no product of its own (its hidden activations are those of loop 1).
 
         Args:
-            mean_loops: N_mean, mean loops per token over all layers, 1 to L; where tokens decide.
+            mean_loops: N_mean, mean loops per token over all layers that are reused, 1 to L; where
+                tokens decide.
             share_below_max: P, share of tokens that run fewer than L loops, 0 to 1; where those
                 that don't skip the width pathway, and it counts.
             accounting: `paper` adds the width pathway as if its experts ran; `ours` doesn't.
@@ -127,22 +128,22 @@ def model_cost(config: Any) -> ModelCost:
     """
     ffn = ffn_of(config)
     model: Any = skeleton(config if is_reuse(config) else reuse_config(config, ffn)).eval()
-    layers = [_layer_cost(layer, ffn, config.hidden_size) for layer in model.reuse_layers()]
+    layers = [_layer_cost(layer, config.hidden_size) for layer in model.reuse_layers()]
     once, again, experts, width_down, controller = map(sum, zip(*layers, strict=True))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelCost(ffn, parameters, once, again, experts, width_down, controller)
 
 
-def _layer_cost(layer: Any, ffn: FFNConfig, d_model: int) -> tuple[int, int, int, int, int]:
+def _layer_cost(layer: Any, d_model: int) -> tuple[int, int, int, int, int]:
     """`once`, `again`, `experts`, `width_down` and `controller` of one layer."""
     token = torch.empty(1, 1, d_model, device="meta")
-    view = layer.ffn_view()
+    view, ffn = layer.ffn_view(), layer.reuse_config
 
     def loop(number: int) -> int:
         return _counted(lambda: view.update(view.hidden(token, number), number))
 
     once = loop(0)
-    again = loop(1) if ffn.loops > 1 else once
+    again = loop(1) if ffn.loops > 1 else 0
     experts = width_down = controller = 0
     if layer.experts is not None:
         each = layer.experts.gate_up_proj[0].numel() + layer.experts.down_proj[0].numel()

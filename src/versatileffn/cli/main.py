@@ -10,9 +10,11 @@ import typer
 
 from versatileffn.cli.analyze import analyze_command
 from versatileffn.cli.bench import bench_command
+from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
+from versatileffn.cli.generate import generate_command
 from versatileffn.cli.options import loads_checkpoints
 from versatileffn.cli.perplexity import perplexity_command
 from versatileffn.cli.reproduce import reproduce_command
@@ -38,6 +40,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": loads_checkpoints(train_command),
     "evaluate": loads_checkpoints(evaluate_command),
     "perplexity": loads_checkpoints(perplexity_command),
+    "calibrate": loads_checkpoints(calibrate_command),
+    "generate": loads_checkpoints(generate_command),
     "flops": loads_checkpoints(flops_command),
     "analyze": loads_checkpoints(analyze_command),
     "reproduce": reproduce_command,

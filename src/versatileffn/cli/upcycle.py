@@ -11,6 +11,7 @@ import typer
 from versatileffn.cli.options import with_options
 from versatileffn.ffn.config import VARIANTS, FFNConfig
 from versatileffn.ffn.knobs import Knob, knobs
+from versatileffn.ffn.values import Indices
 
 OPTIONS = {"reuse_gains": "--gains"}
 """Knobs whose option isn't called like them."""
@@ -25,7 +26,8 @@ def _option(knob: Knob) -> Any:
     name = OPTIONS.get(knob.name, f"--{knob.name.replace('_', '-')}")
     text = f"{knob.text} ({', '.join(knob.variants)})"
     shown = False if default is None else str(default)
-    return Annotated[knob.hint | None, typer.Option(name, help=text, show_default=shown)]
+    hint = list[int] if knob.hint == Indices else knob.hint  # an option for each of them
+    return Annotated[hint | None, typer.Option(name, help=text, show_default=shown)]
 
 
 def _with_knobs(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,7 +35,7 @@ def _with_knobs(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(*arguments: Any, **options: Any) -> None:
         given = {knob.name: options.pop(knob.name, None) for knob in knobs()}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in given.items() if value not in (None, [])}
         command(*arguments, knobs=chosen, **options)
 
     return with_options(command, run, {k.name: (_option(k), None) for k in knobs()}, "knobs")

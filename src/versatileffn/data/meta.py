@@ -67,6 +67,24 @@ class TokenizerMeta:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """What is said of the windows of tokens that were made as such: one question each, say.
+
+    Args:
+        tokens: of one window; nobody may read others.
+        unscored: how many of them, from the first, no loss counts; the first is never predicted.
+        shuffled: training draws an order; otherwise it reads them as they are stored, which is how
+            a curriculum is written down.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    tokens: Annotated[int, Field(ge=2)]
+    unscored: Annotated[int, Field(ge=1)] = 1
+    shuffled: bool = True
+
+
+@dataclass(frozen=True)
 class TokenMeta:
     """Everything in meta.json.
 
@@ -80,6 +98,7 @@ class TokenMeta:
         versions: versions of Python and of the packages that shaped the tokens.
         files: SHA-256 of every other file of the folder, by its name relative to the folder.
         format: version of this layout.
+        windows: where the tokens are windows of one length; None for a stream of text.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -93,6 +112,7 @@ class TokenMeta:
     versions: dict[str, str]
     files: dict[str, _Digest] = field(default_factory=dict)
     format: int = FORMAT
+    windows: Windows | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -111,6 +131,8 @@ class TokenMeta:
     def save(self, folder: Path) -> None:
         """Write meta.json into `folder`; of a path that isn't UTF-8, `?` replaces what isn't."""
         record = {"format": self.format} | dataclasses.asdict(self)
+        if self.windows is None:
+            del record["windows"]
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_bytes(folder / META_FILE, text.encode("utf-8", "replace"))
 
@@ -159,6 +181,8 @@ class TokenMeta:
         for name, size in self.splits.items():
             if not size.documents <= size.tokens:
                 return f"splits.{name} has {size.documents} documents in {size.tokens} tokens"
+        if self.windows is not None and self.windows.unscored >= self.windows.tokens:
+            return f"windows has {self.windows.tokens} tokens, all of them unscored"
         if files_of({FILES: self.files}) is None:
             return "files lists none, or a name outside of the folder"
         return None

@@ -1,5 +1,6 @@
 """Token shards as fixed-length windows that cross documents and files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch.utils.data import Dataset
 from versatileffn.data.meta import SplitMeta, TokenMeta
 from versatileffn.errors import ConfigError, DataError
 
+UNSCORED = -100
+"""The label that Transformers' losses leave out."""
+
 
 class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     """One split of a token folder, cut into windows of `seq_len` tokens.
@@ -18,13 +22,18 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     [i·seq_len, (i+1)·seq_len) of it. Windows never overlap; the last, incomplete one is dropped.
     Shards are memory-mapped, so any size fits.
 
+    Attributes:
+        unscored: how many tokens of a window, from its first, no loss counts.
+        shuffled: training draws an order of the windows instead of taking them as stored.
+
     Args:
         folder: a token folder, as `versatileffn tokenize` writes it.
         split: "train" or "val".
         seq_len: tokens per window.
 
     Raises:
-        ConfigError: seq_len is below 2 (one token has nothing to predict).
+        ConfigError: seq_len is below 2 (one token has nothing to predict), or the folder's
+            windows have another length.
         DataError: the folder is missing, half-written or damaged, lacks the split, or the split
             is shorter than one window.
     """
@@ -41,6 +50,14 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
                 f"{self.folder}: no split {split!r}, only {sorted(self.meta.splits)}; tokenize "
                 "again with --val-fraction to hold documents out"
             )
+        windows = self.meta.windows
+        if windows is not None and windows.tokens != seq_len:
+            raise ConfigError(
+                f"seq_len={seq_len}, but the windows of {self.folder} have {windows.tokens} "
+                "tokens: set data.seq_len to that"
+            )
+        self.unscored = 1 if windows is None else windows.unscored
+        self.shuffled = windows is None or windows.shuffled
         self.dtype = np.dtype("<u2" if self.meta.token_bytes == 2 else "<u4")
         self.files = [self.folder / name for name in self.meta.shards(split)]
         sizes = [self._tokens_in(path) for path in self.files]
@@ -87,12 +104,34 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return self.num_tokens // self.seq_len
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Window `index`: input_ids and labels, the same int64 tensor of shape (seq_len,)."""
+        """Window `index`: input_ids and labels, int64 of shape (seq_len,).
+
+        The labels are the same tensor, unless the folder has tokens that aren't scored: −100.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
-        start = int(index) % len(self) * self.seq_len
-        input_ids = torch.from_numpy(self.tokens(start, start + self.seq_len))
-        return {"input_ids": input_ids, "labels": input_ids}
+        return self._windows(int(index) % len(self), 1)[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """Several windows, for a DataLoader; those that lie side by side are read at once."""
+        numbers = np.asarray(indices)
+        breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+        runs = np.split(numbers, breaks)
+        return [window for run in runs for window in self._windows(int(run[0]), len(run))]
+
+    def _windows(self, first: int, count: int) -> list[dict[str, torch.Tensor]]:
+        """Windows first … first + count − 1."""
+        start = first * self.seq_len
+        tokens = self.tokens(start, start + count * self.seq_len)
+        ids_NT = torch.from_numpy(tokens).view(count, self.seq_len)
+        if self.unscored == 1:
+            return [{"input_ids": ids_T, "labels": ids_T} for ids_T in ids_NT]
+        labels_NT = ids_NT.clone()
+        labels_NT[:, : self.unscored] = UNSCORED
+        return [
+            {"input_ids": ids_T, "labels": labels_T}
+            for ids_T, labels_T in zip(ids_NT, labels_NT, strict=True)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open shards: a pickled memory map would carry all its tokens."""

@@ -61,7 +61,7 @@ def held_out_loss(
 
     Each window of T tokens predicts its tokens 2 … T from those before them in the window; its
     first token is not predicted, and no window sees the one before it. Every predicted token has
-    the same weight.
+    the same weight. Tokens that the folder calls unscored count like the first.
 
     Args:
         model: a causal model.
@@ -85,9 +85,10 @@ def held_out_loss(
     found = divide_work(model, chosen, score, alike=True)
     nats = np.concatenate([found[window] for window in chosen])
     first = np.array(chosen)[:, None] * dataset.seq_len
-    positions = (first + np.arange(1, dataset.seq_len)).ravel()
+    positions = (first + np.arange(dataset.unscored, dataset.seq_len)).ravel()
     size = sum(
-        float(text.sizes(dataset[window]["input_ids"][1:].numpy()).sum()) for window in chosen
+        float(text.sizes(dataset[window]["input_ids"][dataset.unscored :].numpy()).sum())
+        for window in chosen
     )
     total = float(nats.sum())
     return HeldOut(
@@ -101,7 +102,8 @@ def held_out_loss(
 def _nats(
     model: Any, dataset: PackedDataset, windows: list[int], batch_size: int, bf16: bool
 ) -> Iterator[np.ndarray]:
-    """The cross entropies of each window's predicted tokens, (T − 1,) float64."""
+    """The cross entropies of each window's scored tokens, float64; T − 1 where all but one are."""
+    scored = dataset.unscored
     loader = DataLoader(
         Subset(dataset, windows), batch_size=batch_size, collate_fn=default_data_collator
     )
@@ -112,7 +114,7 @@ def _nats(
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
             for logits_TV, ids_T in zip(logits_BTV, ids_BT, strict=True):
-                yield target_nats(logits_TV[:-1], ids_T[1:]).cpu().numpy()
+                yield target_nats(logits_TV[scored - 1 : -1], ids_T[scored:]).cpu().numpy()
 
 
 def _by_document(documents: np.ndarray, nats: np.ndarray) -> tuple[DocumentLoss, ...]:

@@ -97,13 +97,13 @@ def layer_use(model: Any, batches: Iterable[Batch]) -> list[LayerUse]:
 
 
 def mean_loops(layers: list[LayerUse]) -> float | None:
-    """N_mean, loops per token over all layers, or None where no layer decides."""
+    """N_mean, loops per token over the layers that decide, or None where none does."""
     known = [layer.mean_loops for layer in layers if layer.mean_loops is not None]
     return sum(known) / len(known) if known else None
 
 
 def share_below_max(layers: list[LayerUse]) -> float | None:
-    """P, the share of tokens, over all layers, that leave before the last loop."""
+    """P, the share of tokens, over the layers that decide, that leave before the last loop."""
     known = [layer.loop_share for layer in layers if layer.loop_share is not None]
     return sum(1 - share[-1] for share in known) / len(known) if known else None
 

@@ -31,6 +31,7 @@ traces.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -94,6 +95,8 @@ def execute(
             f"{tuple(hidden.shape)}: the leading dimensions must agree"
         )
     hidden_MD, weights = hidden.reshape(-1, hidden.shape[-1]), plan.flatten().weights()
+    if weights.max_loops == 1:
+        view = replace(view, loop_weights=None)  # all loops share those of the first
     choice = select_executor(execution, hidden_MD, view, weights)
     _remember(execution, choice.name, choice.reason, choice.fallback)
     return choice.run(hidden_MD, view, weights).view_as(hidden)

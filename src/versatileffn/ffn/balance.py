@@ -25,13 +25,13 @@ def balance_loss(router_logits: Tensor, top_k: int, mask: Tensor | None = None) 
     logits_MN = router_logits.reshape(-1, num_experts)
     probs_MN = logits_MN.softmax(-1)
     chosen_MN = torch.zeros_like(probs_MN).scatter(-1, logits_MN.topk(top_k, -1).indices, 1 / top_k)
-    weight_M = _token_weights(mask, probs_MN)
+    weight_M = token_weights(mask, probs_MN)
     assigned_N = (weight_M[:, None] * chosen_MN).sum(0)
     probability_N = (weight_M[:, None] * probs_MN).sum(0)
     return num_experts * (assigned_N * probability_N).sum()
 
 
-def _token_weights(mask: Tensor | None, like_MN: Tensor) -> Tensor:
+def token_weights(mask: Tensor | None, like_MN: Tensor) -> Tensor:
     """Weights that average over the tokens that count, [M]."""
     if mask is None:
         return like_MN.new_full(like_MN.shape[:1], 1 / max(like_MN.shape[0], 1))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.values import check_value, suggestion
+from versatileffn.ffn.values import Indices, check_value, suggestion
 
 Fusion = Literal["difficulty", "average", "width", "depth"]
 LoopMix = Literal["hard", "soft"]
@@ -59,8 +59,16 @@ class FFNConfig:
         for knob in dataclasses.fields(self):
             value: Any = getattr(self, knob.name)
             check_value(knob.name, value, hints[knob.name])
+            if isinstance(value, list | tuple):  # as plain data has it, and YAML
+                object.__setattr__(self, knob.name, tuple(sorted(value)))
             if knob.name in ("max_loops", "num_loops") and value > MOST_LOOPS:
                 raise ConfigError(f"{knob.name}={value:,} must be at most {MOST_LOOPS:,}: lower it")
+        start: float = getattr(self, "gain_init", 0.0)
+        if start and getattr(self, "reuse_gains", None) == "fixed":
+            raise ConfigError(
+                f"gain_init={start} is where learned gains start, and reuse_gains='fixed' has "
+                "none: set reuse_gains='learned', or leave it out"
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "FFNConfig":
@@ -86,7 +94,31 @@ class FFNConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The variant and its knobs as plain data."""
-        return {"variant": self.variant, **dataclasses.asdict(self)}
+        knobs = dataclasses.asdict(self).items()
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in knobs}
+        return {"variant": self.variant, **plain}
+
+    def at_layer(self, index: int) -> "FFNConfig":
+        """How the FFN of one layer is used: as this says, or as the dense model does.
+
+        Args:
+            index: of the layer, from 0.
+        """
+        chosen: Indices = getattr(self, "reuse_layers", None)
+        return self if chosen is None or index in chosen else Dense()
+
+    def check_layers(self, num_layers: int) -> None:
+        """See that a model of `num_layers` layers has those that are to be reused.
+
+        Raises:
+            ConfigError: it doesn't.
+        """
+        chosen: Indices = getattr(self, "reuse_layers", None)
+        if chosen is not None and chosen[-1] >= num_layers:
+            raise ConfigError(
+                f"reuse_layers={list(chosen)} names layer {chosen[-1]} of a model with {num_layers}"
+                f" layers, 0 to {num_layers - 1}: leave it out"
+            )
 
     def fixed(self) -> dict[str, Any]:
         """What weights are trained for, by name; every other knob may change afterwards."""
@@ -110,7 +142,8 @@ class FFNConfig:
     @property
     def starts_exactly(self) -> bool:
         """Whether a freshly converted model computes the dense model's function."""
-        return getattr(self, "reuse_gains", "learned") == "learned"
+        start: float = getattr(self, "gain_init", 0.0)
+        return getattr(self, "reuse_gains", "learned") == "learned" and start == 0
 
     def expert_size(self, d_hidden: int) -> int:
         """Hidden neurons of one expert (f) beside or in an FFN of `d_hidden` neurons; 0 without.
@@ -150,12 +183,17 @@ class KLoop(FFNConfig):
         num_loops: k, how often every token passes through the FFN.
         reuse_gains: `fixed` is the paper's form; `learned` starts exactly at the dense FFN.
         loop_rank: rank of what each loop after the first adds to the weights; None adds nothing.
+        reuse_layers: indices from 0 of the layers that are reused; the others run as in the dense
+            model. None means all.
+        gain_init: where learned gains start, for training from scratch; a conversion is exact at 0.
     """
 
     variant: ClassVar[str] = "k-loop"
     num_loops: int = 2
     reuse_gains: ReuseGains = "fixed"
     loop_rank: int | None = None
+    reuse_layers: Indices = None
+    gain_init: float = 0.0
 
     @property
     def loops(self) -> int:
@@ -164,8 +202,8 @@ class KLoop(FFNConfig):
 
     @property
     def starts_exactly(self) -> bool:
-        """With learned gains, or where there is one loop."""
-        return self.reuse_gains == "learned" or self.num_loops == 1
+        """With learned gains from 0, or where there is one loop."""
+        return super().starts_exactly or self.num_loops == 1
 
 
 @dataclass(frozen=True)
@@ -220,11 +258,14 @@ class MoE(Routed):
         d_expert: f, hidden neurons of one expert; None means ⌊d_hidden / N⌋.
         reuse_gains: with `learned` the experts' W_out starts at 0, so exactly at the dense FFN.
         router_aux_loss_coef: weight of the balance loss in the training loss.
+        reuse_layers: indices from 0 of the layers that are reused; the others run as in the dense
+            model. None means all.
     """
 
     variant: ClassVar[str] = "moe"
     reuse_gains: ReuseGains = field(default="fixed", metadata=ADJUSTABLE)
     router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
+    reuse_layers: Indices = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +285,11 @@ class Versatile(Routed):
         controller: who decides, by its name in the registry, see `ffn/registry.py`.
         normed_controller: the controller reads norm(H) instead of H.
         router_aux_loss_coef: weight of the balance loss in the training loss.
+        reuse_layers: indices from 0 of the layers that are reused; the others run as in the dense
+            model. None means all.
+        gain_init: where learned gains start, for training from scratch; a conversion is exact at 0.
+        loop_prior: ratio r of a prior of loop counts, π_ℓ ∝ r^(ℓ−1); 1 is uniform.
+        loop_prior_coef: weight in the training loss of KL(mean exit distribution ‖ π), in nats.
     """
 
     variant: ClassVar[str] = "versatile"
@@ -255,6 +301,22 @@ class Versatile(Routed):
     controller: str = "linear"
     normed_controller: bool = False
     router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
+    reuse_layers: Indices = None
+    gain_init: float = 0.0
+    loop_prior: float = field(default=1.0, metadata=ADJUSTABLE)
+    loop_prior_coef: float = field(default=0.0, metadata=ADJUSTABLE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.loop_prior > 0:
+            raise ConfigError(f"loop_prior={self.loop_prior!r} must be a positive ratio")
+        if self.loop_prior_coef < 0:
+            raise ConfigError(f"loop_prior_coef={self.loop_prior_coef!r} is negative")
+        if self.loop_prior_coef and self.loops == 1:
+            raise ConfigError(
+                f"loop_prior_coef={self.loop_prior_coef!r} has no effect where all tokens take one "
+                "loop: leave it out"
+            )
 
     @property
     def loops(self) -> int:

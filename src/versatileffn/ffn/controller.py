@@ -6,8 +6,11 @@ Legend: M tokens, D d_model, K top_k, L max_loops, N num_experts.
 import torch
 from torch import Tensor, nn
 
+from versatileffn.ffn.budget import charged
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.experts import ExpertSlices
+from versatileffn.ffn.loop_prior import draw_loops
+from versatileffn.ffn.open_loops import OpenLoops
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
 from versatileffn.ffn.registry import register_controller
 from versatileffn.ffn.wide import WideLinear, at_least_float32
@@ -17,7 +20,7 @@ START_TAU = 5.0
 
 
 @register_controller("linear")
-class LinearController(nn.Module):
+class LinearController(OpenLoops, nn.Module):
     """The paper's: router and loop predictor, one linear map each. Source: Eq. 7, 10, 12, 13.
 
     Both read what they are given: H, or norm(H) from a layer with `normed_controller`. Logits and
@@ -32,11 +35,19 @@ class LinearController(nn.Module):
         router: D -> N; None with fusion `depth`.
         loop_head: D -> L; None with fusion `width`.
         tau: temperature τ of Eq. 10. Training anneals it, `soft` mixes use it at inference too.
+        open_loops: the most loops that a token may take for now; L unless training opens them one
+            after the other. λ counts all L.
+        sampled_loops: ratio of the prior from which training draws depths by lot, see
+            `ffn/loop_prior.py`; None asks the loop predictor.
+        loop_penalty: what each loop after the first costs, see `charged`; None for nothing.
     """
+
+    sampled_loops: float | None = None
+    loop_penalty: Tensor | None = None
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None:
         super().__init__()
-        self.config, self.tau = config, START_TAU
+        self.config, self.tau, self.open_loops = config, START_TAU, config.max_loops
         self.slices: ExpertSlices | None = None
         self.router: WideLinear | None = None
         self.loop_head: WideLinear | None = None
@@ -71,7 +82,9 @@ class LinearController(nn.Module):
             # An adapter or a quantized map in its place expects, and returns, dtypes of its own.
             return at_least_float32(linear(wide if isinstance(linear, WideLinear) else hidden))
 
-        loop_logits = None if self.loop_head is None else logits(self.loop_head)
+        loop_logits = None
+        if self.loop_head is not None:
+            loop_logits = charged(self.among_open(logits(self.loop_head)), self.loop_penalty)
         plan = self._decide_depth(wide, loop_logits, gumbel_noise)
         if self.router is None:
             return plan
@@ -90,6 +103,8 @@ class LinearController(nn.Module):
         if logits is None:
             ones = wide.new_ones(wide.shape[:-1])
             return ReusePlan(ones.long(), ones.unsqueeze(-1), lam=ones, fusion=fusion)
+        if self.sampled_loops is not None:
+            return self._drawn(logits, self.sampled_loops)
         if gumbel_noise is None and self.training:
             gumbel_noise = sample_gumbel(logits)
         probs = loop_probabilities(logits, self.tau, gumbel_noise)
@@ -99,6 +114,17 @@ class LinearController(nn.Module):
             probs = straight_through(probs, loop_count)
         lam = width_share(fusion, probs)
         return ReusePlan(loop_count, probs, lam, hard, fusion, loop_logits=logits)
+
+    def _drawn(self, logits: Tensor, ratio: float) -> ReusePlan:
+        """Depths by lot in training; in evaluation, as deep as is open."""
+        if self.training:
+            loop_count = draw_loops(logits, ratio)
+        else:
+            loop_count = torch.full_like(logits[..., 0], self.open_loops, dtype=torch.int64)
+        probs = one_hot_loops(loop_count, logits.shape[-1]).to(logits.dtype)
+        fusion = self.config.fusion
+        lam = width_share(fusion, probs)
+        return ReusePlan(loop_count, probs, lam, fusion=fusion, loop_logits=logits)
 
 
 class ConstantController(nn.Module):

@@ -1,4 +1,4 @@
-"""Learned gains: scalars with which a reused FFN starts exactly at the dense one.
+"""Learned gains: scalars with which a reused FFN can start exactly at the dense one.
 
 Source: ours, docs/algebra.md. They belong to the layer: whoever decides, the start is exact.
 """
@@ -10,27 +10,30 @@ from versatileffn.ffn.plan import ReusePlan
 
 
 class ReuseGains(nn.Module):
-    """γ₂ … γ_L and s, learned from 0, beside γ₁ = σ = 1: at the start only loop 1 has an effect.
+    """γ₂ … γ_L and s, learned, beside γ₁ = σ = 1: from 0, only loop 1 has an effect at the start.
 
     Args:
         loops: L; L − 1 gains are learned.
         width: there is a width pathway, so that s is learned.
+        start: of all of them. At 0 further loops give the FFN's weights no gradient at first.
 
     Attributes:
         loop_gains: γ₂ … γ_L, [L − 1]; None for one loop.
         width_gain: s, [1] (FSDP2 shards no scalars); None without a width pathway.
     """
 
-    def __init__(self, loops: int, width: bool) -> None:
+    def __init__(self, loops: int, width: bool, start: float = 0.0) -> None:
         super().__init__()
-        self.loop_gains = nn.Parameter(torch.zeros(loops - 1)) if loops > 1 else None
-        self.width_gain = nn.Parameter(torch.zeros(1)) if width else None
+        self.start = start
+        self.loop_gains = nn.Parameter(torch.empty(loops - 1)) if loops > 1 else None
+        self.width_gain = nn.Parameter(torch.empty(1)) if width else None
+        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
-        """Set all gains to 0, whatever the scale of other new weights."""
+        """Set all gains to their start, whatever the scale of other new weights."""
         for gain in self.parameters():
-            nn.init.zeros_(gain)
+            nn.init.constant_(gain, self.start)
 
     def forward(self, plan: ReusePlan) -> ReusePlan:
         """The same decisions, carried out with these gains."""

@@ -37,6 +37,7 @@ class NaiveFFN:
         shared: σ, how much of the full FFN joins the width pathway (0 in the paper).
         fusion: `difficulty`, `average`, `width` or `depth`.
         token_choice: ℓ̂ is the likeliest loop, and its probability is 1 − λ, whatever `fusion` is.
+        budget: a token that wants more loops than this stops there; λ follows, L stays.
     """
 
     norm_D: Tensor | None
@@ -62,6 +63,7 @@ class NaiveFFN:
     fusion: str = "difficulty"
     soft: bool = False
     token_choice: bool = False
+    budget: int | None = None
     normed_controller: bool = False
     eps: float = 1e-6
     activation: Callable[[Tensor], Tensor] = F.silu
@@ -177,6 +179,11 @@ def loop_states(w: NaiveFFN, h_D: Tensor, loops: int) -> list[Tensor]:
     return states
 
 
+def affordable(w: NaiveFFN, loops: int) -> int:
+    """As many loops as the budget allows."""
+    return loops if w.budget is None else min(loops, w.budget)
+
+
 def token_choice(w: NaiveFFN, h_D: Tensor, controller_input_D: Tensor) -> tuple[Tensor, int]:
     """Y = g·H_ℓ̂ + (1 − g)·Y_width. Source: Mixture-of-Recursions (arXiv 2507.10524)."""
     assert w.loop_head_LD is not None
@@ -184,6 +191,7 @@ def token_choice(w: NaiveFFN, h_D: Tensor, controller_input_D: Tensor) -> tuple[
     loops = int(probs_L.argmax()) + 1
     gate = probs_L[loops - 1]
     y_width = width_pathway(w, h_D, controller_input_D)
+    loops = affordable(w, loops)
     return gate * loop_states(w, h_D, loops)[-1] + (1 - gate) * y_width, loops
 
 
@@ -191,7 +199,7 @@ def train_token(w: NaiveFFN, h_D: Tensor, gumbel_noise_L: Tensor | None) -> Tens
     """One token of Algorithm 1: all L loops, both pathways, fused. Source: Eq. 3, 7–13."""
     controller_input = norm(w, h_D) if w.normed_controller else h_D
     if w.loops is not None:
-        return loop_states(w, h_D, w.loops)[-1]
+        return loop_states(w, h_D, affordable(w, w.loops))[-1]
     if w.token_choice:
         return token_choice(w, h_D, controller_input)[0]
     if w.fusion == "width":
@@ -204,6 +212,9 @@ def train_token(w: NaiveFFN, h_D: Tensor, gumbel_noise_L: Tensor | None) -> Tens
     if not w.soft:
         one_hot = F.one_hot(p_L.argmax(), max_loops).to(p_L)
         p_L = one_hot + (p_L - p_L.detach())  # exactly one-hot, so that λ = 0 is exact, too
+    if w.budget is not None:
+        stays_L, moved = [*p_L[: w.budget - 1]], p_L[w.budget - 1 :].sum()
+        p_L = torch.stack([*stays_L, moved, *[0 * moved] * (max_loops - w.budget)])
     states = loop_states(w, h_D, max_loops)
     y_depth = sum((p * state for p, state in zip(p_L, states, strict=True)), torch.zeros_like(h_D))
     if w.fusion == "depth":
@@ -221,14 +232,15 @@ def infer_token(w: NaiveFFN, h_D: Tensor) -> tuple[Tensor, int]:
     """
     controller_input = norm(w, h_D) if w.normed_controller else h_D
     if w.loops is not None:
-        return loop_states(w, h_D, w.loops)[-1], w.loops
+        loops = affordable(w, w.loops)
+        return loop_states(w, h_D, loops)[-1], loops
     if w.token_choice:
         return token_choice(w, h_D, controller_input)
     if w.fusion == "width":
         return width_pathway(w, h_D, controller_input), 1
     assert w.loop_head_LD is not None
     logits_L = w.loop_head_LD @ controller_input
-    loops, max_loops = int(logits_L.argmax()) + 1, logits_L.shape[0]
+    loops, max_loops = affordable(w, int(logits_L.argmax()) + 1), logits_L.shape[0]
     y_depth = loop_states(w, h_D, loops)[-1]
     lam = {"difficulty": (max_loops - loops) / max_loops, "average": 0.5, "depth": 0.0}[w.fusion]
     if lam == 0:

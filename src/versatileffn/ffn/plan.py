@@ -13,8 +13,10 @@ from torch import Tensor
 
 from versatileffn.errors import PlanError
 from versatileffn.ffn.balance import balance_loss
+from versatileffn.ffn.budget import Budget, for_tokens, stopped_at
 from versatileffn.ffn.config import Fusion
 from versatileffn.ffn.experts import ExpertSlices, spread_gates
+from versatileffn.ffn.loop_prior import prior_loss
 from versatileffn.ffn.token_weights import TokenWeights
 
 PER_TOKEN = {
@@ -46,6 +48,7 @@ class ReusePlan:
         hard: p is one-hot, so a token may stop after ℓ̂ loops.
         fusion: how λ follows from p; None where it doesn't, and edits leave λ alone.
         uniform: every token takes this many loops and λ = 0, which is known without looking.
+        limit: no token takes more loops than this, likewise; None means L.
         gates: g of Eq. 7, [M, K]; None where no virtual experts are routed to.
         experts: selected experts, int64, [M, K]; None without.
         slices: the neurons of each expert; None without.
@@ -64,6 +67,7 @@ class ReusePlan:
     hard: bool = True
     fusion: Fusion | None = None
     uniform: int | None = None
+    limit: int | None = None
     gates: Tensor | None = None
     experts: Tensor | None = None
     slices: ExpertSlices | None = None
@@ -95,6 +99,15 @@ class ReusePlan:
             return None
         return balance_loss(self.balance_logits, self.balance_top_k, mask)
 
+    def prior_loss(self, ratio: float, mask: Tensor | None = None) -> Tensor | None:
+        """How far the mean exit of these tokens is from a prior, a scalar; None where none choose.
+
+        Args:
+            ratio: of the prior, see `ffn/loop_prior.py`.
+            mask: as of `balance_loss`.
+        """
+        return None if self.loop_logits is None else prior_loss(self.loop_logits, ratio, mask)
+
     def with_loops(self, loop_count: Tensor) -> Self:
         """The same tokens with other loop counts: p becomes one-hot there, and λ follows.
 
@@ -111,10 +124,37 @@ class ReusePlan:
             )
         check_counts(loop_count, self.max_loops)
         probs = one_hot_loops(loop_count, self.max_loops).to(self.loop_probs.dtype)
+        return self._with_probs(loop_count, probs, hard=True, uniform=None, limit=None)
+
+    def capped(self, max_loops: int | Tensor | Budget) -> Self:
+        """The same tokens, none with more loops than it may run: ℓ̂ becomes min(ℓ̂, cap).
+
+        λ follows, with L as it was, so that nothing changes for a token under its cap. In a soft
+        plan the weight of later loops moves to the cap. Gradients stay.
+
+        Args:
+            max_loops: the cap: a number, or one for each sequence, [B], or token.
+
+        Raises:
+            ConfigError: a cap is none of 1 … L.
+            PlanError: the caps are for another batch.
+        """
+        budget = Budget.of(max_loops, self.max_loops)
+        cap = for_tokens(budget.loops.to(self.loop_count.device), self.loop_count.shape)
+        limit = uniform = None
+        if not torch.compiler.is_compiling():  # a graph must hold for other budgets, too
+            limit = budget.most if self.limit is None else min(budget.most, self.limit)
+            if self.uniform is not None and not cap.dim():
+                uniform = min(self.uniform, limit)
+        return self._with_probs(
+            torch.minimum(self.loop_count, cap), stopped_at(self.loop_probs, cap),
+            hard=self.hard, uniform=uniform, limit=limit,
+        )  # fmt: skip
+
+    def _with_probs(self, loop_count: Tensor, probs: Tensor, **known: Any) -> Self:
+        """Other loops; λ follows where there is a rule."""
         lam = self.lam if self.fusion is None else width_share(self.fusion, probs)
-        return replace(
-            self, loop_count=loop_count, loop_probs=probs, lam=lam, hard=True, uniform=None
-        )
+        return replace(self, loop_count=loop_count, loop_probs=probs, lam=lam, **known)
 
     def with_gains(self, loop_gains: Tensor | None, width_gain: Tensor | None) -> Self:
         """The same decisions with learned gains beside the full FFN as shared expert (σ = 1).
@@ -126,6 +166,18 @@ class ReusePlan:
         shared = 0.0 if self.fusion == "depth" else 1.0  # λ = 0 without a width pathway
         return replace(self, loop_gains=loop_gains, width_gain=width_gain, shared=shared)
 
+    def ramped(self, opened: float) -> Self:
+        """The same decisions, with γ_ℓ times what of loop ℓ is open: 1 up to `opened`, of the next
+        loop the fraction, then 0.
+
+        Args:
+            opened: ≥ 1.
+        """
+        loops_L = torch.arange(self.max_loops, device=self.loop_probs.device)
+        ramp_L = (opened - loops_L.to(self.loop_probs)).clamp(0, 1)
+        gains = ramp_L if self.loop_gains is None else self.loop_gains * ramp_L
+        return replace(self, loop_gains=gains)
+
     def flatten(self) -> Self:
         """The same plan with all leading dimensions folded into one."""
         lead = self.loop_count.dim()
@@ -135,15 +187,16 @@ class ReusePlan:
 
     def weights(self) -> TokenWeights:
         """What executors are given: the weights of a flat plan's tokens."""
-        lam_M1 = self.lam[:, None]
+        lam_M1, run = self.lam[:, None], slice(self.limit)
+        gains = None if self.loop_gains is None else self.loop_gains[run]
         shared_M1 = lam_M1 * self.shared if self.shared else None
         routed_M1 = gates_MN = None
         if self.gates is not None and self.experts is not None and self.slices is not None:
             gates_MN = spread_gates(self.gates, self.experts, self.slices.num_experts)
             routed_M1 = lam_M1 if self.width_gain is None else lam_M1 * self.width_gain
         return TokenWeights(
-            self.loop_count, self.loop_probs, 1 - lam_M1, shared_M1, routed_M1, gates_MN,
-            self.slices, self.loop_gains, self.shared, self.hard, self.uniform,
+            self.loop_count, self.loop_probs[:, run], 1 - lam_M1, shared_M1, routed_M1, gates_MN,
+            self.slices, gains, self.shared, self.hard, self.uniform,
         )  # fmt: skip
 
     def check(self, d_hidden: int | None = None) -> None:
@@ -188,6 +241,13 @@ class ReusePlan:
                 "isn't so: set uniform to None"
             )
         probs = self.loop_probs.detach()
+        if self.limit is not None and (
+            (self.loop_count > self.limit).any() or probs[..., self.limit :].any()
+        ):
+            raise PlanError(
+                f"limit={self.limit} promises that no token runs more loops, which isn't so: set "
+                "limit to None"
+            )
         if self.hard:
             one_hot = one_hot_loops(self.loop_count, self.max_loops)
             if not torch.equal(probs, one_hot.to(probs.dtype)):

@@ -15,8 +15,11 @@ ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 class Controller(Protocol):
     """What a layer calls: a module made from D, F and the config.
 
-    A `tau` attribute is moved by the training schedule; `reset_parameters(std)` draws its weights.
-    Gains are the layer's, not the controller's.
+    `tau` and `open_loops`, where it has them, are moved by the training schedule, `loop_penalty` by
+    `set_compute_budget` (what it does to the logits is `charged` of `ffn/budget.py`);
+    `reset_parameters(std)` draws its weights.
+    Gains are the layer's, not the controller's. One with a method `see(input_ids)` is shown the
+    tokens of each forward pass, [B, T], before it decides; None where only embeddings are given.
     """
 
     def __init__(self, d_model: int, d_hidden: int, config: Versatile) -> None: ...

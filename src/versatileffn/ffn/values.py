@@ -7,6 +7,8 @@ from typing import get_args
 
 from versatileffn.errors import ConfigError
 
+Indices = tuple[int, ...] | None
+"""Of layers, from 0; None means all."""
 LARGEST = 2**20
 """Of any count; more is a slip of the keyboard, and would end in an allocation that fails."""
 
@@ -17,7 +19,7 @@ def check_value(name: str, value: object, hint: object) -> None:
     Args:
         name: as the user wrote it.
         value: what the user gave.
-        hint: bool, str, int (a count), float, a Literal of strings, or `int | None`.
+        hint: bool, str, int (a count), float, a Literal of strings, `int | None`, or `Indices`.
 
     Raises:
         ConfigError: with the remedy.
@@ -41,8 +43,23 @@ def check_value(name: str, value: object, hint: object) -> None:
             raise ConfigError(f"{name}={value!r} must be a finite number")
     elif value is None and hint is not int:
         return
+    elif hint == Indices:
+        if not _are_indices(value):
+            raise ConfigError(
+                f"{name}={value!r} must be a list of different whole numbers from 0, at least one"
+            )
     elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
         raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {LARGEST:,}")
+
+
+def _are_indices(value: object) -> bool:
+    """Whether these are positions in a sequence, each once, and any at all."""
+    return (
+        isinstance(value, Sequence)
+        and len(value) > 0
+        and all(type(index) is int and 0 <= index < LARGEST for index in value)
+        and len(set(value)) == len(value)
+    )
 
 
 def suggestion(name: str, valid: Sequence[str]) -> str:

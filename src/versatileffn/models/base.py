@@ -56,6 +56,7 @@ class ReuseBaseModel(ReusePreTrainedModel):
         Raises:
             ConfigError: the balance loss should train a router but will have no gradient.
         """
+        self._show(kwargs.get("input_ids", args[0] if args else None))
         if decisions is not None:
             return super().forward(*args, decisions=decisions, return_dict=True, **kwargs)
         if output_router_logits is None:
@@ -74,6 +75,13 @@ class ReuseBaseModel(ReusePreTrainedModel):
             router_logits=decisions.router_logits() if output_router_logits else None,
             reuse_plans=tuple(decisions.made) if output_reuse_plans else None,
         )
+
+    def _show(self, input_ids: Tensor | None) -> None:
+        """Let controllers that want to know the tokens see them, see `ffn/registry.py`."""
+        for layer in self.reuse_layers():
+            see = getattr(layer.controller, "see", None)
+            if see is not None:
+                see(input_ids)
 
     def _warn_of_lost_balance(self) -> None:
         """Say so where somebody else computes the training loss, without the balance loss."""

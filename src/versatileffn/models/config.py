@@ -21,6 +21,8 @@ FLAT = {"ffn_variant": "variant", "num_experts_per_tok": "top_k"}
 """What older checkpoints, whose fields stand beside the dense model's, call knobs."""
 OLD_SETTINGS = {"ffn_variant", "execution"}
 """Names of such checkpoints that are no knobs any more."""
+LOOPS = ("max_loops", "mean_loops", "num_loops")
+"""Knobs that somebody may want to turn when the weights are there."""
 OWN_NAMES = ("model_type", "architectures", "transformers_version", "auto_map")
 """What a config says of the class that wrote it."""
 
@@ -32,6 +34,7 @@ class ReuseConfig:
     Args:
         reuse: the variant and its knobs, as `FFNConfig.to_dict` writes them; None is the paper's.
         tau: temperature τ of Eq. 10, where `set_tau` left it.
+        loop_curve: what a mean of loops costs, as `versatileffn calibrate` measured it.
         output_router_logits: return router logits without being asked, as in Transformers.
 
     Raises:
@@ -40,13 +43,16 @@ class ReuseConfig:
 
     reuse: dict[str, Any] | None = None
     tau: float = START_TAU
+    loop_curve: list[dict[str, float]] | None = None
     output_router_logits: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse_knobs(kwargs)
         super().__post_init__(**kwargs)  # type: ignore[misc]
+        self.check_curve()
         check_value("output_router_logits", self.output_router_logits, bool)
         self.reuse = FFNConfig.from_dict({} if self.reuse is None else self.reuse).to_dict()
+        self.ffn().check_layers(self.num_hidden_layers)  # type: ignore[attr-defined]
         d_hidden = getattr(self, "intermediate_size", None)
         if isinstance(d_hidden, int):
             self.ffn().expert_size(d_hidden)
@@ -54,6 +60,39 @@ class ReuseConfig:
         from versatileffn.models.family import make_classes
 
         make_classes(self.model_type.removeprefix(OURS))  # type: ignore[attr-defined]
+
+    def check_curve(self) -> None:
+        """Refuse a curve that nothing can be looked up in.
+
+        Raises:
+            ConfigError: a point isn't one.
+        """
+        if self.loop_curve is None:
+            return
+        points = self.loop_curve if isinstance(self.loop_curve, list) else [self.loop_curve]
+        for point in points:
+            if not isinstance(point, dict) or not {"penalty", "mean_loops"} <= point.keys():
+                raise ConfigError(
+                    f"loop_curve holds {point!r}, no point with a penalty and mean_loops: run "
+                    "`versatileffn calibrate` again"
+                )
+            for name, value in point.items():
+                check_value(f"loop_curve: {name}", value, float)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Transformers' own; what a user means for a budget would change nothing here.
+
+        Raises:
+            ConfigError: it is a number of loops.
+        """
+        if name in LOOPS:
+            call = "mean_loops" if name == "mean_loops" else "max_loops"
+            raise ConfigError(
+                f"config.{name} = {value!r} would change nothing: call "
+                f"model.set_compute_budget({call}={value!r}), or for a model that is yet to be "
+                "made set the knob in reuse={…}"
+            )
+        super().__setattr__(name, value)
 
     def ffn(self) -> FFNConfig:
         """How the FFN is reused."""
@@ -150,7 +189,7 @@ def reuse_config(dense: PreTrainedConfig, ffn: FFNConfig) -> Any:
     """
     family_of(dense.model_type)
     kept = dense.to_dict()
-    for name in OWN_NAMES:
+    for name in (*OWN_NAMES, "loop_curve"):  # another reuse has another curve
         kept.pop(name, None)
     cls = config_class(dense.model_type.removeprefix(OURS))
     return cls(**(kept | {"reuse": ffn.to_dict()}))

@@ -1,5 +1,7 @@
 """What the layers decided, on its way from the layers to whoever asked."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,17 +43,27 @@ class Decisions:
         Args:
             attention_mask: 0 for padding, [B, T]; other masks count as none.
         """
-        losses = []
-        for decided in self.made:
-            if isinstance(decided, ReusePlan):
-                shape = decided.loop_count.shape
-            else:
-                shape = decided.router_logits.shape[:-1]
-            # A mask of another shape isn't one of padding, or speaks of cached tokens, too.
-            fits = attention_mask is not None and attention_mask.shape == shape
-            loss = decided.balance_loss(attention_mask if fits else None)
-            if loss is not None:
-                losses.append(loss)
-        if not losses:
-            return None
-        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
+        return _mean([each.balance_loss(_fitting(attention_mask, each)) for each in self.made])
+
+    def prior_loss(self, ratio: float, attention_mask: Tensor | None) -> Tensor | None:
+        """How far exits are from a prior, averaged over layers; None where no depth is chosen.
+
+        Args:
+            ratio: of the prior, see `ffn/loop_prior.py`.
+            attention_mask: as of `balance_loss`.
+        """
+        plans = [each for each in self.made if isinstance(each, ReusePlan)]
+        return _mean([p.prior_loss(ratio, _fitting(attention_mask, p)) for p in plans])
+
+
+def _fitting(attention_mask: Tensor | None, decided: ReusePlan | Routing) -> Tensor | None:
+    """The mask, if it is one of these tokens' padding and doesn't speak of cached ones, too."""
+    of = decided.loop_count if isinstance(decided, ReusePlan) else decided.router_logits[..., 0]
+    fits = attention_mask is not None and attention_mask.shape == of.shape
+    return attention_mask if fits else None
+
+
+def _mean(losses: Sequence[Tensor | None]) -> Tensor | None:
+    """Over the layers that have one, wherever these lie; None without."""
+    there = [loss for loss in losses if loss is not None]
+    return torch.stack([loss.to(there[0].device) for loss in there]).mean() if there else None

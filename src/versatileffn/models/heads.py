@@ -1,5 +1,6 @@
 """A family's heads: their own forward pass and loss, with the balance loss and what was decided."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,10 +11,15 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+from versatileffn.budget import compute_budget
+from versatileffn.errors import ConfigError
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.models.decisions import Decisions
-from versatileffn.models.pretrained import ReusePreTrainedModel
+from versatileffn.models.pretrained import BUDGET, ReusePreTrainedModel
+
+EXPANDING = ("num_beams", "num_return_sequences")
+"""Of generation: each sequence becomes as many as the larger of these."""
 
 
 @dataclass
@@ -25,9 +31,12 @@ class ReuseCausalLMOutput(MoeCausalLMOutputWithPast):
         aux_loss: the balance loss, averaged over layers; None without a router.
         router_logits: one [B·T, N] for each layer, when asked for.
         reuse_plans: what each layer decided, with `output_reuse_plans=True`.
+        prior_loss: distance of the mean exits to `loop_prior`, averaged over layers, in nats; added
+            to a training loss, and computed for it only, with the weight `loop_prior_coef`.
     """
 
     reuse_plans: tuple[ReusePlan | Routing, ...] | None = None
+    prior_loss: Tensor | None = None
 
 
 @dataclass
@@ -37,6 +46,7 @@ class ReuseClassifierOutput(SequenceClassifierOutputWithPast):
     aux_loss: Tensor | None = None
     router_logits: tuple[Tensor, ...] | None = None
     reuse_plans: tuple[ReusePlan | Routing, ...] | None = None
+    prior_loss: Tensor | None = None
 
 
 class ReuseHead(ReusePreTrainedModel):
@@ -61,7 +71,7 @@ class ReuseHead(ReusePreTrainedModel):
         output_reuse_plans: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """The family's own, with the balance loss.
+        """The family's own, with the losses on what was decided.
 
         Args:
             input_ids: [B, T].
@@ -76,12 +86,14 @@ class ReuseHead(ReusePreTrainedModel):
             kwargs: of the family's forward pass.
 
         Raises:
-            ConfigError: the balance loss should train a router but has no gradient.
+            ConfigError: the balance loss should train a router but has no gradient, or the loss to
+                a prior has nothing to speak of.
         """
         adds_balance = self.training and labels is not None
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits or adds_balance
-        if output_router_logits or output_reuse_plans:
+        adds_prior = adds_balance and self.loop_prior_coef > 0
+        if output_router_logits or output_reuse_plans or adds_prior:
             kwargs["decisions"] = decisions = Decisions()
         else:
             decisions = None
@@ -98,17 +110,38 @@ class ReuseHead(ReusePreTrainedModel):
             return self.output_class(**outputs)
         decisions.complete = True
         fields = dict(outputs)
-        if output_router_logits:
+        added: list[tuple[float, Tensor | None]] = []
+        if output_router_logits or adds_prior:
             self.check_balance_gradient(decisions)
+        if output_router_logits:
             aux_loss = decisions.balance_loss(attention_mask)
             fields |= {"router_logits": decisions.router_logits(), "aux_loss": aux_loss}
-            if adds_balance and aux_loss is not None:
-                share = self._share_of_batch(labels, kwargs.get("shift_labels"), num_items_in_batch)
-                balance = self.router_aux_loss_coef * share * aux_loss.to(outputs.loss.device)
-                fields["loss"] = outputs.loss + balance
+            added.append((self.router_aux_loss_coef, aux_loss))
+        if adds_prior:
+            fields["prior_loss"] = self._prior_loss(decisions, attention_mask)
+            added.append((self.loop_prior_coef, fields["prior_loss"]))
+        if adds_balance:
+            share = self._share_of_batch(labels, kwargs.get("shift_labels"), num_items_in_batch)
+            for weight, loss in added:
+                if loss is not None:
+                    fields["loss"] = fields["loss"] + weight * share * loss.to(outputs.loss.device)
         if output_reuse_plans:
             fields["reuse_plans"] = tuple(decisions.made)
         return self.output_class(**fields)
+
+    def _prior_loss(self, decisions: Decisions, attention_mask: Tensor | None) -> Tensor:
+        """How far exits are from the prior.
+
+        Raises:
+            ConfigError: no layer says how likely its exits are.
+        """
+        loss = decisions.prior_loss(self.loop_prior, attention_mask)
+        if loss is None:
+            raise ConfigError(
+                f"loop_prior_coef={self.loop_prior_coef:g} has no effect: no controller's plans "
+                "have loop_logits; leave it out"
+            )
+        return loss
 
     def _share_of_batch(
         self,
@@ -129,10 +162,45 @@ class ReuseHead(ReusePreTrainedModel):
 
 
 class ReuseForCausalLM(ReuseHead):
-    """Mixin for a family's causal language model; generation is Transformers' own."""
+    """Mixin for a family's causal language model."""
 
     output_class = ReuseCausalLMOutput
     shifts_labels = True
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *args: Any,
+        max_loops: int | Tensor | None = None,
+        mean_loops: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Transformers' own, with a budget for this call.
+
+        Args:
+            inputs, generation_config, args, kwargs: of Transformers' `generate`.
+            max_loops, mean_loops: see `set_compute_budget`. Where neither is given, what the
+                generation config says (`model.generation_config.max_loops = 2` is saved with the
+                model), or else the budget that the model has.
+
+        Raises:
+            ConfigError: the budget is out of range, the model decides nothing, or has no curve.
+        """
+        configs = [config for config in (generation_config, self.generation_config) if config]
+
+        def asked(name: str) -> Any:
+            found = (getattr(config, name, None) for config in configs)
+            return next((value for value in found if value is not None), None)
+
+        if max_loops is None and mean_loops is None:
+            max_loops, mean_loops = (asked(name) for name in BUDGET)
+        if isinstance(max_loops, Tensor) and max_loops.dim():  # beams are sequences of their own
+            rows = (kwargs.get(name) or asked(name) or 1 for name in EXPANDING)
+            max_loops = max_loops.repeat_interleave(max(rows))
+        kept = max_loops is None and mean_loops is None
+        with nullcontext() if kept else compute_budget(self, max_loops, mean_loops):
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
 
 class ReuseForSequenceClassification(ReuseHead):

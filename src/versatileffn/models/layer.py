@@ -1,4 +1,4 @@
-"""A family's decoder layer whose FFN is reused, run by the family's own forward pass."""
+"""A family's decoder layer whose FFN may be reused, run by the family's own forward pass."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -43,8 +43,8 @@ class ReuseLayer(Reuse):
     family: ClassVar[Family]
     own_forward: ClassVar[Callable[..., Any]]
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+    def __init__(self, config: Any, layer_idx: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, layer_idx, *args, **kwargs)
         family, mlp = self.family, getattr(self, self.family.mlp)
         lacking = [n for n in (*family.proj, family.act, family.down) if not hasattr(mlp, n)]
         if lacking:
@@ -56,14 +56,19 @@ class ReuseLayer(Reuse):
         self.reads_stream = family.shared_norm is not None and beside
         self.norm_name = family.shared_norm if self.reads_stream else family.norm
         down = getattr(mlp, family.down)
-        self.add_reuse(config.ffn(), down.out_features, down.in_features, self.ffn_view())
+        ffn = config.ffn().at_layer(layer_idx)
+        self.add_reuse(ffn, down.out_features, down.in_features, self.ffn_view())
         self.set_tau(config.tau)
 
     def set_tau(self, tau: float) -> None:
-        """Set τ wherever the controller has one; a controller may wrap another."""
-        for module in () if self.controller is None else self.controller.modules():
-            if hasattr(module, "tau"):
-                module.tau = tau
+        """Set τ wherever the controller has one."""
+        for module in self.deciders("tau"):
+            module.tau = tau
+
+    def deciders(self, name: str) -> list[Any]:
+        """The controller if it has an attribute of that name; it may wrap others, which count."""
+        modules = () if self.controller is None else self.controller.modules()
+        return [module for module in modules if hasattr(module, name)]
 
     def trains_choice(self) -> bool:
         """Whether what chooses experts, or depths, has weights that are trained."""

@@ -1,14 +1,17 @@
 """What all our models share: how they are built, initialized, loaded and saved."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from versatileffn import budget
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.execution.select import Execution
 from versatileffn.ffn.controller import ConstantController
@@ -27,6 +30,8 @@ OLD_TENSORS = {
 FLOAT32 = (".*controller", ".*experts.router", ".*gains")
 """Decisions need more than 8 bits: a checkpoint that is loaded in half precision, or quantized,
 keeps these few weights in float32."""
+BUDGET = ("max_loops", "mean_loops")
+"""What a budget is made of."""
 _DRAWN = ContextVar("versatileffn_new_tensors_drawn", default=False)
 
 
@@ -49,6 +54,7 @@ class ReusePreTrainedModel(PreTrainedModel):
     Attributes:
         own_init: the family's constructor, which makes our classes where it makes its own.
         router_aux_loss_coef: weight of the balance loss in the training loss.
+        loop_prior, loop_prior_coef: the prior of exits, and the weight of the distance to it.
     """
 
     own_init: ClassVar[Callable[..., None]]
@@ -58,11 +64,13 @@ class ReusePreTrainedModel(PreTrainedModel):
         assert self.reuse_layers(), "the family's constructor made none of our layers"
         ffn = config.ffn()
         self.router_aux_loss_coef = getattr(ffn, "router_aux_loss_coef", 0.0)
+        self.loop_prior = getattr(ffn, "loop_prior", 1.0)
+        self.loop_prior_coef = getattr(ffn, "loop_prior_coef", 0.0)
         # On a CPU real experts split their rows by counts that a graph can't know.
         self._can_compile_fullgraph = self._can_compile_fullgraph and ffn.variant != "moe"
 
     def reuse_layers(self) -> list[ReuseLayer]:
-        """The layers whose FFN is reused, in order."""
+        """All decoder layers in order, those too that `reuse_layers` leaves as they are."""
         return [module for module in self.modules() if isinstance(module, ReuseLayer)]
 
     def set_tau(self, tau: float) -> None:
@@ -78,6 +86,43 @@ class ReusePreTrainedModel(PreTrainedModel):
         for layer in self.reuse_layers():
             layer.set_tau(tau)
 
+    def set_open_loops(self, open_loops: int, newest: float = 1.0) -> None:
+        """Let tokens choose among the first loops only; of the running model, never saved.
+
+        Args:
+            open_loops: 1 to L.
+            newest: with which the last open loop's gain is multiplied, 0 to 1.
+
+        Raises:
+            ConfigError: it is none of 1 … L, or the factor is out of range.
+        """
+        check_value("open_loops", open_loops, int)
+        most = self.config.ffn().loops
+        if open_loops > most:
+            raise ConfigError(f"open_loops={open_loops} exceeds max_loops={most}: lower it")
+        check_value("newest", newest, float)
+        if not 0 <= newest <= 1:
+            raise ConfigError(f"newest={newest!r} must lie between 0 and 1")
+        for layer in self.reuse_layers():
+            for decider in layer.deciders("open_loops"):
+                decider.open_loops = open_loops
+                layer.opened = open_loops - 1 + newest if newest < 1 else math.inf
+
+    def sample_loops(self, ratio: float | None) -> None:
+        """Draw depths by lot in training; of the running model, never saved.
+
+        Loop predictors are not asked then, and don't train. In evaluation mode every token takes
+        all open loops.
+
+        Args:
+            ratio: of the prior that is drawn from, see `ffn/loop_prior.py`; None ends it.
+        """
+        for layer in self.reuse_layers():
+            for decider in layer.deciders("sampled_loops"):
+                decider.sampled_loops = ratio
+                if decider.loop_head is not None:
+                    decider.loop_head.requires_grad_(ratio is None)
+
     def set_execution(self, execution: Execution) -> None:
         """Choose how every layer carries out its plans; of the running model, never saved.
 
@@ -87,6 +132,20 @@ class ReusePreTrainedModel(PreTrainedModel):
         check_value("execution", execution, Execution)
         for layer in self.reuse_layers():
             layer.execution = execution
+
+    def set_compute_budget(
+        self, max_loops: int | Tensor | None = None, mean_loops: float | None = None
+    ) -> None:
+        """Say what tokens may spend from now on; of the running model, never saved.
+
+        Args:
+            max_loops: the most loops of every token, or of each sequence in the batch, [B].
+            mean_loops: loops per token on average; needs the curve of `versatileffn calibrate`.
+
+        Raises:
+            ConfigError: a number is out of range, the model decides nothing, or has no curve.
+        """
+        budget.set_compute_budget(self, max_loops, mean_loops)
 
     @torch.no_grad()
     @init.guard_torch_init_functions()
@@ -108,12 +167,17 @@ class ReusePreTrainedModel(PreTrainedModel):
         """Transformers' own, strict about what a variant adds, and with weights at aligned
         addresses.
 
+        `max_loops` and `mean_loops` set a budget, see `set_compute_budget`: the weights stay those
+        of all loops.
+
         Learned gains are a few bytes long, so in a memory-mapped file the tensors behind them
         start anywhere, and matrix products on such addresses round differently.
 
         Raises:
             CheckpointError: the checkpoint lacks tensors of the reuse, or has others.
+            ConfigError: the budget is out of range, or the model decides nothing.
         """
+        asked_for = {name: kwargs.pop(name, None) for name in BUDGET}
         asked = kwargs.pop("output_loading_info", False)
         kwargs["key_mapping"] = OLD_TENSORS | (kwargs.get("key_mapping") or {})
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -125,6 +189,8 @@ class ReusePreTrainedModel(PreTrainedModel):
             if not set(conversion.target_patterns) & set(OLD_TENSORS.values())
         ]
         align(model)
+        if any(value is not None for value in asked_for.values()):
+            model.set_compute_budget(**asked_for)
         return (model, info) if asked else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
@@ -133,9 +199,10 @@ class ReusePreTrainedModel(PreTrainedModel):
         Raises:
             ConfigError: a controller couldn't be found again by the name in the config.
         """
-        named = getattr(self.config.ffn(), "controller", None)
-        expected = ConstantController if named is None else CONTROLLERS.get(named)
-        for decider in (layer.controller for layer in self.reuse_layers()):
+        ffn = self.config.ffn()
+        for index, decider in enumerate(layer.controller for layer in self.reuse_layers()):
+            named = getattr(ffn.at_layer(index), "controller", None)
+            expected = ConstantController if named is None else CONTROLLERS.get(named)
             if decider is not None and type(decider) is not expected:
                 raise ConfigError(
                     f"a {type(decider).__name__} decides, but a reload would make a "
@@ -143,6 +210,9 @@ class ReusePreTrainedModel(PreTrainedModel):
                     "give its class a name with @register_controller(name), and set "
                     "config.reuse['controller'] to it"
                 )
+        generation: Any = getattr(self, "generation_config", None)
+        if any(getattr(generation, name, None) is not None for name in BUDGET):
+            generation._from_model_config = False  # of derived ones a load keeps what it knows
         return super().save_pretrained(*args, **kwargs)
 
     def check_balance_gradient(self, decisions: Decisions) -> None:
@@ -159,8 +229,9 @@ class ReusePreTrainedModel(PreTrainedModel):
             )
 
     def trains_balance(self) -> bool:
-        """Whether a balance loss would train anything now."""
-        if not (self.training and torch.is_grad_enabled() and self.router_aux_loss_coef):
+        """Whether a loss on decisions, of balance or to a prior, would train anything now."""
+        weight = self.router_aux_loss_coef or self.loop_prior_coef
+        if not (self.training and torch.is_grad_enabled() and weight):
             return False
         return any(layer.trains_choice() for layer in self.reuse_layers())
 

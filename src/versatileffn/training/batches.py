@@ -22,6 +22,7 @@ class BatchPlan:
         world_size: processes.
         max_steps: optimizer steps of the run.
         seed: of the order.
+        shuffled: the order is drawn; otherwise windows are read as they are stored.
     """
 
     num_windows: int
@@ -30,6 +31,7 @@ class BatchPlan:
     world_size: int
     max_steps: int
     seed: int
+    shuffled: bool = True
 
     @property
     def accumulation(self) -> int:
@@ -41,7 +43,9 @@ class BatchPlan:
         return step * self.windows_per_step / self.num_windows
 
 
-def plan_batches(config: TrainConfig, num_windows: int, world_size: int) -> BatchPlan:
+def plan_batches(
+    config: TrainConfig, num_windows: int, world_size: int, shuffled: bool = True
+) -> BatchPlan:
     """Divide a run's windows.
 
     Raises:
@@ -61,16 +65,17 @@ def plan_batches(config: TrainConfig, num_windows: int, world_size: int) -> Batc
         assert run.num_train_epochs is not None
         max_steps = max(1, int(run.num_train_epochs * num_windows / per_step))
     return BatchPlan(
-        num_windows, per_step, run.per_device_train_batch_size, world_size, max_steps, run.seed
-    )
+        num_windows, per_step, run.per_device_train_batch_size, world_size, max_steps, run.seed,
+        shuffled,
+    )  # fmt: skip
 
 
 class WindowBatches(Sampler[list[int]]):
     """The micro-batches of one process over the whole run, as lists of window numbers.
 
     Windows follow `window_order(seed, epoch)`, epoch after epoch, without dropping any; a step may
-    span two epochs. The processes' micro-batches of a step are disjoint, and together the same
-    whatever the number of processes.
+    span two epochs. A plan that isn't shuffled takes them as they are stored. The processes'
+    micro-batches of a step are disjoint, and together the same whatever the number of processes.
 
     Args:
         plan: how windows are spread.
@@ -101,6 +106,8 @@ class WindowBatches(Sampler[list[int]]):
 
     def _window(self, position: int) -> int:
         epoch, offset = divmod(position, self.plan.num_windows)
+        if not self.plan.shuffled:
+            return offset
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = window_order(self.plan.num_windows, self.plan.seed, epoch)

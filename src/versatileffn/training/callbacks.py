@@ -10,10 +10,10 @@ from versatileffn.training.config import TauSection
 from versatileffn.training.schedules import tau_at
 
 
-def anneals(model: Any) -> bool:
-    """Whether a model has a controller with a temperature."""
-    controllers = [r.controller for r in model.reuse_layers()] if is_reuse(model.config) else []
-    return any(hasattr(m, "tau") for c in controllers if c is not None for m in c.modules())
+def deciders(model: Any, name: str) -> list[Any]:
+    """The controllers of a model that have an attribute of that name; of a dense one none."""
+    layers = model.reuse_layers() if is_reuse(model.config) else []
+    return [decider for layer in layers for decider in layer.deciders(name)]
 
 
 class TauCallback(TrainerCallback):

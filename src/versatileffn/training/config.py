@@ -101,6 +101,24 @@ class TauSection(Section):
     """Share of the schedule over which τ is annealed (0 to 1)."""
 
 
+class LoopCurriculumSection(Section):
+    """Loops open one after the other, in parts of equal length (versatile FFNs only)."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the schedule that the parts fill (0 to 1); in the first, all tokens take one loop,
+    in the last they choose among max_loops, as ever after."""
+    ramp: bool = False
+    """Each loop's gain rises from 0 to its own while its part lasts."""
+
+
+class SampledLoopsSection(Section):
+    """Each token's loops are drawn by lot in training, whatever the controller says, so that each
+    depth is trained (versatile FFNs only)."""
+
+    ratio: Positive = 1.0
+    """Of each count's share to that of the count before; 1 draws all alike."""
+
+
 def _tau_preset(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -133,6 +151,15 @@ class OptimSection(Section):
     """Final learning rate as a share of the peak (0 to 1)."""
     tau: Annotated[TauSection, BeforeValidator(_tau_preset)] = TauSection()
     """Temperature schedule: a mapping, or the preset `paper` or `as-released`."""
+    frozen: list[str] = Field([])
+    """Weights that stay as they are: regular expressions, each found in the name of at least one
+    parameter."""
+    loop_curriculum: LoopCurriculumSection | None = None
+    """Left out: all loops are open from the first step."""
+    sampled_loops: SampledLoopsSection | None = None
+    """Left out: controllers choose. Their loop predictors stay as they are meanwhile, and held-out
+    losses are of all open loops for each token; fit them in a run that starts from this one's
+    model, with all else frozen: `frozen: ['^(?!.*controller)']`."""
 
 
 class RunSection(Section):

@@ -1,6 +1,8 @@
 """How a run's model comes to be: initialised from an architecture, loaded, or upcycled."""
 
+import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,6 +132,29 @@ def build_model(section: ModelSection, config: PreTrainedConfig, seed: int) -> M
         model, _ = upcycle(section.init_from, section.ffn, seed=seed)
         return model.float()
     return load_checkpoint(model_class(config), section.init_from, config, dtype=torch.float32)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Leave the weights alone whose names match one of `patterns`; tied ones go by their first.
+
+    Raises:
+        ConfigError: a pattern is no regular expression, or is found in no name.
+    """
+    for pattern in patterns:
+        try:
+            found = [p for name, p in model.named_parameters() if re.search(pattern, name)]
+        except re.error as error:
+            raise ConfigError(
+                f"optim.frozen: {pattern!r} is no regular expression ({error}): correct it"
+            ) from None
+        if not found:
+            names = [name for name, _ in model.named_parameters()]
+            raise ConfigError(
+                f"optim.frozen: {pattern!r} is found in no parameter's name, such as {names[0]}: "
+                "correct it, or leave it out"
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def set_execution(model: Any, execution: str) -> None:

@@ -1,5 +1,6 @@
 """The end of a run: the model in its place, and run.json, which says that it is finished."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from versatileffn.execution.select import execution_choices
 from versatileffn.imports import imported
 from versatileffn.provenance import device_name, versions
+from versatileffn.training.collapse import watched
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import check_weights
 from versatileffn.training.inputs import inputs_sha256
@@ -88,6 +90,7 @@ def _summary(
         "train_loss": _last(history, "loss"),
         "eval_loss": _last(history, "eval_loss"),
         "eval_bits_per_byte": _last(history, "eval_bits_per_byte"),
+        "collapsed": [asdict(each) for each in watched(folder.log, trainer.schedule_steps).found],
         "eval_tokens": len(trainer.eval_windows) * (config.data.seq_len - 1),
         "files": {f"model/{name}": digest for name, digest in digests(folder.model).items()},
     }

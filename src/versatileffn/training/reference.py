@@ -94,6 +94,8 @@ def _value(field: dict[str, Any]) -> str:
         "integer": "whole number", "number": "number", "boolean": "`true` or `false`",
         "string": "text", "array": "list of texts", "null": "null", "object": "mapping",
     }  # fmt: skip
+    if field.get("items", {}).get("type") == "integer":
+        return "list of whole numbers"
     limits = [text.format(_number(field[key])) for key, text in _LIMITS if key in field]
     return " ".join([kinds[field["type"]], ", ".join(limits)]).strip()
 

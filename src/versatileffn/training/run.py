@@ -16,15 +16,17 @@ from versatileffn.execution.select import forget_choices
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.callbacks import LastStepCallback, TauCallback, anneals
+from versatileffn.training.callbacks import LastStepCallback, TauCallback, deciders
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.checkpoints import prune, step_of
+from versatileffn.training.collapse import CollapseCallback
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
-from versatileffn.training.init import build_model, model_config, set_execution
+from versatileffn.training.init import build_model, freeze, model_config, set_execution
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogCallback
+from versatileffn.training.open_loops import OpenLoopsCallback, notes, prepare_loops
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
@@ -76,7 +78,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
     held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
-    plan = plan_batches(config, len(data), world_size)
+    plan = plan_batches(config, len(data), world_size, data.shuffled)
     inputs = run_inputs(config, plan)
     folder.check(inputs)
     if folder.finished(plan.max_steps):
@@ -92,6 +94,8 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     checkpoint_bytes = check_sizes(planned, config, plan)
     model = build_model(config.model, planned, config.run.seed)
     set_execution(model, config.run.execution)
+    freeze(model, config.optim.frozen)
+    prepare_loops(model, config.optim)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
         args = training_arguments(config, plan, folder.checkpoints)
@@ -174,11 +178,17 @@ def _add_callbacks(
     speed: SpeedCallback,
     resumed_step: int,
 ) -> None:
-    if anneals(trainer.unwrapped):
+    if deciders(trainer.unwrapped, "tau"):
         trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
+    curriculum = config.optim.loop_curriculum
+    if curriculum is not None:
+        most = trainer.unwrapped.config.ffn().loops
+        trainer.add_callback(OpenLoopsCallback(curriculum, trainer.schedule_steps, most))
     if "tensorboard" in config.run.report_to and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard_callback(folder.path / "tensorboard", resumed_step))
     trainer.add_callback(LastStepCallback(trainer.plan))
+    opens = curriculum is not None
+    trainer.add_callback(CollapseCallback(folder.log, trainer.schedule_steps, opens))
     trainer.add_callback(LogCallback(folder.log, speed))
     trainer.add_callback(speed)  # last: printing and writing are not training time
 
@@ -194,3 +204,5 @@ def _announce(config: TrainConfig, trainer: ReuseTrainer, resumed_step: int) -> 
         f"process(es), {trainer.args.device}"
         + (f"; resumed after step {resumed_step}" if resumed_step else ""),
     )
+    for note in notes(trainer.unwrapped, config.optim, trainer.schedule_steps, plan.max_steps):
+        _say(trainer.args.process_index, note)

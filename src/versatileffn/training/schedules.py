@@ -1,4 +1,4 @@
-"""What changes with progress: the temperature τ, a pure function of the step."""
+"""What changes with progress: τ, and how many loops are open. Pure functions of the step."""
 
 
 def tau_at(
@@ -26,3 +26,24 @@ def tau_at(
     if progress >= 1:
         return end
     return start * (end / start) ** progress
+
+
+def opened_at(step: int, schedule_steps: int, max_loops: int, share: float) -> tuple[int, float]:
+    """Loops that tokens may take in a step, 1, 2, … L in L parts of equal length, and how much of
+    the newest one's part is over.
+
+    Source: ours. The FFN learns to serve few passes before it may specialise in many.
+
+    Args:
+        step: t, optimizer steps already finished, 0-based.
+        schedule_steps: T, optimizer steps of the schedule.
+        max_loops: L.
+        share: of the schedule, in (0, 1], that the L parts fill; afterwards all are open.
+
+    Returns:
+        a whole number, 1 to L, and a share that rises from 0 to 1 in each part but the first, in
+        which, as in the end, it is 1.
+    """
+    parts = step * max_loops / (share * schedule_steps)
+    open_loops = min(max_loops, 1 + int(parts))
+    return open_loops, min(1.0, parts - open_loops + 1) if open_loops > 1 else 1.0

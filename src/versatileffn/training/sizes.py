@@ -34,15 +34,16 @@ def activation_bytes(config: PreTrainedConfig, tokens: int, checkpointing: bool)
     """
     logits = 2 * config.vocab_size
     hidden = config.hidden_size
-    loops = 0
+    loops, reused = 0, config.num_hidden_layers
     if is_reuse(config):
         ffn = config.ffn()
         # The loop head's logits and their softmax; a k-loop keeps each loop's input.
         each = {Versatile: 2, KLoop: hidden}.get(type(ffn), 0)
         loops = each * ffn.loops
-    layer = hidden if checkpointing else 2 * hidden + loops
-    inside_one = loops if checkpointing else 0
-    return FLOAT * tokens * (logits + config.num_hidden_layers * layer + inside_one)
+        reused = len(getattr(ffn, "reuse_layers", None) or range(reused))
+    layers = config.num_hidden_layers * (hidden if checkpointing else 2 * hidden)
+    inside = loops * (1 if checkpointing else reused)
+    return FLOAT * tokens * (logits + layers + inside)
 
 
 def check_sizes(model: PreTrainedConfig, config: TrainConfig, plan: BatchPlan) -> int:

@@ -66,7 +66,7 @@ class Telemetry:
 
     def _restart(self) -> None:
         self._tallies: list[LayerTally] = []
-        self._balance: list[float] = []
+        self._losses: dict[str, list[float]] = {}
 
     def request(self) -> dict[str, bool]:
         """What to ask the model's forward pass for, as keyword arguments."""
@@ -79,8 +79,10 @@ class Telemetry:
         self._tallies = self._tallies or [LayerTally() for _ in decisions]
         for tally, decision in zip(self._tallies, decisions, strict=True):
             tally.add(decision)
-        if getattr(outputs, "aux_loss", None) is not None:
-            self._balance.append(outputs.aux_loss.item())
+        for name in ("aux_loss", "prior_loss"):
+            loss = getattr(outputs, name, None)
+            if loss is not None:
+                self._losses.setdefault(name, []).append(loss.item())
 
     def take_fed(self) -> int:
         """CRC-32 of the token ids that this process was given in the step, for comparing runs."""
@@ -89,9 +91,7 @@ class Telemetry:
 
     def take(self) -> dict[str, float]:
         """Means since the last call, by name; the names are the same in all processes."""
-        values: dict[str, float] = {}
-        if self._balance:
-            values["aux_loss"] = sum(self._balance) / len(self._balance)
+        values = {name: sum(losses) / len(losses) for name, losses in self._losses.items()}
         for layer, tally in enumerate(self._tallies):
             values |= use_statistics(layer, tally.use())
         self._restart()

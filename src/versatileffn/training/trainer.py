@@ -14,10 +14,11 @@ from versatileffn.data.packed import PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.training.batches import BatchPlan, WindowBatches
-from versatileffn.training.callbacks import anneals
+from versatileffn.training.callbacks import deciders
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
+from versatileffn.training.open_loops import OpenLoopsCallback
 from versatileffn.training.restoring import load_weights, reading
 from versatileffn.training.stopping import ignore_signals
 from versatileffn.training.telemetry import Telemetry, learned_gains
@@ -159,8 +160,10 @@ class ReuseTrainer(Trainer):
 
     def _step_details(self) -> dict[str, float]:
         details: dict[str, float] = {"tokens": self.state.global_step * self.tokens_per_step}
-        if anneals(self.unwrapped):
+        if deciders(self.unwrapped, "tau"):
             details["tau"] = self.unwrapped.config.tau
+        if any(isinstance(each, OpenLoopsCallback) for each in self.callback_handler.callbacks):
+            details["open_loops"] = deciders(self.unwrapped, "open_loops")[0].open_loops
         details["tokens_crc32"] = self.telemetry.take_fed()
         values = dict(sorted(self.telemetry.take().items()))
         if values:

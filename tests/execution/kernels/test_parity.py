@@ -120,6 +120,22 @@ def test_prescribed_loop_counts(counts, settings, path, device, poison):
     assert relative_error(by_kernels(device, layer, hidden, plan), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("cap", [1, 2, 3])
+@pytest.mark.parametrize(
+    "settings", [{}, {"reuse_gains": "learned"}, {"config": KLoop(3)}], ids=str
+)
+def test_a_budget(settings, cap, path, device, poison):
+    """One for all tokens, of which executors know, and one that they find in the tensor alone."""
+    layer, hidden, plan, _ = problem(torch.float32, **settings)
+    truth = as_naive(copy.deepcopy(layer).double())
+    truth.budget = cap
+    with torch.no_grad():
+        expected, _ = naive.infer(truth, hidden.double())
+    for given in (cap, torch.full((len(hidden),), cap)):
+        capped = plan.capped(given)
+        assert relative_error(by_kernels(device, layer, hidden, capped), expected) <= 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("settings", [{}, {"reuse_gains": "learned"}, {"fusion": "depth"}], ids=str)
 def test_half_precision(settings, dtype, path, device, poison):

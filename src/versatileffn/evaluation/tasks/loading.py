@@ -82,6 +82,9 @@ def model_sha256(model: nn.Module) -> str:
 
 
 def _settled(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what says only where it lay and which library wrote it."""
-    volatile = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"}
+    """A config without what changes no result: where it lay, which library wrote it."""
+    volatile = {
+        "_name_or_path", "transformers_version", "architectures", "dtype", "use_cache",
+        "loop_curve",
+    }  # fmt: skip
     return {name: value for name, value in config.items() if name not in volatile}

@@ -1,0 +1,140 @@
+"""`versatileffn calibrate`: what a mean of loops costs, measured and kept with the checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from versatileffn.cli.options import DeviceOption, choose_device, precision
+from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
+from versatileffn.cli.verify import RECORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONFIG = "config.json"
+
+
+def calibrate_command(
+    model: Annotated[
+        Path, typer.Argument(help="Checkpoint: a folder. Its config.json keeps the curve.")
+    ],
+    text: Annotated[
+        str,
+        typer.Argument(
+            help="Text that the model wasn't trained on: a file or folder that `tokenize` takes, "
+            "a token folder's held-out split, or a task's prompts."
+        ),
+    ],
+    points: Annotated[
+        int, typer.Option(min=2, max=100, help="Penalties to measure, beside none.")
+    ] = 9,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many windows, or items of a task.")
+    ] = 64,
+    device: DeviceOption = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw loss against executed FLOPs here, as SVG.")
+    ] = None,
+    json: JsonOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Measure penalty, mean loops, loss and executed FLOPs; `mean_loops` budgets look them up.
+
+    Training changes the curve: calibrate again after it.
+    """
+    from rich.console import Console
+    from transformers import AutoModelForCausalLM
+
+    from versatileffn.analysis.calibration import calibrate, draw_curve
+    from versatileffn.analysis.reuse import unpadded_batches
+    from versatileffn.analysis.texts import token_sequences
+    from versatileffn.budget import check_priced
+    from versatileffn.errors import ConfigError
+    from versatileffn.evaluation.tasks.loading import model_sha256
+    from versatileffn.models.checkpoint import load_checkpoint, read_config
+    from versatileffn.provenance import device_name
+    from versatileffn.workspace.durable import check_file, write_bytes, writing
+
+    if not (model / CONFIG).is_file():
+        raise ConfigError(
+            f"{model} is no folder with a {CONFIG}, where the curve is kept: download the "
+            "checkpoint, or convert it, first"
+        )
+    out = RecordFile(json, "calibrate", [model, text], overwrite)
+    if figure is not None:
+        check_file(figure)
+        if figure.exists() and not overwrite:
+            raise ConfigError(f"{figure} already exists: choose another place, or pass --overwrite")
+    name = str(model)
+    loaded = load_checkpoint(AutoModelForCausalLM, name, read_config(name), dtype=precision(False))
+    check_priced(loaded)
+    loaded = loaded.to(choose_device(device))
+    batches = list(unpadded_batches(token_sequences(name, loaded, text, limit)))
+    with Console(stderr=True).status("measuring") as status:
+        curve = calibrate(
+            loaded, batches, points,
+            progress=lambda done, of: status.update(f"{done} of {of} points measured"),
+        )  # fmt: skip
+    _print(curve)
+    keep(model, curve)
+    if figure is not None:
+        with writing(figure):
+            write_bytes(figure, draw_curve(curve))
+    out.write(
+        {
+            "device": device_name(loaded.device),
+            "model": name,
+            "model_sha256": model_sha256(loaded),
+            "text": text,
+            "limit": limit,
+            "tokens": sum(ids.numel() for ids in batches),
+            "curve": curve,
+        }
+    )
+
+
+def keep(folder: Path, curve: "Sequence[dict[str, float]]") -> None:
+    """Put a curve into a checkpoint's config, and the config's digest where digests are listed.
+
+    The config is what `save_pretrained` and the hub carry along. Killed in between, the same
+    command mends it.
+
+    Raises:
+        ConfigError: the folder can't be written.
+        ResourceError: the disk is full.
+    """
+    from versatileffn.workspace.durable import write_json, writing
+    from versatileffn.workspace.manifest import FILES, files_of, read_record, sha256
+
+    changed = folder.resolve() / CONFIG
+    with writing(changed):
+        write_json(changed, {**(read_record(changed) or {}), "loop_curve": list(curve)})
+        files = [changed]
+        for place in (changed.parent, *changed.parent.parents):
+            for record in (place / name for name in RECORDS if (place / name).is_file()):
+                content: dict[str, Any] = read_record(record) or {}
+                listed = files_of(content) or {}
+                new = {file.relative_to(place).as_posix(): file for file in files}
+                if listed.keys() & new.keys():
+                    fresh = {n: sha256(new[n]) if n in new else d for n, d in listed.items()}
+                    write_json(record, {**content, FILES: fresh})
+                    files.append(record)
+
+
+def _print(curve: "Sequence[dict[str, float]]") -> None:
+    from versatileffn.cli.table import print_table
+
+    print_table(
+        "",
+        {
+            "penalty": [
+                f"{point['penalty']:.4g}" if point["penalty"] else "none" for point in curve
+            ],
+            "mean loops": [f"{point['mean_loops']:.3f}" for point in curve],
+            "nats per token": [f"{point['nats_per_token']:.4f}" for point in curve],
+            "FFN MFLOPs per token": [
+                f"{point['ffn_flops_per_token'] / 1e6:.3f}" for point in curve
+            ],
+        },
+    )

@@ -1,0 +1,1 @@
+"""A task whose need of depth is known, token by token: does a controller learn to follow it?"""

@@ -1,0 +1,122 @@
+"""`reproduce --task depth`: run the chains of stages, several at once, and gather the results."""
+
+import datetime
+import functools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from versatileffn.errors import ConfigError
+from versatileffn.models.checkpoint import without_progress_bars
+from versatileffn.provenance import machine, versions
+from versatileffn.reproduce.depth.plan import DepthPlan
+from versatileffn.reproduce.depth.protocol import DepthProtocol
+from versatileffn.reproduce.depth.report import render
+from versatileffn.reproduce.depth.results import summarize
+from versatileffn.reproduce.progress import Progress
+from versatileffn.reproduce.results import finite
+from versatileffn.reproduce.run import cpu_threads
+from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, held, sources
+from versatileffn.workspace.durable import write_json, writing
+
+FORMAT = 1
+
+
+def reproduce_depth(
+    protocol: DepthProtocol,
+    out: Path,
+    seeds: int = 1,
+    workers: int = 1,
+    command: str = "versatileffn.reproduce.depth.run.reproduce_depth",
+) -> Path:
+    """Run the depth experiment, or what is missing of it, and write the report.
+
+    Args:
+        protocol: the experiment.
+        out: folder for everything; one that an earlier run left is continued.
+        seeds: independent repetitions (seeds 0, 1, …).
+        workers: processes, each with one CPU thread; results don't depend on how many.
+        command: what the report says it was made by.
+
+    Returns:
+        Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
+
+    Raises:
+        ConfigError: `seeds` or `workers` is not positive, or `out` holds something else.
+    """
+    for name, value in (("seeds", seeds), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1")
+    plan = DepthPlan(protocol, out, tuple(range(seeds)))
+    with held(out), without_progress_bars(), cpu_threads(1):
+        if workers > 1:
+            _run_chains(plan, workers)
+        stages = [stage for chain in (*plan.tuning(), *plan.repetitions()) for stage in chain]
+        outcomes = StageRunner(out, Progress(stages)).run(stages)
+        results = assemble(protocol, plan.seeds, outcomes, command)
+        with writing(out):
+            write_json(out / "results.json", results)
+            return render(results, out)
+
+
+def _run_chains(plan: DepthPlan, workers: int) -> None:
+    """Run all chains in other processes; whoever asks afterwards finds all of it finished."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        for part in ("tuning", "repetitions"):
+            count = len(getattr(plan, part)())
+            list(pool.map(functools.partial(_run_chain, plan, part), range(count)))
+
+
+def _run_chain(plan: DepthPlan, part: str, index: int) -> None:
+    """Run one chain, after what all repetitions need: the choices, which are finished by then."""
+    before = [] if part == "tuning" else [stage for chain in plan.tuning() for stage in chain]
+    stages = [*before, *getattr(plan, part)()[index]]
+    with without_progress_bars(), cpu_threads(1):
+        StageRunner(plan.root, Progress(stages)).run(stages)
+
+
+def gather(
+    protocol: DepthProtocol, seeds: tuple[int, ...], outcomes: dict[str, Outcome]
+) -> list[dict[str, Any]]:
+    """One row for each arm and seed."""
+    rows = []
+    for seed in seeds:
+        for arm in protocol.arms:
+            top = f"seed-{seed}/{arm.name}"
+            done = {**outcomes[f"{top}/train"].summary, **outcomes[f"{top}/measure"].summary}
+            rows.append({"arm": arm.name, "title": arm.title, "seed": seed, **done})
+    return rows
+
+
+def assemble(
+    protocol: DepthProtocol,
+    seeds: tuple[int, ...],
+    outcomes: dict[str, Outcome],
+    command: str,
+) -> dict[str, Any]:
+    """The content of `results.json`, strict JSON."""
+    rows = gather(protocol, seeds, outcomes)
+    rates = {
+        name.split("/")[1]: outcome.summary
+        for name, outcome in outcomes.items()
+        if name.endswith("/choose")
+    }
+    return finite(
+        {
+            "format": FORMAT,
+            "task": "depth",
+            "command": command,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": versions(*LIBRARIES),
+            "source_sha256": sources(),
+            "device": machine(),
+            "seeds": list(seeds),
+            "protocol": protocol.to_dict(),
+            "seconds": sum(outcome.seconds for outcome in outcomes.values()),
+            "rates": rates,
+            "summary": summarize(rows),
+            "rows": rows,
+        }
+    )
