@@ -91,7 +91,9 @@ def measure_pathways(
         CheckpointError: the model computes no finite numbers.
     """
     sums: dict[int, np.ndarray] = {}
-    tokens, longest, shown = 0, [], {}
+    longest: list[int] = []
+    shown: dict[str, np.ndarray] = {}
+    tokens = 0
     found: dict[int, Tensor] = {}
     with _comparing(model, found):
         for seen in observe(model, batches):
