@@ -5,11 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plain, styles, svg
+from versatileffn.analysis.drawing import (
+    INK,
+    figure,
+    inked,
+    legend_below,
+    loop_shares,
+    plain,
+    styles,
+    svg,
+)
 from versatileffn.reproduce.results import BASE, CONTROL, Row
 from versatileffn.workspace.durable import write_bytes
 
@@ -153,19 +161,10 @@ def loops_per_layer(rows: Sequence[Row]) -> Figure:
     all_axes = drawn.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row in zip(all_axes, rows, strict=True):
         deciding = {n: layer for n, layer in enumerate(row.layers, start=1) if layer.loop_share}
-        shares = np.array([layer.loop_share for layer in deciding.values()])  # [layers, L]
-        index, bottom = np.array(list(deciding)), np.zeros(len(shares))
-        colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.25, shares.shape[1]))
-        for loop, (share, colour) in enumerate(zip(shares.T, colours, strict=True), start=1):
-            label = f"{loop} loop{'s' if loop > 1 else ''}"
-            axes.bar(index, share, bottom=bottom, color=colour, label=label)
-            bottom += share
-        for x, layer in deciding.items():
-            axes.text(x, 1.02, f"{layer.mean_loops:.2f}", ha="center", va="bottom", fontsize=8)
+        shares = [layer.loop_share or () for layer in deciding.values()]
+        means = [layer.mean_loops or 0.0 for layer in deciding.values()]
+        loop_shares(axes, shares, means, list(map(str, deciding)), list(deciding))
         axes.set_title(f"{row.title}: mean loops above each bar", fontsize=9, pad=14)
-        axes.set_xticks(index)
-        axes.set_ylim(0, 1)
-        plain(axes)
     all_axes[-1].set_xlabel("layer")
     drawn.supylabel("share of held-out tokens", fontsize=9)
     legend_below(drawn, all_axes[-1], columns=4)
