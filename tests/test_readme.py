@@ -37,6 +37,7 @@ def test_the_readme_has_commands():
         "verify",
         "generate",
         "calibrate",
+        "analyze",
     }
 
 
