@@ -22,7 +22,7 @@ def reproduce_command(
         typer.Option(
             help="Size of the experiment: `tiny` takes minutes on two CPU cores; `tiny-epoch` "
             "makes the whole second pass, about twice as long. Of the task `depth`: `tiny` is the "
-            "whole experiment, `demo` three arms of it."
+            "whole experiment, `confirm` asks again on other seeds, `demo` has three arms."
         ),
     ] = "tiny",
     out: Annotated[

@@ -26,7 +26,7 @@ COMPARISONS = (
     (TOLD, DENSE_LARGE),
     ("learned-both", DENSE_LARGE_K),
 )
-"""What else is tested, the first against the second; Holm's correction is over all that were run."""
+"""What else is tested, the first against the second; Holm's correction is over all of it."""
 
 Row = dict[str, Any]
 
