@@ -9,6 +9,7 @@ from versatileffn.reproduce.depth.protocol import (
     DENSE_LARGE,
     DENSE_LARGE_K,
     PAPER,
+    PAPER_BOTH,
     TOLD,
 )
 from versatileffn.reproduce.numbers import digits_for, fixed, probability, signed, thousands
@@ -40,6 +41,7 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         Path of the HTML report.
     """
     summary = results["summary"]
+    judged = results["protocol"].get("judged", PAPER_BOTH)  # the first experiment doesn't say
     titles = {arm["arm"]: arm["title"] for arm in summary["arms"]}
     ks = range(results["protocol"]["task"]["most"] + 1)
     shared = {
@@ -50,7 +52,7 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         "table": [_shown(arm) for arm in summary["arms"]],
         "comparisons": [_compared(each, titles) for each in summary["comparisons"]],
         "verdicts": [
-            _verdict(text.format(results["protocol"]["judged"]), summary["verdict"][key])
+            _verdict(text.format(judged), summary["verdict"][key])
             for key, text in STATEMENTS.items()
         ],
         "caps": [_caps(arm) for arm in summary["arms"] if arm["caps"]],
