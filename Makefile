@@ -6,10 +6,12 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 OUT ?= runs/tiny
+# Of the paper's, beside the dense control; `all` takes longer.
+ARMS ?= 2-loop,versatile,versatile-learned
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo demo-language demo-depth test check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -31,8 +33,17 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 
 install: $(VENV)/.installed  ## virtual environment with the package
 
-demo: $(VENV)/.installed  ## train, upcycle, compare: a report in ten to twelve minutes on two cores
-	$(bin)/versatileffn reproduce --scale tiny --out $(OUT)
+demo: $(VENV)/.installed  ## two experiments side by side on two cores: reports in about ten minutes
+	@$(MAKE) --no-print-directory -j2 demo-language demo-depth
+	@sed -n "/^| model/,/^$$/p" $(OUT)-depth/report.md | head -20
+	@echo "how deep to go:  $(OUT)-depth/report.html"; echo "on language:     $(OUT)/report.html"
+
+demo-language: $(VENV)/.installed
+	$(bin)/versatileffn reproduce --scale tiny --arms $(ARMS) --out $(OUT)
+
+demo-depth: $(VENV)/.installed
+	@mkdir -p $(dir $(OUT))
+	$(bin)/versatileffn reproduce --task depth --scale demo --out $(OUT)-depth > $(OUT)-depth.log
 
 test: $(VENV)/.dev  ## the default test suite
 	$(bin)/python -m pytest

@@ -82,3 +82,25 @@ def test_saving_one_that_the_config_does_not_name(named, tmp_path):
     loops.reuse_layers()[1].controller = FirstNeurons(32, 64, vf.Versatile(max_loops=2))
     with pytest.raises(ConfigError, match="a FirstNeurons decides"):
         loops.save_pretrained(tmp_path)
+
+
+class ByToken(FirstNeurons):
+    """Chooses the depth by the tokens themselves."""
+
+    def see(self, input_ids):
+        self.ids = input_ids
+
+    def forward(self, hidden):
+        return super().forward(hidden).with_loops(self.ids % len(self.bias) + 1)
+
+
+def test_a_controller_that_asks_is_shown_the_tokens():
+    vf.register_controller("by-token")(ByToken)
+    try:
+        model = make_model(controller="by-token", fusion="depth")
+        ids = make_ids(2, 9)
+        for given in ((ids,), ()):
+            out = model(*given, **({} if given else {"input_ids": ids}), output_reuse_plans=True)
+            assert all(torch.equal(p.loop_count, ids % 4 + 1) for p in out.reuse_plans)
+    finally:
+        del CONTROLLERS["by-token"]

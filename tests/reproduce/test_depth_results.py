@@ -15,7 +15,7 @@ from versatileffn.reproduce.depth.protocol import (
     TOLD,
     depth_protocol,
 )
-from versatileffn.reproduce.depth.results import COMPARISONS, summarize
+from versatileffn.reproduce.depth.results import AGAINST, COMPARISONS, summarize
 
 SEEDS = range(6)
 
@@ -66,6 +66,17 @@ def test_holm_is_over_what_was_compared() -> None:
     assert compared[0]["mean"] == pytest.approx(0.1)
 
 
+def test_another_arm_can_be_judged() -> None:
+    mine = rows(paper=0.99, paper_both=0.7, dense_4f=0.8, dense_4f_k=0.75)
+    assert summarize(mine)["verdict"]["reuse_pays"] is False
+    assert summarize(mine, judged=PAPER)["verdict"]["reuse_pays"] is True
+    confirm, tiny = depth_protocol("confirm"), depth_protocol("tiny")
+    assert confirm.judged == PAPER
+    assert confirm.first_seed >= 10  # none of the seeds that suggested it
+    assert "`paper` has a higher" in confirm.to_dict()["criterion"]
+    assert "`paper-both` has a higher" in tiny.to_dict()["criterion"]
+
+
 def test_constant_loops_count_as_following_nothing() -> None:
     mine = [row(PAPER_BOTH, seed, 0.9, 1.0 if seed else None) for seed in SEEDS]
     summary = summarize(mine)
@@ -90,6 +101,7 @@ def test_what_diverged_is_named_and_left_out() -> None:
 def test_every_comparison_is_of_declared_arms() -> None:
     declared = [arm.name for arm in (*ARMS, *FURTHER_ARMS)]
     assert {name for pair in COMPARISONS for name in pair} <= set(declared)
+    assert set(AGAINST) <= set(declared)
     assert len(set(declared)) == len(declared)
     assert [arm.name for arm in depth_protocol("tiny", ["all"]).arms] == declared
     assert [arm.name for arm in depth_protocol("smoke", ["4-loop", "dense"]).arms] == [

@@ -25,7 +25,8 @@ def reproduce_command(
             "makes the whole second pass, about twice as long; `0.1m` and `0.3m` take hours: "
             "parameters outside the embeddings, each with 20 tokens to learn from; `small` wants a "
             "GPU. `354m`, `720m` and `1.21b`, the paper's, print the commands and what they cost. "
-            "Of the task `depth`: `tiny` is the whole experiment, `demo` three arms of it."
+            "Of the task `depth`: `tiny` is the whole experiment, `confirm` asks again on other "
+            "seeds, `demo` has three arms."
         ),
     ] = "tiny",
     out: Annotated[

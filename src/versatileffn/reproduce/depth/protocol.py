@@ -98,7 +98,7 @@ FURTHER_ARMS = (
 )
 CRITERION = (
     "Reuse pays here if, over the seeds, "
-    f"`{PAPER_BOTH}` has a higher exact match (mean over k) than both dense models of four times "
+    "`{}` has a higher exact match (mean over k) than both dense models of four times "
     f"its F, `{DENSE_LARGE}` and `{DENSE_LARGE_K}`: both paired differences positive with p < 0.05 "
     "after Holm's correction for all comparisons of the table. Its loops follow the need if the "
     "rank correlation of loops with k, a mean over seeds, is above 0.5 and its 95 % interval above "
@@ -119,6 +119,8 @@ class DepthProtocol:
         tuning_seed: of the runs that choose among several.
         evaluations: of the validation states along a run.
         arms: what is trained.
+        judged: the arm that the criterion is about.
+        first_seed: of the repetitions.
         d_model, num_layers, num_heads, init: of the Llama; `init` is the standard deviation of new
             weights.
     """
@@ -130,6 +132,8 @@ class DepthProtocol:
     tuning_seed: int
     evaluations: int
     arms: tuple[DepthArm, ...] = ARMS
+    judged: str = PAPER_BOTH
+    first_seed: int = 0
     d_model: int = 32
     num_layers: int = 2
     num_heads: int = 4
@@ -143,7 +147,7 @@ class DepthProtocol:
             "task": dataclasses.asdict(TASK),
             "reused_layer": REUSED,
             "rule": RULE if len(self.rates) > 1 else None,
-            "criterion": CRITERION,
+            "criterion": CRITERION.format(self.judged),
         }
 
 
@@ -155,14 +159,25 @@ TINY = DepthProtocol(
     tuning_seed=1999,
     evaluations=16,
 )
-DEMO = (DENSE, DENSE_LARGE_K, PAPER_BOTH)
+
+
+def _only(*names: str) -> tuple[DepthArm, ...]:
+    return tuple(arm for arm in ARMS if arm.name in names)
+
+
 SCALES = {
     "tiny": TINY,
-    "demo": dataclasses.replace(
+    # Declared after six seeds of `tiny` were seen: there the paper's form, its learning rate tuned,
+    # needed no curriculum. That is a hypothesis until other seeds say so.
+    "confirm": dataclasses.replace(
         TINY,
-        scale="demo",
-        rates=TINY.rates[:1],
-        arms=tuple(arm for arm in ARMS if arm.name in DEMO),
+        scale="confirm",
+        arms=_only("dense-equal", DENSE_LARGE, DENSE_LARGE_K, "4-loop", PAPER, PAPER_BOTH, TOLD),
+        judged=PAPER,
+        first_seed=10,
+    ),
+    "demo": dataclasses.replace(
+        TINY, scale="demo", rates=(1.6e-2,), arms=_only(DENSE, DENSE_LARGE, PAPER), judged=PAPER
     ),
     "smoke": dataclasses.replace(
         TINY, scale="smoke", steps=8, batch=16, rates=(4e-3, 2e-3), evaluations=2

@@ -28,8 +28,8 @@ CAPTIONS = {
 STATEMENTS = {
     "mechanism_works": f"With the depth prescribed (`{TOLD}`) the task is solved",
     "fails_without": f"The paper's controller (`{PAPER}`) stays below that",
-    "reuse_pays": f"With loops and k opening (`{PAPER_BOTH}`) reuse is better than four times the "
-    f"hidden neurons (`{DENSE_LARGE}`, `{DENSE_LARGE_K}`)",
+    "reuse_pays": "Reuse (`{}`) is better than four times the hidden neurons "
+    f"(`{DENSE_LARGE}`, `{DENSE_LARGE_K}`)",
     "loops_follow": "and its loops follow the need",
 }
 
@@ -41,6 +41,7 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         Path of the HTML report.
     """
     summary = results["summary"]
+    judged = results["protocol"].get("judged", PAPER_BOTH)  # the first experiment doesn't say
     titles = {arm["arm"]: arm["title"] for arm in summary["arms"]}
     ks = range(results["protocol"]["task"]["most"] + 1)
     shared = {
@@ -50,7 +51,10 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         "ks": list(ks),
         "table": [_shown(arm) for arm in summary["arms"]],
         "comparisons": [_compared(each, titles) for each in summary["comparisons"]],
-        "verdicts": [_verdict(text, summary["verdict"][key]) for key, text in STATEMENTS.items()],
+        "verdicts": [
+            _verdict(text.format(judged), summary["verdict"][key])
+            for key, text in STATEMENTS.items()
+        ],
         "caps": [_caps(arm) for arm in summary["arms"] if arm["caps"]],
         "gains": [_gains(arm) for arm in summary["arms"] if arm["gains"]],
         "several": len(results["seeds"]) > 1,

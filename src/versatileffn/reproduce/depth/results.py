@@ -18,33 +18,38 @@ from versatileffn.reproduce.depth.protocol import (
 from versatileffn.reproduce.statistics import holm, interval
 
 LEVEL = 0.05
+AGAINST = (DENSE_LARGE, DENSE_LARGE_K, DENSE)
+"""What the judged arm is tested against."""
 COMPARISONS = (
-    (PAPER_BOTH, DENSE_LARGE),
-    (PAPER_BOTH, DENSE_LARGE_K),
-    (PAPER_BOTH, DENSE),
     (PAPER_BOTH, PAPER),
     (PAPER, TOLD),
     (TOLD, DENSE_LARGE),
     ("learned-both", DENSE_LARGE_K),
 )
-"""What is tested, the first against the second; Holm's correction is over as many as were run."""
+"""What else is tested, the first against the second; Holm's correction is over all of it."""
 
 Row = dict[str, Any]
 
 
-def summarize(rows: Sequence[Row]) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], judged: str = PAPER_BOTH) -> dict[str, Any]:
     """Means by arm, the comparisons, and what the criterion says.
 
     Args:
         rows: one for each arm and seed; of a run that diverged, `exact` is missing.
+        judged: the arm that the criterion is about.
     """
     arms = {arm: [row for row in rows if row["arm"] == arm] for arm in _names(rows)}
-    compared = [each for each in (_compare(arms, *pair) for pair in COMPARISONS) if each]
+    pairs = [*((judged, other) for other in AGAINST), *COMPARISONS]
+    compared = [each for each in (_compare(arms, *pair) for pair in pairs) if each]
     tested = [each for each in compared if each["p"] is not None]
     for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
         each["p_holm"] = p
     summary = [_arm(mine) for mine in arms.values()]
-    return {"arms": summary, "comparisons": compared, "verdict": _verdict(summary, compared)}
+    return {
+        "arms": summary,
+        "comparisons": compared,
+        "verdict": _verdict(summary, compared, judged),
+    }
 
 
 def mean_exact(row: Row) -> float:
@@ -105,7 +110,9 @@ def _compare(arms: dict[str, list[Row]], first: str, second: str) -> dict[str, A
     return {"first": first, "second": second, **found, "p_holm": None}
 
 
-def _verdict(summary: Sequence[Row], compared: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
+def _verdict(
+    summary: Sequence[Row], compared: Sequence[dict[str, Any]], judged: str
+) -> dict[str, bool | None]:
     """The criterion's four statements; None where the arms or seeds for one weren't run."""
     arms = {record["arm"]: record for record in summary}
     pairs = {(each["first"], each["second"]): each for each in compared}
@@ -116,8 +123,8 @@ def _verdict(summary: Sequence[Row], compared: Sequence[dict[str, Any]]) -> dict
             return None
         return bool(sign * found["mean"] > 0 and found["p_holm"] < LEVEL)
 
-    larger = [higher(PAPER_BOTH, other) for other in (DENSE_LARGE, DENSE_LARGE_K)]
-    follows = (arms.get(PAPER_BOTH) or {}).get("rank_correlation")
+    larger = [higher(judged, other) for other in (DENSE_LARGE, DENSE_LARGE_K)]
+    follows = (arms.get(judged) or {}).get("rank_correlation")
     told = (arms.get(TOLD) or {}).get("mean_exact")
     return {
         "reuse_pays": None if None in larger else all(larger),

@@ -35,7 +35,7 @@ def reproduce_depth(
     Args:
         protocol: the experiment.
         out: folder for everything; one that an earlier run left is continued.
-        seeds: independent repetitions (seeds 0, 1, …).
+        seeds: independent repetitions, from the protocol's first seed on.
         workers: processes, each with one CPU thread; results don't depend on how many.
         command: what the report says it was made by.
 
@@ -48,7 +48,8 @@ def reproduce_depth(
     for name, value in (("seeds", seeds), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")
-    plan = DepthPlan(protocol, out, tuple(range(seeds)))
+    first = protocol.first_seed
+    plan = DepthPlan(protocol, out, tuple(range(first, first + seeds)))
     with held(out), without_progress_bars(), cpu_threads(1):
         if workers > 1:
             _run_chains(plan, workers)
@@ -116,7 +117,7 @@ def assemble(
             "protocol": protocol.to_dict(),
             "seconds": sum(outcome.seconds for outcome in outcomes.values()),
             "rates": rates,
-            "summary": summarize(rows),
+            "summary": summarize(rows, protocol.judged),
             "rows": rows,
         }
     )
