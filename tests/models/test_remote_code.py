@@ -120,6 +120,9 @@ def commands(tmp_path, dense_folder):
         "perplexity": lambda source: ["perplexity", source, text],
         "flops": lambda source: ["flops", source, "--no-memory", "--measure", text],
         "bench": lambda source: ["bench", source, "--work", "prefill"],
+        "calibrate": lambda source: ["calibrate", source, text],
+        "generate": lambda source: ["generate", source, "some words"],
+        "analyze": lambda source: ["analyze", "loops", source, text, "--out", tmp_path / "views"],
         "tokenize": tokenize,
         "train": train,
     }
@@ -130,7 +133,11 @@ def test_every_verb_is_walked(commands):
     assert set(commands[1]) == verbs - WITHOUT_CHECKPOINTS
 
 
-@pytest.mark.parametrize("verb", ["upcycle", "evaluate", "perplexity", "flops", "bench", "train"])
+@pytest.mark.parametrize(
+    "verb",
+    ["upcycle", "evaluate", "perplexity", "flops", "bench", "train", "calibrate", "generate",
+     "analyze"],
+)  # fmt: skip
 def test_a_model_of_its_own_is_refused(verb, commands, alien_model, canary, monkeypatch, capsys):
     before, after = commands
     if verb in before:
@@ -143,7 +150,9 @@ def test_a_model_of_its_own_is_refused(verb, commands, alien_model, canary, monk
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("verb", ["upcycle", "evaluate", "perplexity", "flops", "tokenize"])
+@pytest.mark.parametrize(
+    "verb", ["upcycle", "evaluate", "perplexity", "flops", "tokenize", "generate"]
+)
 def test_a_tokenizer_of_its_own_is_refused(
     verb, commands, alien_tokenizer, canary, monkeypatch, capsys
 ):

@@ -178,7 +178,8 @@ def score(context: Context, model_folder: Path) -> dict[str, Any]:
     if not model_folder.exists() or protocol.tasks is None:
         return {}
     scores = TaskScores(protocol.tasks.split(","), protocol.tasks_limit)
-    return {"tasks": scores(load(model_folder), AutoTokenizer.from_pretrained(model_folder))}
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+    return {"tasks": scores(load(model_folder), tokenizer)}
 
 
 def training_curve(run: Path, batch_tokens: int) -> list[list[float]]:
