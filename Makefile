@@ -43,7 +43,7 @@ demo-language: $(VENV)/.installed
 
 demo-depth: $(VENV)/.installed
 	@mkdir -p $(dir $(OUT))
-	$(bin)/versatileffn reproduce --task depth --scale demo --out $(OUT)-depth > $(OUT)-depth.log
+	$(bin)/versatileffn reproduce --task depth --scale demo --out $(OUT)-depth > $(OUT)-depth.log || (tail -20 $(OUT)-depth.log; exit 1)
 
 test: $(VENV)/.dev  ## the default test suite
 	$(bin)/python -m pytest

@@ -25,6 +25,12 @@ def test_the_page_quotes_the_depth_task():
     assert BLOCKS
 
 
+def test_the_readme_has_rows_of_that_table():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = readme.split("## Where it pays")[1].split("|---|---:|---:|---|\n")[1].split("\n\n")[0]
+    assert set(rows.splitlines()) <= set(BLOCKS[0][1].splitlines())
+
+
 @pytest.mark.parametrize(("folder", "block"), BLOCKS)
 def test_each_row_is_the_committed_one(folder, block):
     results = json.loads((ROOT / folder / "results.json").read_text())

@@ -6,9 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.main import get_command
 
+from support.models import SHAPE
 from versatileffn.cli.main import app
+from versatileffn.data.tokenizers import train_bpe
 from versatileffn.reproduce.report import short_table
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +51,19 @@ def test_every_command_of_the_readme_parses(command):
     verb, *arguments = shlex.split(command)
     parser = get_command(app).commands[verb]
     parser.make_context(verb, arguments)
+
+
+def test_the_python_block_runs(tmp_path, capsys):
+    torch.manual_seed(0)
+    dense = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"vocab_size": 300})))
+    dense.save_pretrained(tmp_path / "dense")
+    train_bpe(["a text of some words"] * 3, 300).save_pretrained(tmp_path / "dense")
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    for name, folder in (("path-or-hub-id", "dense"), ("reused", "out")):
+        assert f'"{name}"' in block
+        block = block.replace(f'"{name}"', repr(str(tmp_path / folder)))
+    exec(compile(block, "README.md", "exec"), {})
+    assert "Once upon a time" in capsys.readouterr().out
 
 
 def test_every_file_the_readme_links_to_exists():
