@@ -263,7 +263,7 @@ def test_name_that_is_not_utf8(tmp_path: Path) -> None:
     source.write_text('{"text": "one"}\n{"text": "two"}')
     meta = tokenize_corpus(source, tmp_path / "out", vocab_size=300)
     assert meta.source == str(tmp_path / "?.jsonl")
-    with pytest.raises(DataError, match="isn't valid UTF-8"):
+    with pytest.raises(DataError, match="isn't UTF-8: choose another"):
         tokenize_corpus(source, tmp_path / os.fsdecode(b"\xff"))
 
 
