@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
-	$(pip) -e '.[dev,eval,gguf,lm-eval]'
+	$(pip) -e '.[dev,eval,gguf,lm-eval,words]'
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed  ## virtual environment with the package

@@ -35,6 +35,9 @@ def test_the_readme_has_commands():
         "flops",
         "bench",
         "verify",
+        "generate",
+        "calibrate",
+        "analyze",
     }
 
 

@@ -24,6 +24,7 @@ from versatileffn.reproduce.protocol import protocol
 from versatileffn.reproduce.run import reproduce
 from versatileffn.training.config import TrainConfig
 
+CLOCKS = ("tokens_per_second", "cpu_seconds")
 ARMS = ["base", "dense", "2-loop", "4-loop", "moe", "versatile", "versatile-learned"]
 SOURCES = Path(json.__file__).parents[1]  # the standard library: real text on every machine
 
@@ -63,7 +64,7 @@ def read(out: Path) -> dict[str, Any]:
 
 def measured(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows without what differs between two runs by its nature."""
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in results["rows"]]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in results["rows"]]
 
 
 @pytest.fixture(scope="module")

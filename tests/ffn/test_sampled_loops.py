@@ -21,7 +21,7 @@ def test_depths_have_the_shares_of_the_prior_whatever_the_token():
     plan.check()
     shares = torch.bincount(plan.loop_count, minlength=5)[1:] / 20_000
     assert shares.tolist() == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15], abs=0.02)
-    torch.testing.assert_close(plan.lam, 1 - plan.loop_count / 4)
+    torch.testing.assert_close(plan.lam, 1 - plan.loop_count.double() / 4)
     layer.controller.open_loops = 2
     assert layer.controller(hidden).loop_count.max() == 2
     layer.controller.sampled_loops = None

@@ -7,11 +7,13 @@ import pytest
 
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError, DataError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.config import FFNConfig, KLoop
+from versatileffn.reproduce.arms import THE_BASE, Arm
 from versatileffn.reproduce.plan import build_stages, corpus_identity, token_folder_hash
 from versatileffn.reproduce.protocol import SCALES, Protocol, protocol
 from versatileffn.reproduce.results import CONTROL
 from versatileffn.reproduce.stages import StageRunner, held
+from versatileffn.reproduce.tables import TABLES
 
 
 def hashes(chosen: Protocol, root: Path, **options: object) -> dict[str, str]:
@@ -34,6 +36,45 @@ def test_every_scale_has_the_fair_control_and_all_baselines(scale: str) -> None:
     names = [arm.name for arm in protocol(scale).arms]
     assert names[0] == CONTROL
     assert set(names) == {"dense", "2-loop", "4-loop", "moe", "versatile", "versatile-learned"}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_arm_comes_after_what_it_continues_and_has_its_control(table: str) -> None:
+    arms = protocol("smoke", table=table).arms
+    there = {THE_BASE.name}
+    for arm in arms:
+        assert arm.name not in there
+        assert arm.start is None or arm.start in there
+        there.add(arm.name)
+    assert {arm.control for arm in arms} <= there
+    widths = {arm.name: arm.width for arm in (THE_BASE, *arms)}
+    for arm in arms:  # a conversion keeps the sizes of what it converts
+        assert arm.start is None or arm.width == widths[arm.start]
+
+
+def test_an_arm_brings_what_it_needs() -> None:
+    names = [arm.name for arm in protocol("smoke", ["dense-x4"], "reuse").arms]
+    assert names == ["scratch-dense-x4", CONTROL, "dense-x4"]
+    names = [arm.name for arm in protocol("smoke", ["scratch-moe"], "reuse").arms]
+    assert names == ["scratch-moe"], "its control is the base"
+
+
+def test_an_arm_from_scratch_is_known_by_all_that_makes_it(tmp_path: Path) -> None:
+    """Its width, its FFN's knobs and what its training is told."""
+
+    def digest(arm: Arm) -> str:
+        chosen = dataclasses.replace(protocol("smoke"), arms=(arm,))
+        return hashes(chosen, tmp_path)[f"seed-0/{arm.name}/train"]
+
+    usual = Arm("a", "A", KLoop(), start=None)
+    others = [
+        dataclasses.replace(usual, width=2),
+        dataclasses.replace(usual, budget=2),
+        dataclasses.replace(usual, ffn=KLoop(num_loops=3)),
+        dataclasses.replace(usual, optim={"weight_decay": 0.0}),
+    ]
+    assert len({digest(usual), *map(digest, others)}) == 5
+    assert digest(usual) == digest(dataclasses.replace(usual, title="B"))
 
 
 def test_further_arms_are_there_for_who_asks() -> None:
@@ -60,7 +101,9 @@ def test_the_record_of_a_protocol_says_what_each_arm_is() -> None:
 
 
 def test_unknown_scale_names_the_known_ones_but_not_the_hidden() -> None:
-    with pytest.raises(ConfigError, match=r"choose one of \['tiny', 'tiny-epoch'\]"):
+    with pytest.raises(
+        ConfigError, match=r"choose one of \['tiny', 'tiny-epoch', '0.1m', '0.3m', .*'1.21b'\]"
+    ):
         protocol("huge")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.models import SHAPE
-from versatileffn.reproduce.protocol import ARMS, protocol
+from versatileffn.reproduce.arms import PAPER
+from versatileffn.reproduce.protocol import protocol
 from versatileffn.reproduce.steps import Context, convert, tokenize
 
 
@@ -27,7 +28,7 @@ def test_a_stage_killed_after_publishing_leaves_nothing_beside_its_model(tmp_pat
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(base)
     folder.mkdir()
     context = Context(protocol("smoke"), tmp_path, seed=0)
-    converted = convert(context, ARMS[0], base, folder)
+    converted = convert(context, PAPER[0], base, folder)
     (folder / ".model.partial" / "old").mkdir(parents=True)
-    assert convert(context, ARMS[0], base, folder) == converted
+    assert convert(context, PAPER[0], base, folder) == converted
     assert os.listdir(folder) == ["model"]

@@ -144,6 +144,29 @@ def test_other_code_or_libraries_redo_the_stage(
     assert lab.calls == ["a"]
 
 
+def test_stages_of_accepted_sources_are_taken_and_what_needs_them_is_ours(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(lab.stage("a", 1))
+    earlier = stages.sources()
+    monkeypatch.setattr(stages, "sources", lambda: "changed")
+    with held(lab.root):
+        runner = StageRunner(lab.root, accept=[earlier])
+        outcomes = runner.run([lab.stage("a", 1), lab.stage("b", 2, ("a",))])
+    assert lab.calls == ["a", "b"]
+    assert [outcomes[name].source for name in "ab"] == [earlier, "changed"]
+
+
+def test_only_what_is_finished_is_taken_where_nothing_may_run(lab: Lab) -> None:
+    lab.run(lab.stage("a", 1), lab.stage("b", 2, ("a",)))
+    later = [lab.stage("a", 1), lab.stage("b", 9, ("a",)), lab.stage("c", 3, ("b",))]
+    with held(lab.root):
+        outcomes = StageRunner(lab.root, only_finished=True).run(later)
+    assert list(outcomes) == ["a"]
+    assert lab.calls == ["a", "b"], "nothing ran"
+    assert not (lab.root / "superseded").exists()
+
+
 def test_the_digest_sees_every_source_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "room").mkdir()
     monkeypatch.setattr(provenance, "ROOT", tmp_path)

@@ -7,6 +7,7 @@ import pytest
 
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
+from versatileffn.reproduce.arms import PAPER, THE_BASE
 from versatileffn.reproduce.protocol import SCALES, protocol
 from versatileffn.reproduce.steps import Context, train_config, usage_batches
 
@@ -39,10 +40,11 @@ def test_use_is_measured_on_windows_from_all_over_the_split(tokens, usage_window
 
 
 @pytest.mark.parametrize("name", SCALES)
-@pytest.mark.parametrize("phase", ["base_tokens", "continued_tokens"])
-def test_no_evaluation_is_wasted_just_before_the_last(tmp_path, name, phase):
+@pytest.mark.parametrize("arm", [THE_BASE, PAPER[0]])
+def test_no_evaluation_is_wasted_just_before_the_last(tmp_path, name, arm):
     scale = protocol(name)
-    run = train_config(Context(scale, tmp_path, 0), tmp_path, getattr(scale, phase), tmp_path).run
+    start = None if arm.start is None else tmp_path
+    run = train_config(Context(scale, tmp_path, 0), arm, start, tmp_path).run
     every, steps = run.eval_steps, run.max_steps
     assert len({*range(every, steps, every), steps}) <= scale.evaluations
     assert run.save_steps % run.logging_steps == 0

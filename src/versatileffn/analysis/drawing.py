@@ -5,12 +5,13 @@ have the page's colour (`currentColor`), which the file itself makes light on da
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,6 +22,8 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX*"
 WIDTH = 4.9
 """Inches."""
+CROWD = 14
+"""More bars than this have no room for numbers that lie flat."""
 _THEME = "<style>svg{color:#20262d}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
 _INKED: tuple[Any, ...] = (
     "text.color",
@@ -64,6 +67,37 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.15, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def loop_shares(
+    axes: Axes,
+    shares: Sequence[Sequence[float]],
+    means: Sequence[float],
+    labels: Sequence[str],
+    places: Sequence[float] | None = None,
+) -> None:
+    """Stacked bars: the share of tokens that take 1, 2, … L loops, and the mean above each.
+
+    Args:
+        axes: to draw on.
+        shares: of each bar, its L shares, which sum to 1.
+        means: mean loops of each bar.
+        labels: what stands below each.
+        places: where each stands on the axis; None puts them side by side.
+    """
+    index, bottom = list(places or range(len(shares))), np.zeros(len(shares))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.25, len(shares[0])))
+    for loop, (share, colour) in enumerate(zip(np.array(shares).T, colours, strict=True), start=1):
+        label = f"{loop} loop{'s' if loop > 1 else ''}"
+        axes.bar(index, share, bottom=bottom, color=colour, label=label)
+        bottom += share
+    crowded = len(shares) > CROWD
+    for x, mean in zip(index, means, strict=True):
+        axes.text(x, 1.02, f"{mean:.2f}", ha="center", va="bottom", fontsize=6 if crowded else 8,
+                  rotation=90 if crowded else 0)  # fmt: skip
+    axes.set_xticks(index, labels, rotation=45 if crowded else 0)
+    axes.set_ylim(0, 1)
+    plain(axes)
 
 
 def legend_below(drawn: Figure, axes: Axes, columns: int = 2) -> None:

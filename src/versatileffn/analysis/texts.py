@@ -1,6 +1,6 @@
 """Tokens to measure a model on: a task's prompts, a token folder's held-out split, or a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from versatileffn.data.corpus import find_corpus
 from versatileffn.data.meta import META_FILE
 from versatileffn.data.packed import PackedDataset
-from versatileffn.errors import DataError
+from versatileffn.errors import ConfigError, DataError
 from versatileffn.evaluation.perplexity import check_window
 from versatileffn.evaluation.tasks.catalogue import find_tasks
 from versatileffn.evaluation.tasks.loading import context_length
@@ -47,6 +47,28 @@ def token_sequences(name: str, model: Any, source: str, limit: int | None) -> li
             f"{source} has tokens outside the vocabulary of {name}: measure on what its own "
             "tokenizer makes"
         )
+    return found
+
+
+def sequences_of(
+    name: str, model: Any, texts: Sequence[str], tasks: str | None, limit: int | None
+) -> list[list[int]]:
+    """What a model is to read: some texts, or a task's prompts; see `token_sequences`.
+
+    Raises:
+        ConfigError: neither or both are given, or there is no such task.
+        DataError: a text isn't there, can't be read, or is empty.
+    """
+    if bool(texts) == (tasks is not None):
+        raise ConfigError("give either texts or --task NAME (arc_challenge is the paper's)")
+    for text in texts:
+        if not Path(text).exists():
+            raise DataError(f"there is no {text}: give a text file or folder, or --task NAME")
+    sources = list(texts) if tasks is None else [tasks]
+    read = (ids for source in sources for ids in token_sequences(name, model, source, limit))
+    found = [ids for ids in read if len(ids) > 1]
+    if not found:
+        raise DataError(f"{', '.join(sources)} has no two tokens in a row: give a longer text")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from versatileffn.cli.analyze import analyze_command
 from versatileffn.cli.bench import bench_command
 from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.evaluate import evaluate_command
@@ -42,6 +43,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "calibrate": loads_checkpoints(calibrate_command),
     "generate": loads_checkpoints(generate_command),
     "flops": loads_checkpoints(flops_command),
+    "analyze": loads_checkpoints(analyze_command),
     "reproduce": reproduce_command,
     "bench": loads_checkpoints(bench_command),
     "verify": verify_command,

@@ -1,5 +1,6 @@
 """`versatileffn reproduce`: an experiment at a chosen scale, down to a report."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,15 @@ def reproduce_command(
         str,
         typer.Option(
             help="Size of the experiment: `tiny` takes minutes on two CPU cores; `tiny-epoch` "
+<<<<<<< HEAD
             "makes the whole second pass, about twice as long. Of the task `depth`: `tiny` is the "
             "whole experiment, `confirm` asks again on other seeds, `demo` has three arms."
+=======
+            "makes the whole second pass, about twice as long; `0.1m` and `0.3m` take hours: "
+            "parameters outside the embeddings, each with 20 tokens to learn from; `small` wants a "
+            "GPU. `354m`, `720m` and `1.21b`, the paper's, print the commands and what they cost. "
+            "Of the task `depth`: `tiny` is the whole experiment, `demo` three arms of it."
+>>>>>>> main
         ),
     ] = "tiny",
     out: Annotated[
@@ -35,6 +43,13 @@ def reproduce_command(
     seeds: Annotated[
         int, typer.Option(min=1, help="Repetitions; two or more give intervals in the report.")
     ] = 1,
+    table: Annotated[
+        str,
+        typer.Option(
+            help="What is compared: `demo`; `1`, `3`, `4`, `5` or `figure-3` of the paper; or "
+            "`reuse`, which asks whether reuse pays."
+        ),
+    ] = "demo",
     arms: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +69,28 @@ def reproduce_command(
             "Python standard library's own sources)."
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Score every model on these tasks, too: `paper8`, or labels separated by commas."
+        ),
+    ] = None,
+    tasks_limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many items of each task.")
+    ] = None,
+    only_finished: Annotated[
+        bool,
+        typer.Option(
+            "--only-finished", help="Train nothing: report what is there, and what isn't."
+        ),
+    ] = False,
+    accept_sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="`source_sha256` of another version of this package, whose finished stages are "
+            "taken as they are. May be repeated."
+        ),
+    ] = None,
     workers: Annotated[
         int,
         typer.Option(min=1, help="Of the task `depth`: processes, each with one CPU thread."),
@@ -64,18 +101,33 @@ def reproduce_command(
     if task == "depth":
         if tokens is not None or corpus is not None:
             raise ConfigError("the task `depth` makes its own tokens: leave out tokens and corpus")
+        if table != "demo" or tasks is not None or only_finished or accept_sources:
+            raise ConfigError(
+                "table, tasks, only-finished and accept-sources are of the task `language`: leave "
+                "them out"
+            )
         _report(*_depth(scale, chosen_arms, out, seeds, workers))
         return
     if task != "language":
         raise ConfigError(f"task={task!r} is unknown: choose language or depth")
     if workers > 1:
         raise ConfigError("the task `language` runs in one process: leave out workers")
-    from versatileffn.reproduce.protocol import protocol
+    from versatileffn.reproduce.launch import launch
+    from versatileffn.reproduce.protocol import LAUNCHED, protocol
     from versatileffn.reproduce.run import reproduce
 
-    folder = out if out is not None else Path("runs") / scale
-    chosen = protocol(scale, chosen_arms)
-    _report(folder, reproduce(chosen, folder, seeds, tokens, corpus, command_line()))
+    chosen = protocol(scale, chosen_arms, table)
+    if scale in LAUNCHED:
+        for line in launch(chosen):
+            typer.echo(line)
+        return
+    chosen = dataclasses.replace(chosen, tasks=tasks, tasks_limit=tasks_limit)
+    folder = out if out is not None else Path("runs") / chosen.name
+    command, accepted = command_line(), accept_sources or ()
+    _report(
+        folder,
+        reproduce(chosen, folder, seeds, tokens, corpus, command, accepted, only_finished),
+    )
 
 
 def _depth(

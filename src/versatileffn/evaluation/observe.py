@@ -3,16 +3,18 @@
 The one place where decisions are read: loop statistics, reports and analyses are reducers over what
 `observe` yields, and hold no batch longer than they need it.
 
-Legend: B sequences, T tokens of each.
+Legend: B sequences, T tokens of each, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.evaluation.likelihood import target_nats
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.models.family import is_reuse
@@ -31,11 +33,22 @@ class Observed:
         mask_BT: 0 where a token is padding; None where none is.
         decisions: one for each layer, for tokens of shape [B, T]: a plan, or a routing where
             experts are real. None of a dense model of Transformers' own.
+        logits_BTV: what the model expects after each token.
     """
 
     ids_BT: Tensor
     mask_BT: Tensor | None
     decisions: tuple[ReusePlan | Routing, ...]
+    logits_BTV: Tensor
+
+    def surprise(self) -> Tensor:
+        """−ln of the probability that each token had after those before it, in nats, float64
+        [B, T]; NaN for the first of a sequence, which nothing foretells.
+        """
+        logits_BSV = self.logits_BTV[:, :-1]
+        targets_M = self.ids_BT[:, 1:].flatten().to(logits_BSV.device)
+        nats_BS = target_nats(logits_BSV.flatten(0, 1), targets_M).view(logits_BSV.shape[:2])
+        return torch.nn.functional.pad(nats_BS, (1, 0), value=torch.nan)
 
 
 def observe(model: Any, batches: Iterable[Batch]) -> Iterator[Observed]:
@@ -70,6 +83,7 @@ def observe(model: Any, batches: Iterable[Batch]) -> Iterator[Observed]:
                 "weights or its config.json are damaged, or it diverged"
             )
         seen = True
-        yield Observed(ids_BT, mask_BT, tuple(out.reuse_plans) if options else ())
+        decisions = tuple(out.reuse_plans) if options else ()
+        yield Observed(ids_BT, mask_BT, decisions, out.logits)
     if not seen:
         raise ConfigError("no tokens to observe: give at least one window")

@@ -84,8 +84,7 @@ class LinearController(OpenLoops, nn.Module):
 
         loop_logits = None
         if self.loop_head is not None:
-            charged_ML = charged(logits(self.loop_head), self.loop_penalty)
-            loop_logits = self.among_open(charged_ML)
+            loop_logits = charged(self.among_open(logits(self.loop_head)), self.loop_penalty)
         plan = self._decide_depth(wide, loop_logits, gumbel_noise)
         if self.router is None:
             return plan

@@ -15,8 +15,8 @@ ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 class Controller(Protocol):
     """What a layer calls: a module made from D, F and the config.
 
-    `tau` and `open_loops`, where it has them, are moved by the training schedule, a `loop_penalty`
-    by `set_compute_budget` (what it does to the logits is `charged` of `ffn/budget.py`);
+    `tau` and `open_loops`, where it has them, are moved by the training schedule, `loop_penalty` by
+    `set_compute_budget` (what it does to the logits is `charged` of `ffn/budget.py`);
     `reset_parameters(std)` draws its weights.
     Gains are the layer's, not the controller's. One with a method `see(input_ids)` is shown the
     tokens of each forward pass, [B, T], before it decides; None where only embeddings are given.

@@ -58,8 +58,8 @@ class TokenChoiceController(OpenLoops, nn.Module):
 
     def forward(self, hidden: Tensor) -> ReusePlan:
         """Decide for each token of hidden states [..., D], without noise."""
-        logits = charged(at_least_float32(self.loop_head(hidden)), self.loop_penalty)
-        logits = self.among_open(logits)
+        logits = self.among_open(at_least_float32(self.loop_head(hidden)))
+        logits = charged(logits, self.loop_penalty)
         gate, choice = logits.softmax(-1).max(-1)
         probs = one_hot_loops(choice + 1, logits.shape[-1]).to(logits.dtype)
         return ReusePlan(choice + 1, probs, lam=1 - gate, loop_logits=logits, balance_logits=logits)

@@ -1,14 +1,23 @@
 """The report's pictures, drawn from result rows."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plain, styles, svg
+from versatileffn.analysis.drawing import (
+    INK,
+    figure,
+    inked,
+    legend_below,
+    loop_shares,
+    plain,
+    styles,
+    svg,
+)
 from versatileffn.reproduce.results import BASE, CONTROL, Row
 from versatileffn.workspace.durable import write_bytes
 
@@ -25,8 +34,9 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
 
     Returns:
         Paths by figure name: `loss-curves`, `quality-against-flops`; `difference-curves` where
-        there is something to compare with the control; `loops-per-layer` where a model decides its
-        loops per token; `expert-load` where one has experts.
+        there is something to compare with the control; the same with `scratch-` in front of models
+        that were trained from scratch; `loops-per-layer` where a model decides its loops per token;
+        `expert-load` where one has experts.
     """
     rows = [row for row in rows if row.after is not None]
     if not rows:
@@ -34,9 +44,11 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
     first = [row for row in rows if row.seed == rows[0].seed]
     looping = [row for row in first if any(la.loop_share for la in row.layers)]
     routed = [row for row in first if any(la.expert_load for la in row.layers)]
-    drawn = {"loss-curves": (loss_curves, rows)}
-    if {row.arm for row in rows} > {BASE, CONTROL}:
-        drawn["difference-curves"] = (difference_curves, rows)
+    drawn: dict[str, Any] = {}
+    scratch = [row for row in rows if row.arm == BASE or row.control == BASE]
+    continued = [row for row in rows if row.control == CONTROL]
+    for prefix, those in (("", continued), ("scratch-", scratch)):
+        drawn |= _curve_figures(prefix, those)
     drawn["quality-against-flops"] = (quality, rows)
     if looping:
         drawn["loops-per-layer"] = (loops_per_layer, looping)
@@ -51,25 +63,40 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
     return paths
 
 
-def loss_curves(rows: Sequence[Row]) -> Figure:
-    """Held-out loss against the tokens of continued training; seeds as thin lines."""
+def _curve_figures(prefix: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """The two pictures of models of one phase, where there is more than the control."""
+    scratch = bool(prefix)
+    control = BASE if scratch else CONTROL
+    there = {row.arm for row in rows}
+    if control not in there or (scratch and there == {control}):
+        return {}
+    drawn: dict[str, Any] = {f"{prefix}loss-curves": (partial(loss_curves, control=control), rows)}
+    if there > {BASE, control}:
+        differ = partial(difference_curves, control=control)
+        drawn[f"{prefix}difference-curves"] = (differ, rows)
+    return drawn
+
+
+def loss_curves(rows: Sequence[Row], control: str = CONTROL) -> Figure:
+    """Held-out loss against the tokens of training; seeds as thin lines."""
     drawn = figure(4.2)
     axes = drawn.subplots()
+    level = None if control == BASE else BASE
     ends = [row.after.nats_per_token for row in rows if row.after]
-    top = [loss for row in rows if row.arm != BASE for _, loss in row.curve[1:2]]
-    top += [row.after.nats_per_token for row in rows if row.arm == BASE and row.after]
-    for arm, style in _styles(rows).items():
+    top = [loss for row in rows if row.arm != level for _, loss in row.curve[1:2]]
+    top += [row.after.nats_per_token for row in rows if row.arm == level and row.after]
+    for arm, style in _styles(rows, control).items():
         mine = [row for row in rows if row.arm == arm]
         title = mine[0].title
-        if arm == BASE:
-            level = np.mean([row.after.nats_per_token for row in mine if row.after])
-            axes.axhline(float(level), **style, label=title)
+        if arm == level:
+            height = np.mean([row.after.nats_per_token for row in mine if row.after])
+            axes.axhline(float(height), **style, label=title)
             continue
         tokens, losses = _curves(mine)
-        if len(mine) > 1 and arm != CONTROL:
+        if len(mine) > 1 and arm != control:
             axes.plot(tokens, losses.T, color=style["color"], linewidth=0.5, alpha=0.4)
         axes.plot(tokens, losses.mean(0), **style, label=title)
-    axes.set_xlabel("tokens of continued training (thousands)")
+    axes.set_xlabel(f"tokens of {_phase(control)} (thousands)")
     axes.set_ylabel("held-out loss (nats per token)")
     margin = 0.08 * (max(top) - min(ends))
     axes.set_ylim(min(ends) - margin, max(top) + margin)
@@ -78,31 +105,36 @@ def loss_curves(rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def difference_curves(rows: Sequence[Row]) -> Figure:
+def difference_curves(rows: Sequence[Row], control: str = CONTROL) -> Figure:
     """Held-out loss minus the control's of the same seed, after equally many tokens."""
     drawn = figure(4.2)
     axes = drawn.subplots()
-    control = {row.seed: dict(row.curve) for row in rows if row.arm == CONTROL}
-    axes.axhline(0, **BAND, label=next(row.title for row in rows if row.arm == CONTROL))
+    its = {row.seed: dict(row.curve) for row in rows if row.arm == control}
+    axes.axhline(0, **BAND, label=next(row.title for row in rows if row.arm == control))
     ends = [0.0]
-    for arm, style in _styles(rows).items():
-        mine = [row for row in rows if row.arm == arm and row.seed in control]
-        if arm in (BASE, CONTROL) or not mine:
+    for arm, style in _styles(rows, control).items():
+        mine = [row for row in rows if row.arm == arm and row.seed in its]
+        if arm in (BASE, control) or not mine:
             continue
         tokens, losses = _curves(mine)
-        shared = [[control[row.seed][count] for count, _ in row.curve] for row in mine]
-        difference = losses - np.array(shared)
+        shared = [[its[row.seed].get(count, np.nan) for count, _ in row.curve] for row in mine]
+        difference = losses - np.array(shared)  # NaN where the control wasn't measured
         if len(mine) > 1:
             axes.plot(tokens, difference.T, color=style["color"], linewidth=0.5, alpha=0.4)
         axes.plot(tokens, difference.mean(0), **style, label=mine[0].title)
-        ends += difference[:, -2:].ravel().tolist()  # what conversion shocks may leave the picture
+        known = difference[:, np.isfinite(difference).all(0)]
+        ends += known[:, -2:].ravel().tolist()  # what conversion shocks may leave the picture
     margin = 0.1 * (max(ends) - min(ends))
     axes.set_ylim(min(ends) - margin, max(ends) + margin)
-    axes.set_xlabel("tokens of continued training (thousands)")
+    axes.set_xlabel(f"tokens of {_phase(control)} (thousands)")
     axes.set_ylabel("against the control (nats per token)")
     plain(axes)
     legend_below(drawn, axes)
     return drawn
+
+
+def _phase(control: str) -> str:
+    return "training from scratch" if control == BASE else "continued training"
 
 
 def quality(rows: Sequence[Row]) -> Figure:
@@ -129,19 +161,10 @@ def loops_per_layer(rows: Sequence[Row]) -> Figure:
     all_axes = drawn.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for axes, row in zip(all_axes, rows, strict=True):
         deciding = {n: layer for n, layer in enumerate(row.layers, start=1) if layer.loop_share}
-        shares = np.array([layer.loop_share for layer in deciding.values()])  # [layers, L]
-        index, bottom = np.array(list(deciding)), np.zeros(len(shares))
-        colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.25, shares.shape[1]))
-        for loop, (share, colour) in enumerate(zip(shares.T, colours, strict=True), start=1):
-            label = f"{loop} loop{'s' if loop > 1 else ''}"
-            axes.bar(index, share, bottom=bottom, color=colour, label=label)
-            bottom += share
-        for x, layer in deciding.items():
-            axes.text(x, 1.02, f"{layer.mean_loops:.2f}", ha="center", va="bottom", fontsize=8)
+        shares = [layer.loop_share or () for layer in deciding.values()]
+        means = [layer.mean_loops or 0.0 for layer in deciding.values()]
+        loop_shares(axes, shares, means, list(map(str, deciding)), list(deciding))
         axes.set_title(f"{row.title}: mean loops above each bar", fontsize=9, pad=14)
-        axes.set_xticks(index)
-        axes.set_ylim(0, 1)
-        plain(axes)
     all_axes[-1].set_xlabel("layer")
     drawn.supylabel("share of held-out tokens", fontsize=9)
     legend_below(drawn, all_axes[-1], columns=4)
@@ -169,12 +192,12 @@ def expert_load(rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def _styles(rows: Sequence[Row], control: str = CONTROL) -> dict[str, dict[str, Any]]:
     """By arm, in the order of the rows: the same in every picture."""
     colours = styles()
     own: dict[str, dict[str, Any]] = {
         BASE: {"color": INK, "linestyle": ":", "linewidth": 1.2, "alpha": 0.8},
-        CONTROL: BAND,
+        control: BAND,
     }
     return {arm: own.get(arm) or next(colours) for arm in dict.fromkeys(row.arm for row in rows)}
 

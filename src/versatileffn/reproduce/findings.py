@@ -28,26 +28,32 @@ def findings(results: Mapping[str, Any]) -> list[str]:
             "with the continued one."
         )
     others = [r for r in results["summary"] if r["difference"] and r["arm"] != BASE]
-    if others:
-        sentences.append(_verdicts(others, results))
+    for against in dict.fromkeys(control_of(r) for r in others):
+        family = [r for r in results["summary"] if r["difference"] and control_of(r) == against]
+        sentences.append(_verdicts([r for r in family if r["arm"] != BASE], family))
     sentences += _conversions(results["summary"], base)
     diverged = [r["title"] for r in results["summary"] if r["diverged"]]
     if diverged:
         sentences.append(
             f"Some training diverged: {', '.join(diverged)}. Such models are in no mean."
         )
-    return sentences
+    return list(dict.fromkeys(sentences))
 
 
-def _verdicts(others: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> str:
-    """Which arms differ from the control, after correcting for how many are asked about."""
+def control_of(record: Mapping[str, Any]) -> str:
+    """What an arm is compared with; records of an earlier version don't say."""
+    return str(record.get("control", CONTROL))
+
+
+def _verdicts(others: Sequence[Mapping[str, Any]], family: Sequence[Mapping[str, Any]]) -> str:
+    """Which arms differ from their control, after correcting for how many are asked about."""
     tested = [record for record in others if record["difference"]["p_holm"] is not None]
     if not tested:
         return (
             "One seed has no error bar over runs: any of these differences may be chance, however "
             "small its error over documents. Ask for three seeds or more (--seeds 3)."
         )
-    count = sum(1 for r in results["summary"] if (r["difference"] or {}).get("p") is not None)
+    count = sum(1 for record in family if record["difference"]["p"] is not None)
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "none": []}
     for record in tested:
         difference = record["difference"]
@@ -59,8 +65,9 @@ def _verdicts(others: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -
     words = {"lower": "a lower loss", "higher": "a higher loss", "none": "no difference shown"}
     parts = [f"{words[name]}: {', '.join(arms) or 'none'}" for name, arms in groups.items()]
     seeds = tested[0]["difference"]["n"]
+    against = "Against the control" if control_of(tested[0]) == CONTROL else "Against the base"
     return (
-        f"Against the control, over {seeds} seeds and at the {100 * LEVEL:.0f} % level after "
+        f"{against}, over {seeds} seeds and at the {100 * LEVEL:.0f} % level after "
         f"Holm's correction for {count} comparisons: {'; '.join(parts)}. The intervals in the "
         "table are each its own 95 %, without that correction."
     )

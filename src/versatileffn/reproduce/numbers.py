@@ -62,15 +62,23 @@ def probability(p: float | None) -> str:
 FILTERS = {"fixed": fixed, "millions": millions, "thousands": thousands, "clock": clock}
 
 
-def shown(record: Mapping[str, Any]) -> dict[str, str]:
-    """The cells of one record of the summary, as every table prints them."""
-    difference = record["difference"] or {}
+def contrast(difference: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of a difference: the mean with its interval, the error over documents, p."""
     low, high = difference.get("low"), difference.get("high")
     digits = digits_for(difference.get("mean"), low, high)
     error = difference.get("document_error")
     text = signed(difference.get("mean"), digits)
     if low is not None:
         text += f" ({signed(low, digits)} to {signed(high, digits)})"
+    return {
+        "difference": text,
+        "document_error": fixed(error, digits_for(error)),
+        "p": probability(difference.get("p_holm")),
+    }
+
+
+def shown(record: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of one record of the summary, as every table prints them."""
     title, after = record["title"], fixed(record["nats_per_token"])
     if record["diverged"]:
         seeds = ", ".join(map(str, record["diverged"]))
@@ -85,8 +93,6 @@ def shown(record: Mapping[str, Any]) -> dict[str, str]:
         "before": fixed(record["nats_before"]),
         "after": after,
         "bits": fixed(record["bits_per_byte"]),
-        "difference": text,
-        "document_error": fixed(error, digits_for(error)),
-        "p": probability(difference.get("p_holm")),
+        **contrast(record["difference"] or {}),
         "speed": thousands(record["tokens_per_second"]),
     }

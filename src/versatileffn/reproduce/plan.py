@@ -10,8 +10,8 @@ from versatileffn.data.default_corpus import default_corpus_name
 from versatileffn.data.meta import TokenMeta
 from versatileffn.ffn.config import Dense
 from versatileffn.reproduce import steps
-from versatileffn.reproduce.protocol import Arm, Protocol
-from versatileffn.reproduce.results import BASE
+from versatileffn.reproduce.arms import THE_BASE, Arm
+from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.stages import Stage, canonical_hash
 from versatileffn.workspace.manifest import digests, sha256
 
@@ -19,6 +19,8 @@ TOKENS = "tokenize"
 # Fields of the protocol that decide how a model is trained, not how it is measured.
 TRAINING = ("architecture", "seq_len", "batch_tokens", "learning_rate", "evaluations",
             "bf16", "threads")  # fmt: skip
+SCORING = ("tasks", "tasks_limit")
+TOKENIZING = ("vocab_size", "documents", "val_documents")
 MEASURING = ("seq_len", "usage_windows")
 
 
@@ -44,7 +46,7 @@ def build_stages(
     stages: list[Stage] = []
     shared: dict[str, Any] = {} if tokens is None else {"tokens": token_folder_hash(tokens)}
     if tokens is None:
-        inputs = {"vocab_size": protocol.vocab_size, "corpus": corpus_identity(corpus)}
+        inputs = {**_fields(protocol, TOKENIZING), "corpus": corpus_identity(corpus)}
         work = partial(steps.tokenize, protocol, corpus)
         effort = 4e5 * _cost(protocol)
         stages.append(Stage(TOKENS, "tokenize the corpus", inputs, work, (), ("tokens",), effort))
@@ -74,43 +76,52 @@ class _Seed:
 
     def stages(self) -> list[Stage]:
         """In an order in which they can run."""
-        chosen = self.context.protocol
-        base = self._train(BASE, "Base", chosen.base_tokens, None, _cost(chosen))
-        found = [base, self._measure(BASE, "Base", base)]
-        for arm in chosen.arms:
-            start = base
-            if not isinstance(arm.ffn, Dense):  # the control is the base itself
-                start = self._convert(arm, base)
+        trained: dict[str, Stage] = {}
+        found = []
+        for arm in (THE_BASE, *self.context.protocol.arms):
+            start = None if arm.start is None else trained[arm.start]
+            if start is not None and not isinstance(arm.ffn, Dense):  # the control is the base
+                start = self._convert(arm, start)
                 found.append(start)
-            cost = _cost(chosen, arm)
-            trained = self._train(arm.name, arm.title, chosen.continued_tokens, start, cost)
-            found += [trained, self._measure(arm.name, arm.title, trained)]
+            trained[arm.name] = self._train(arm, start)
+            found += [trained[arm.name], self._measure(arm, trained[arm.name])]
+            if self.context.protocol.tasks is not None:
+                found.append(self._score(arm, trained[arm.name]))
         return found
 
     def _convert(self, arm: Arm, base: Stage) -> Stage:
         work = partial(steps.convert, self.context, arm, self._model(base))
-        inputs = {"ffn": arm.ffn.to_dict()}
-        return self._stage(arm.name, arm.title, "convert", base, inputs, work, ("model",))
+        inputs = {"ffn": arm.knobs}
+        return self._stage(arm, "convert", base, inputs, work, ("model",))
 
-    def _train(self, name: str, title: str, budget: int, start: Stage | None, cost: float) -> Stage:
+    def _train(self, arm: Arm, start: Stage | None) -> Stage:
+        chosen = self.context.protocol
         init_from = None if start is None else self._model(start)
-        inputs = {**_fields(self.context.protocol, TRAINING), "tokens_budget": budget}
-        work = partial(steps.train_phase, self.context, budget, init_from)
-        effort = 3 * budget * cost
-        return self._stage(name, title, "train", start, inputs, work, ("run/model",), effort)
+        inputs = {**_fields(chosen, TRAINING), "tokens_budget": chosen.tokens(arm)}
+        inputs |= {"optim": dict(arm.optim)} if arm.optim else {}
+        if start is None:
+            inputs |= {"architecture": chosen.architecture_of(arm), "ffn": arm.knobs}
+        work = partial(steps.train_phase, self.context, arm, init_from)
+        effort = 3 * chosen.tokens(arm) * _cost(chosen, arm)
+        return self._stage(arm, "train", start, inputs, work, ("run/model",), effort)
 
-    def _measure(self, name: str, title: str, trained: Stage) -> Stage:
+    def _measure(self, arm: Arm, trained: Stage) -> Stage:
         def work(_: Path) -> dict[str, Any]:  # its whole result is its summary
             return steps.measure(self.context, self._model(trained))
 
         inputs = _fields(self.context.protocol, MEASURING)
         effort = 4e5 * _cost(self.context.protocol)
-        return self._stage(name, title, "measure", trained, inputs, work, effort=effort)
+        return self._stage(arm, "measure", trained, inputs, work, effort=effort)
+
+    def _score(self, arm: Arm, trained: Stage) -> Stage:
+        def work(_: Path) -> dict[str, Any]:
+            return steps.score(self.context, self._model(trained))
+
+        return self._stage(arm, "score", trained, _fields(self.context.protocol, SCORING), work)
 
     def _stage(
         self,
-        name: str,
-        title: str,
+        arm: Arm,
         verb: str,
         start: Stage | None,
         inputs: dict[str, Any],
@@ -119,8 +130,8 @@ class _Seed:
         effort: float = 1.0,
     ) -> Stage:
         return Stage(
-            f"seed-{self.context.seed}/{name}/{verb}",
-            f"seed {self.context.seed} · {title} · {verb}",
+            f"seed-{self.context.seed}/{arm.name}/{verb}",
+            f"seed {self.context.seed} · {arm.title} · {verb}",
             {**self.shared, **inputs},
             work,
             self.needs if start is None else (*self.needs, start.name),
@@ -158,9 +169,9 @@ def _fields(protocol: Protocol, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(protocol, name) for name in names}
 
 
-def _cost(protocol: Protocol, arm: Arm | None = None) -> float:
+def _cost(protocol: Protocol, arm: Arm = THE_BASE) -> float:
     """Rough FLOPs per token of a forward pass, for the time left only."""
-    shape = protocol.architecture
+    shape = protocol.architecture_of(arm)
     D, F, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    passes = 1.0 if arm is None else arm.ffn.loops + 0.5 * arm.ffn.has_router
+    passes = arm.ffn.loops + 0.5 * arm.ffn.has_router
     return 2.0 * (layers * (4 * D * D + passes * 3 * D * F) + protocol.vocab_size * D)

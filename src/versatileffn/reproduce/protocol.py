@@ -5,44 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from versatileffn.analysis.presets import preset
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
-from versatileffn.reproduce.results import CONTROL
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of using the base model's FFNs, continued from the base.
-
-    Args:
-        name: folder and key in the results.
-        title: what a person reads.
-        ffn: the FFN after conversion; dense is the control.
-    """
-
-    name: str
-    title: str
-    ffn: FFNConfig
-
-
-ARMS = (
-    Arm(CONTROL, "Dense, continued (1-loop)", Dense()),
-    Arm("2-loop", "2-Loop", KLoop(num_loops=2)),
-    Arm("4-loop", "4-Loop", KLoop(num_loops=4)),
-    Arm("moe", "MoE", MoE()),
-    Arm("versatile", "VersatileFFN (paper)", Versatile()),
-    Arm("versatile-learned", "VersatileFFN (learned gains)", Versatile(reuse_gains="learned")),
-)
-# Mixture-of-Recursions trains from scratch. Continued from a dense base, its own form would start
-# with a shock that says nothing about its router, so it gets the exact start; its counterpart is
-# `versatile-learned`. The paper doesn't have it, so only who asks for it pays for it.
-FURTHER_ARMS = (
-    Arm(
-        "mor",
-        "Token choice (MoR)",
-        Versatile(controller="token-choice", fusion="depth", reuse_gains="learned"),
-    ),
-)
+from versatileffn.reproduce import arms as declared
+from versatileffn.reproduce.arms import Arm
+from versatileffn.reproduce.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -56,7 +23,7 @@ class Protocol:
     Source: the protocol of arXiv 2512.14531; the sizes are ours.
 
     Args:
-        scale: its name.
+        scale: name of its size.
         architecture: fields of a LlamaConfig; the vocabulary comes from the data.
         vocab_size: of the tokenizer trained on the corpus; unused with a given token folder.
         seq_len: tokens per window.
@@ -71,7 +38,12 @@ class Protocol:
         threads: CPU threads; None leaves torch's choice. At tiny sizes a second thread gains
             little, loses a lot where something else wants the core, and changes the last bits.
         choice: how learning rate and batch were chosen, as a sentence for the report.
-        arms: what the base is continued as; one of them the dense control.
+        arms: what is compared with the base and the dense control.
+        table: name of what these arms are.
+        tasks: labels of tasks on which every model is scored, separated by commas; None: on none.
+        tasks_limit: items of each, from the first; None takes all.
+        documents: of the corpus, from the first; None takes all.
+        val_documents: documents held out; None holds out the usual share.
     """
 
     scale: str
@@ -87,7 +59,26 @@ class Protocol:
     bf16: bool
     threads: int | None
     choice: str
-    arms: tuple[Arm, ...] = ARMS
+    arms: tuple[Arm, ...] = declared.PAPER
+    table: str = "demo"
+    tasks: str | None = None
+    tasks_limit: int | None = None
+    documents: int | None = None
+    val_documents: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the folder that it is run in, unless another is given."""
+        return self.scale if self.table == "demo" else f"{self.table}-{self.scale}"
+
+    def tokens(self, arm: Arm) -> int:
+        """Budget of an arm's training."""
+        return arm.budget * (self.base_tokens if arm.start is None else self.continued_tokens)
+
+    def architecture_of(self, arm: Arm) -> dict[str, Any]:
+        """Fields of the LlamaConfig of an arm that is trained from scratch."""
+        shape = self.architecture
+        return {**shape, "intermediate_size": arm.width * shape["intermediate_size"]}
 
     def steps(self, tokens: int) -> int:
         """Optimizer steps that a token budget allows, at least one."""
@@ -100,8 +91,7 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able data."""
-        arms = [{"name": a.name, "title": a.title, "ffn": a.ffn.to_dict()} for a in self.arms]
-        return {**dataclasses.asdict(self), "arms": arms}
+        return {**vars(self), "arms": [arm.to_dict() for arm in self.arms]}
 
 
 def _llama(d_model: int, num_layers: int, num_heads: int, d_hidden: int) -> dict[str, Any]:
@@ -115,6 +105,31 @@ def _llama(d_model: int, num_layers: int, num_heads: int, d_hidden: int) -> dict
         "tie_word_embeddings": False,
         "rms_norm_eps": 1e-6,
     }
+
+
+def _paper(scale: str, batch_tokens: int, steps: int, learning_rate: float) -> Protocol:
+    """One of the paper's own sizes, as `configs/paper/` trains it."""
+    shape = preset(scale)
+    return Protocol(
+        scale=scale,
+        architecture=_llama(
+            shape.hidden_size,
+            shape.num_hidden_layers,
+            shape.num_attention_heads,
+            shape.intermediate_size,
+        ),
+        vocab_size=shape.vocab_size,
+        seq_len=shape.max_position_embeddings,
+        batch_tokens=batch_tokens,
+        base_tokens=batch_tokens * steps,
+        continued_tokens=batch_tokens * steps,
+        learning_rate=learning_rate,
+        evaluations=20,
+        usage_windows=64,
+        bf16=True,
+        threads=None,
+        choice="Learning rate and batch are the paper's.",
+    )
 
 
 TINY = Protocol(
@@ -133,10 +148,51 @@ TINY = Protocol(
     choice="Learning rate and batch were chosen on other text and other seeds: by the base's loss "
     "on training windows that it hasn't read (results/tiny-sweep.json).",
 )
+LIMITED = Protocol(
+    scale="0.1m",
+    architecture=_llama(d_model=64, num_layers=2, num_heads=2, d_hidden=256),
+    vocab_size=512,
+    seq_len=256,
+    batch_tokens=1024,
+    base_tokens=2_621_440,
+    continued_tokens=2_621_440,
+    learning_rate=4e-3,
+    evaluations=4,
+    usage_windows=64,
+    bf16=False,
+    threads=1,
+    choice="Learning rate and batch were chosen on other text and another seed: by the dense "
+    "model's held-out loss (results/language/learning-rate.json).",
+    documents=14_000,
+    val_documents=150,
+)
 SCALES = {
     "tiny": TINY,  # what fits into a demo
     "tiny-epoch": dataclasses.replace(
         TINY, scale="tiny-epoch", continued_tokens=TINY.base_tokens, evaluations=5
+    ),
+    "0.1m": LIMITED,  # 20 tokens for each parameter outside the embeddings
+    "0.3m": dataclasses.replace(
+        LIMITED,
+        scale="0.3m",
+        architecture=_llama(d_model=96, num_layers=2, num_heads=3, d_hidden=384),
+        base_tokens=5_898_240,
+        continued_tokens=5_898_240,
+    ),
+    "small": Protocol(  # for a GPU
+        scale="small",
+        architecture=_llama(d_model=384, num_layers=6, num_heads=6, d_hidden=1536),
+        vocab_size=4096,
+        seq_len=1024,
+        batch_tokens=65_536,
+        base_tokens=283_115_520,  # 20 for each parameter outside the embeddings
+        continued_tokens=283_115_520,
+        learning_rate=1e-3,
+        evaluations=8,
+        usage_windows=64,
+        bf16=True,
+        threads=None,
+        choice="Learning rate and batch weren't chosen by anything.",
     ),
     "smoke": Protocol(
         scale="smoke",
@@ -154,16 +210,23 @@ SCALES = {
         choice="Learning rate and batch weren't chosen by anything.",
     ),
 }
+SCALES |= {
+    "354m": _paper("354m", 1_572_864, 25_431, 5e-4),
+    "720m": _paper("720m", 1_048_576, 66_757, 4e-4),
+    "1.21b": _paper("1.21b", 524_288, 190_735, 3e-4),
+}
+LAUNCHED = ("354m", "720m", "1.21b")  # on many GPUs, by commands that are printed
 HIDDEN_SCALES = ("smoke",)  # seconds of work, for tests of the path; says nothing about models
 
 
-def protocol(scale: str, arms: Sequence[str] | None = None) -> Protocol:
-    """The protocol of a scale.
+def protocol(scale: str, arms: Sequence[str] | None = None, table: str = "demo") -> Protocol:
+    """The protocol of a table at a scale.
 
     Args:
-        scale: its name.
-        arms: names of what the base is continued as, beside the control; `all` takes the further
-            ones, too. None takes the paper's.
+        scale: name of the size.
+        arms: names of what is compared, beside the control; `all` takes the further ones, too. None
+            takes the table's own.
+        table: which comparison.
 
     Raises:
         ConfigError: there is none of that name.
@@ -171,11 +234,8 @@ def protocol(scale: str, arms: Sequence[str] | None = None) -> Protocol:
     if scale not in SCALES:
         known = [name for name in SCALES if name not in HIDDEN_SCALES]
         raise ConfigError(f"scale={scale!r} is unknown: choose one of {known}")
-    if arms is None:
-        return SCALES[scale]
-    there = {arm.name: arm for arm in (*ARMS, *FURTHER_ARMS)}
-    for name in arms:
-        if name != "all" and name not in there:
-            raise ConfigError(f"arm {name!r} is unknown: choose from {[*there, 'all']}")
-    chosen = (a for a in there.values() if "all" in arms or a.name in (CONTROL, *arms))
-    return dataclasses.replace(SCALES[scale], arms=tuple(chosen))
+    if table not in TABLES:
+        raise ConfigError(f"table={table!r} is unknown: choose one of {list(TABLES)}")
+    chosen = TABLES[table].arms
+    picked = chosen if arms is None else declared.choose(chosen, declared.FURTHER, arms)
+    return dataclasses.replace(SCALES[scale], arms=picked, table=table)

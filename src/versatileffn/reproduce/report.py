@@ -9,9 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from versatileffn.reproduce.findings import findings
-from versatileffn.reproduce.numbers import FILTERS, shown
-from versatileffn.reproduce.paper import CITED_354M
+from versatileffn.reproduce.numbers import FILTERS, contrast, fixed, shown, signed
+from versatileffn.reproduce.paper import CITED, CITED_354M
 from versatileffn.reproduce.results import BASE, CONTROL
+from versatileffn.reproduce.rulers import QUESTIONS
+from versatileffn.reproduce.tables import TABLES
 from versatileffn.workspace.durable import write_bytes
 
 CAPTIONS = {
@@ -22,11 +24,22 @@ CAPTIONS = {
     "difference-curves": "The same curves minus the control's: below the band is better than "
     "training the dense model on. Thin lines are single seeds; what the conversion did at first "
     "may lie above the cut axis.",
+    "scratch-loss-curves": "Held-out loss along training from scratch, on the same windows in the "
+    "same order. The broad band is the dense base, the control here.",
+    "scratch-difference-curves": "The same curves minus the dense base's, where "
+    "both were measured.",
     "quality-against-flops": "Held-out loss after training against the FFN work that one token "
     "really costs at inference. Lower left is better.",
     "loops-per-layer": "How often tokens pass through the shared FFN, layer by layer, on held-out "
     "text. Layers count from 1.",
     "expert-load": "How evenly the routers spread tokens over the experts on held-out text.",
+}
+
+WORDS = {
+    "lower": "lower",
+    "higher": "higher",
+    "none": "no difference shown",
+    "undecided": "undecided: too few seeds",
 }
 
 
@@ -50,6 +63,11 @@ def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], folder
         "controllers": max(r["flops_controller"] or 0 for r in results["summary"]),
         "passes": _passes(results["protocol"]),
         "findings": findings(results),
+        "families": families(results),
+        "missing": results.get("missing", []),
+        "heading": TABLES[results["protocol"].get("table", "demo")].title,
+        "beside": beside_the_paper(results),
+        "tasks": task_scores(results),
         "cited": CITED_354M,
         "captions": CAPTIONS,
         "base": BASE,
@@ -97,6 +115,65 @@ def _passes(protocol: Mapping[str, Any]) -> str:
         share = f"{100 * more / base:.0f} %"
         rest = f"the first {more:,} of them: {share} of the whole pass that the paper makes"
     return f"The base saw {base:,} tokens once; every other model was continued on {rest}."
+
+
+def families(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was asked beyond the main table: each question of each phase with its rows.
+
+    Args:
+        results: the content of `results.json`; an earlier version's has none.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for record in results.get("comparisons", []):
+        phase = "" if record["phase"] == "all" else f", {record['phase']}"
+        title = f"{QUESTIONS[record['question']]}{phase}"
+        family = found.setdefault(title, {"title": title, "rows": []})
+        cells = {"title": record["title"], "verdict": WORDS[record["verdict"]]}
+        family["rows"].append({**cells, **contrast(record["difference"])})
+    return list(found.values())
+
+
+def beside_the_paper(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Our losses and the paper's, each with the difference to its own control.
+
+    Args:
+        results: the content of `results.json`; of other comparisons than the paper's, nothing.
+    """
+    table, scale = results["protocol"].get("table"), results["protocol"]["scale"]
+    by_scale = CITED.get(table, {})
+    if not by_scale:
+        return []
+    size = scale if scale in by_scale else "354m"
+    printed, controls = by_scale[size], {BASE: by_scale[size].get(BASE)}
+    if size == "354m" and any(record["arm"] == CONTROL for record in results["summary"]):
+        controls[CONTROL] = CITED["figure-3"][size][CONTROL]
+    rows = []
+    for record in results["summary"]:
+        cited, against = printed.get(record["arm"]), controls.get(record["control"])
+        gap = cited.loss - against.loss if cited and against and cited is not against else None
+        mean = record["tasks"].get("mean")
+        rows.append(
+            {
+                "title": record["title"],
+                "ours": fixed(record["nats_per_token"]),
+                "our_difference": signed((record["difference"] or {}).get("mean")),
+                "paper": fixed(cited.loss if cited else None),
+                "paper_difference": signed(gap),
+                "accuracy": fixed(mean and 100 * mean, 2),
+                "paper_accuracy": fixed(cited.accuracy if cited else None, 2),
+            }
+        )
+    return rows
+
+
+def task_scores(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Accuracy in percent: `names` of the tasks, and `rows` of a title and its cells."""
+    scored = [record for record in results["summary"] if record.get("tasks")]
+    if not scored:
+        return None
+    names = list(scored[0]["tasks"])
+    rows = [(r["title"], [fixed(100 * r["tasks"][name], 2) for name in names]) for r in scored]
+    return {"names": names, "rows": rows}
 
 
 def short_table(results: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,9 @@ class Row:
         flops_controller: FLOPs per token of routers and loop predictors, in no other count.
         tokens_per_second: of training, evaluation excluded.
         layers: one per layer; empty for models that decide nothing per token.
+        control: the arm that it is compared with.
+        cpu_seconds: of its training, evaluations included; None where it was resumed.
+        tasks: share of right answers, 0 to 1, by task and their `mean`; empty where none was asked.
     """
 
     arm: str
@@ -71,6 +75,9 @@ class Row:
     mean_loops: float | None = None
     share_below_max: float | None = None
     layers: list[LayerUse] = field(default_factory=list)
+    control: str = CONTROL
+    cpu_seconds: float | None = None
+    tasks: dict[str, float] = field(default_factory=dict)
 
 
 MEANS = ("parameters", "flops_paper", "flops_ours", "flops_executed", "flops_controller",
@@ -80,25 +87,27 @@ MEANS = ("parameters", "flops_paper", "flops_ours", "flops_executed", "flops_con
 def summarize(rows: list[Row]) -> list[dict[str, Any]]:
     """One record per arm: means over the seeds, and paired differences to the control.
 
-    Pairing is by seed (an arm and its control share the base model and the order of the data) and
-    by document (they are measured on the same text). Models that diverged are left out and named.
+    Pairing is by seed (an arm and its control share the order of the data, and the base model where
+    they continue one) and by document (they are measured on the same text). Models that diverged
+    are left out and named.
 
     Args:
         rows: all models of all seeds.
 
     Returns:
         Per arm, in the order of the rows, JSON-able: means; and `difference`, the held-out loss
-        minus that of the dense model continued, in nats per token, with the t-interval over the
-        seeds, its p-value as it is and after Holm's correction for all arms of the table
-        (`p_holm`), and the standard error over documents (`document_error`).
+        minus that of its control, in nats per token, with the t-interval over the seeds, its
+        p-value as it is and after Holm's correction for all arms with this control (`p_holm`), and
+        the standard error over documents (`document_error`).
     """
     finished = [row for row in rows if row.after is not None]
-    control = {row.seed: row.after for row in finished if row.after and row.arm == CONTROL}
+    controls = {(row.arm, row.seed): row.after for row in finished}
     summary: list[dict[str, Any]] = []
     for arm in dict.fromkeys(row.arm for row in rows):
         mine = [row for row in finished if row.arm == arm]
         losses = [row.after for row in mine if row.after is not None]
-        paired = [(r.after, control[r.seed]) for r in mine if r.after and r.seed in control]
+        theirs = [controls.get((row.control, row.seed)) for row in mine]
+        paired = [(r.after, its) for r, its in zip(mine, theirs, strict=True) if r.after and its]
         means = {name: _mean([getattr(row, name) for row in mine]) for name in MEANS}
         summary.append(
             {
@@ -108,19 +117,26 @@ def summarize(rows: list[Row]) -> list[dict[str, Any]]:
                 "nats_per_token": _mean([loss.nats_per_token for loss in losses]),
                 "bits_per_byte": _mean([loss.bits_per_byte for loss in losses]),
                 "nats_before": _mean([row.before for row in rows if row.arm == arm]),
-                "difference": _difference(paired) if paired and arm != CONTROL else None,
+                "control": next(row.control for row in rows if row.arm == arm),
+                "difference": difference(paired) if paired and arm != CONTROL else None,
                 **means,
+                "tasks": _mean_scores(mine),
             }
         )
-    differences = [record["difference"] for record in summary if record["difference"]]
-    tested = [difference for difference in differences if difference["p"] is not None]
-    for difference, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
-        difference["p_holm"] = p
+    for control in dict.fromkeys(record["control"] for record in summary):
+        adjust([r["difference"] for r in summary if r["control"] == control and r["difference"]])
     return summary
 
 
-def _difference(paired: list[tuple[Loss, Loss]]) -> dict[str, Any]:
-    """An arm against its control, pair by pair of the same seed."""
+def adjust(family: Sequence[dict[str, Any]]) -> None:
+    """Write Holm's correction into the differences of one family, those that have a p-value."""
+    tested = [each for each in family if each["p"] is not None]
+    for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
+        each["p_holm"] = p
+
+
+def difference(paired: Sequence[tuple[Loss, Loss]]) -> dict[str, Any]:
+    """An arm against another, pair by pair of the same seed."""
     by_seed = [mine.nats_per_token - its.nats_per_token for mine, its in paired]
     by_document = np.mean(
         [np.subtract(mine.document_nats, its.document_nats) for mine, its in paired], axis=0
@@ -152,6 +168,13 @@ def finite(value: Any) -> Any:
 def row_from_json(data: dict[str, Any]) -> Row:
     """The inverse of `finite(row)`."""
     return TypeAdapter(Row).validate_python(data)
+
+
+def _mean_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """By task, over the models that were scored."""
+    scored = [row.tasks for row in rows if row.tasks]
+    names = scored[0] if scored else {}
+    return {name: statistics.fmean(tasks[name] for tasks in scored) for name in names}
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -1,24 +1,34 @@
 """`reproduce`: run the stages, gather what they measured, write the report."""
 
 import datetime
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from versatileffn.data.meta import TokenMeta
-from versatileffn.errors import ConfigError
+from versatileffn.errors import ConfigError, DataError
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.provenance import machine, versions
+from versatileffn.reproduce.arms import THE_BASE
 from versatileffn.reproduce.figures import draw_all
 from versatileffn.reproduce.plan import TOKENS, build_stages
 from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.report import write_report
-from versatileffn.reproduce.results import BASE, FORMAT, Row, finite, row_from_json, summarize
-from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, held, sources
+from versatileffn.reproduce.results import CONTROL, FORMAT, Row, finite, row_from_json, summarize
+from versatileffn.reproduce.rulers import comparisons
+from versatileffn.reproduce.stages import (
+    LIBRARIES,
+    MARKER,
+    Outcome,
+    StageRunner,
+    held,
+    sources,
+)
 from versatileffn.workspace.durable import write_json, writing
 
 
@@ -29,6 +39,8 @@ def reproduce(
     tokens: Path | None = None,
     corpus: str | None = None,
     command: str = "versatileffn.reproduce.run.reproduce",
+    accept_sources: Sequence[str] = (),
+    only_finished: bool = False,
 ) -> Path:
     """Run the paper's protocol at one scale, or what is missing of it, and write the report.
 
@@ -41,13 +53,18 @@ def reproduce(
         tokens: token folder to use instead of tokenizing.
         corpus: text to tokenize; None takes the default corpus.
         command: what the report says it was made by.
+        accept_sources: digests (`source_sha256`) of other versions of this package whose finished
+            stages are taken as they are; the results say which made what.
+        only_finished: run nothing; report what is there and what is missing, also while another
+            run is at work in the folder.
 
     Returns:
         Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
 
     Raises:
         ConfigError: `seeds` is not positive, or `out` holds something else.
-        DataError: the corpus or token folder can't be used.
+        DataError: the corpus or token folder can't be used, or nothing is finished where only that
+            was asked for.
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds} must be at least 1")
@@ -59,16 +76,27 @@ def reproduce(
     )
     if inside:
         raise ConfigError(f"{out} lies inside the corpus {corpus}: choose another output")
+    if only_finished and not (out / MARKER).exists():
+        raise ConfigError(f"{out} is no folder of `versatileffn reproduce`: name one in --out")
     stages = build_stages(protocol, out, seeds, tokens, corpus)
-    with held(out), without_progress_bars(), cpu_threads(protocol.threads):
-        outcomes = StageRunner(out, Progress(stages)).run(stages)
+    ours = nullcontext() if only_finished else held(out)  # nothing is run beside a run
+    with ours, without_progress_bars(), cpu_threads(protocol.threads):
+        progress = Progress(stages)
+        runner = StageRunner(out, progress, accept=accept_sources, only_finished=only_finished)
+        outcomes = runner.run(stages)
         summaries = {name: outcome.summary for name, outcome in outcomes.items()}
         rows = [row for seed in range(seeds) for row in gather(protocol, seed, summaries)]
+        if not rows:
+            raise DataError(f"{out} holds no finished model of these sources: run it first")
         folder = tokens if tokens is not None else out / TOKENS / "tokens"
         results = assemble(protocol, rows, outcomes, data_record(folder), command)
+        results["missing"] = [stage.name for stage in stages if stage.name not in outcomes]
         with writing(out):
             write_json(out / "results.json", results)
             return render(results, out)
+
+
+LEARNED = ("diverged", "tokens_per_second", "cpu_seconds")
 
 
 @contextmanager
@@ -91,17 +119,17 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
 def gather(protocol: Protocol, seed: int, done: Mapping[str, dict[str, Any]]) -> list[Row]:
     """The rows of one seed from its stages' summaries: the base, then the arms in order."""
     rows = []
-    for name, title in (
-        (BASE, "Base (not continued)"),
-        *((arm.name, arm.title) for arm in protocol.arms),
-    ):
-        top = f"seed-{seed}/{name}"
+    for arm in (THE_BASE, *protocol.arms):
+        top = f"seed-{seed}/{arm.name}"
+        if f"{top}/measure" not in done:
+            continue
         trained, measured = done[f"{top}/train"], done[f"{top}/measure"]
         curve = trained.get("curve", [])
-        before = curve[0][1] if curve and name != BASE else None
-        ours = {"arm": name, "title": title, "seed": seed, "before": before, "curve": curve}
-        learned = {key: trained.get(key) for key in ("diverged", "tokens_per_second")}
-        rows.append(row_from_json({**ours, **learned, **measured}))
+        ours = {"arm": arm.name, "title": arm.title, "seed": seed, "curve": curve}
+        ours["before"] = curve[0][1] if curve and arm.start is not None else None
+        ours["control"] = CONTROL if arm is THE_BASE else arm.control
+        learned = {key: trained.get(key) for key in LEARNED}
+        rows.append(row_from_json({**ours, **learned, **measured, **done.get(f"{top}/score", {})}))
     return rows
 
 
@@ -126,10 +154,11 @@ def assemble(
             "data": data,
             "seconds": sum(outcome.seconds for outcome in outcomes.values()),
             "stages": {
-                name: {"hash": outcome.hash, "seconds": outcome.seconds}
-                for name, outcome in outcomes.items()
+                name: {"hash": o.hash, "seconds": o.seconds, "source_sha256": o.source}
+                for name, o in outcomes.items()
             },
             "summary": summarize(rows),
+            "comparisons": comparisons(rows, protocol.to_dict()["arms"]),
             "rows": rows,
         }
     )
@@ -139,7 +168,7 @@ def data_record(folder: Path) -> dict[str, Any]:
     """What the report says about the data."""
     meta = TokenMeta.load(folder)
     return {
-        "source": meta.source,
+        "source": Path(meta.source).name if os.path.isabs(meta.source) else meta.source,
         "vocab_size": meta.vocab_size,
         "tokenizer_sha256": meta.tokenizer.sha256,
         "train_tokens": meta.splits["train"].tokens,

