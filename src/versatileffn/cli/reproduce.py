@@ -22,15 +22,11 @@ def reproduce_command(
         str,
         typer.Option(
             help="Size of the experiment: `tiny` takes minutes on two CPU cores; `tiny-epoch` "
-<<<<<<< HEAD
-            "makes the whole second pass, about twice as long. Of the task `depth`: `tiny` is the "
-            "whole experiment, `confirm` asks again on other seeds, `demo` has three arms."
-=======
             "makes the whole second pass, about twice as long; `0.1m` and `0.3m` take hours: "
             "parameters outside the embeddings, each with 20 tokens to learn from; `small` wants a "
             "GPU. `354m`, `720m` and `1.21b`, the paper's, print the commands and what they cost. "
-            "Of the task `depth`: `tiny` is the whole experiment, `demo` three arms of it."
->>>>>>> main
+            "Of the task `depth`: `tiny` is the whole experiment, `confirm` asks again on other "
+            "seeds, `demo` has three arms."
         ),
     ] = "tiny",
     out: Annotated[
