@@ -48,7 +48,7 @@ def check_hard(weights: TokenWeights) -> None:
         PlanError: the plan is soft.
     """
     if not weights.hard:
-        raise PlanError("a soft plan mixes all loops: it needs execution='masked'")
+        raise PlanError("a soft plan mixes all loops: it needs the execution 'masked'")
 
 
 class PackedForward:

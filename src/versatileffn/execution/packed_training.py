@@ -148,7 +148,7 @@ def refuse_second_derivative() -> NoReturn:
     """
     raise ConfigError(
         "packed training has no second derivatives (Hessian products, gradient penalties): use "
-        "execution='masked', which is differentiable as often as you like"
+        "model.set_execution('masked') or layer.execution = 'masked', which has them"
     )
 
 
