@@ -39,3 +39,16 @@ def test_each_row_is_the_committed_one(folder, block):
     assert len(rows) > 2
     assert set(rows) <= known
     assert len(results["seeds"]) == 10
+
+
+def test_the_confirmed_difference_is_the_committed_one():
+    results = json.loads((ROOT / "results/depth-confirm-10-seeds/results.json").read_text())
+    (found,) = (
+        each
+        for each in results["summary"]["comparisons"]
+        if (each["first"], each["second"]) == ("paper", "dense-4f")
+    )
+    quoted = f"+{found['mean']:.3f} (+{found['low']:.3f} to +{found['high']:.3f})"
+    for page in ("README.md", "docs/evidence.md", "docs/depth.md"):
+        assert quoted in re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8")), page
+    assert found["p_holm"] < 0.001

@@ -71,7 +71,9 @@ def unchanged_budget(model: nn.Module) -> Iterator[None]:
     """Afterwards the budget is what it was before."""
     layers = [module for module in model.modules() if isinstance(module, Reuse)]
     budgets = [(layer, layer.budget) for layer in layers]
-    penalties = [(part, part.loop_penalty) for layer in layers for part in layer.priced()]
+    penalties = [
+        (part, part.loop_penalty) for layer in layers for part in layer.deciders("loop_penalty")
+    ]
     try:
         yield
     finally:
@@ -90,7 +92,7 @@ def set_loop_penalty(model: nn.Module, penalty: float | None) -> None:
     if penalty is not None:
         check_priced(model)
     for layer in reused_layers(model):
-        for part in layer.priced():
+        for part in layer.deciders("loop_penalty"):
             device = next(part.parameters()).device
             part.loop_penalty = None if penalty is None else torch.tensor(penalty, device=device)
 
@@ -116,7 +118,7 @@ def check_priced(model: nn.Module) -> None:
                 "loop_mix='soft' runs every loop for every token whatever their weights, so a "
                 "smaller mean costs the same: give max_loops, or train with loop_mix='hard'"
             )
-        if not layer.priced():
+        if not layer.deciders("loop_penalty"):
             raise ConfigError(
                 f"a {type(layer.controller).__name__} has no loop_penalty, by which the mean of "
                 "its loops could be chosen: give it one, see ffn/budget.py's `charged`, or give "

@@ -119,10 +119,10 @@ class Reuse(nn.Module):
         budget = Budget.of(max_loops, self.loops)
         self.budget = Budget(budget.loops.to(device), budget.most)
 
-    def priced(self) -> list[nn.Module]:
-        """What has a `loop_penalty`: the controller, or one that it wraps."""
-        parts = () if self.controller is None else self.controller.modules()
-        return [part for part in parts if hasattr(part, "loop_penalty")]
+    def deciders(self, name: str) -> list[Any]:
+        """The controller if it has an attribute of that name; it may wrap others, which count."""
+        modules = () if self.controller is None else self.controller.modules()
+        return [module for module in modules if hasattr(module, name)]
 
     def decide(self, hidden: Tensor, view: FFNView) -> ReusePlan:
         """What to do for each token of hidden states [..., D], gains and budget included.

@@ -65,11 +65,6 @@ class ReuseLayer(Reuse):
         for module in self.deciders("tau"):
             module.tau = tau
 
-    def deciders(self, name: str) -> list[Any]:
-        """The controller if it has an attribute of that name; it may wrap others, which count."""
-        modules = () if self.controller is None else self.controller.modules()
-        return [module for module in modules if hasattr(module, name)]
-
     def trains_choice(self) -> bool:
         """Whether what chooses experts, or depths, has weights that are trained."""
         chooser = self.controller if self.experts is None else self.experts.router

@@ -1,6 +1,6 @@
 """The report's pictures, drawn from result rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,19 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
         drawn["loops-per-layer"] = (loops_per_layer, looping)
     if routed:
         drawn["expert-load"] = (expert_load, routed)
+    return write_figures(drawn, folder)
+
+
+def write_figures(
+    drawn: Mapping[str, tuple[Callable[[Any], Figure], Any]], folder: Path
+) -> dict[str, Path]:
+    """Draw each figure from its data into `folder/NAME.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, (draw, its_rows) in drawn.items():
+    for name, (draw, data) in drawn.items():
         paths[name] = folder / f"{name}.svg"
         with inked():
-            write_bytes(paths[name], svg(draw(its_rows)))
+            write_bytes(paths[name], svg(draw(data)))
     return paths
 
 

@@ -7,9 +7,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plain, styles, svg
+from versatileffn.analysis.drawing import INK, figure, legend_below, plain, styles
 from versatileffn.reproduce.depth.results import Row
-from versatileffn.workspace.durable import write_bytes
+from versatileffn.reproduce.figures import write_figures
 
 Arms = dict[str, list[Row]]
 
@@ -35,13 +35,7 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
         drawn["loops-by-k"] = (loops_by_k, deciding)
         drawn["loops-over-time"] = (loops_over_time, deciding)
         drawn["exact-under-caps"] = (exact_under_caps, deciding)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, (draw, its_arms) in drawn.items():
-        paths[name] = folder / f"{name}.svg"
-        with inked():
-            write_bytes(paths[name], svg(draw(its_arms)))
-    return paths
+    return write_figures(drawn, folder)
 
 
 def exact_by_k(arms: Arms) -> Figure:
