@@ -11,12 +11,13 @@ from versatileffn.execution.select import Execution, execute
 from versatileffn.ffn.budget import Budget
 from versatileffn.ffn.config import FFNConfig, MoE, Versatile
 from versatileffn.ffn.controller import ConstantController, LinearController
-from versatileffn.ffn.gains import ReuseGains
+from versatileffn.ffn.gains import ReuseGains, with_scale
 from versatileffn.ffn.loop_weights import LowRankLoops
 from versatileffn.ffn.mlp import MLP
 from versatileffn.ffn.moe import Routing, SparseExperts
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.registry import make_controller
+from versatileffn.ffn.router_bias import RouterBias
 from versatileffn.ffn.token_choice import TokenChoiceController
 from versatileffn.ffn.values import check_value
 from versatileffn.ffn.view import FFNView
@@ -82,7 +83,7 @@ class Reuse(nn.Module):
         if isinstance(config, MoE):
             self.experts = SparseExperts(
                 d_model, config.num_experts, d_expert, config.top_k, view.act, view.gated,
-                silent=config.reuse_gains == "learned",
+                silent=config.reuse_gains == "learned", router_bias=RouterBias.of(config),
             )  # fmt: skip
             return
         if isinstance(config, Versatile):
@@ -136,6 +137,8 @@ class Reuse(nn.Module):
         if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
             plan.check(self.reuse_d_hidden)
         plan = plan if self.gains is None else self.gains(plan)
+        scale: float = getattr(self.reuse_config, "loop_scale", 1.0)
+        plan = plan if scale == 1 else with_scale(plan, scale)
         plan = plan if self.opened >= self.loops else plan.ramped(self.opened)
         return plan if self.budget is None else plan.capped(self.budget)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from versatileffn.ffn import naive
 from versatileffn.ffn.config import FFNConfig, KLoop, Versatile
+from versatileffn.ffn.gains import with_scale
 from versatileffn.ffn.token_choice import TokenChoiceController
 from versatileffn.ffn.view import FFNView, unchanged
 from versatileffn.layer import Reuse, VersatileFFN
@@ -76,6 +77,8 @@ def fill(layer, dtype, seed, gains_at):
                 weight += 1
             if "gain" in name and gains_at is not None:
                 weight.fill_(gains_at)
+        for bias in layer.buffers():  # which the others would draw away from
+            bias.copy_(torch.linspace(0.2, -0.2, len(bias)))
     return layer
 
 
@@ -107,6 +110,8 @@ def decide(layer: Reuse, hidden, noise=None):
         return layer.decide(hidden, view)
     seen = view.norm(hidden) if getattr(layer.config, "normed_controller", False) else hidden
     plan = controller(seen, gumbel_noise=noise)
+    scale = getattr(layer.config, "loop_scale", 1.0)
+    plan = plan if scale == 1 else with_scale(plan, scale)
     return plan if layer.gains is None else layer.gains(plan)
 
 
@@ -141,6 +146,10 @@ def as_naive(layer: Reuse) -> naive.NaiveFFN:
     loop_gains = None if gains is None else gains.loop_gains
     if loop_gains is not None:
         loop_gains = torch.cat([loop_gains.new_ones(1), loop_gains])
+    scale = getattr(config, "loop_scale", 1.0)
+    if scale != 1:
+        loop_gains = torch.full((config.loops,), scale, dtype=up.dtype)
+    bias = getattr(controller, "router_bias", None)
     token_choice = isinstance(controller, TokenChoiceController)
     fusion = getattr(config, "fusion", "depth")
     with_full = gains is not None and (token_choice or fusion != "depth")
@@ -158,6 +167,7 @@ def as_naive(layer: Reuse) -> naive.NaiveFFN:
         scale=view.scale,
         residuals=None if view.loop_weights is None else residuals(view),
         router_ND=None if router is None else router.weight,
+        router_bias_N=None if bias is None else bias.bias,
         loop_head_LD=None if head is None else head.weight,
         loops=None if versatile else config.loops,
         width_gain=1.0 if gains is None or gains.width_gain is None else gains.width_gain,
@@ -206,6 +216,9 @@ PLANS = {
     "dense": FFNConfig.from_dict({"variant": "dense"}),
     "loop-weights": Versatile(loop_rank=2, reuse_gains="learned"),
     "k-loop-weights": KLoop(3, loop_rank=2),
+    "scaled": Versatile(loop_scale=0.25),
+    "k-loop-scaled": KLoop(3, loop_scale=0.5),
+    "biased": Versatile(router_bias_rate=0.1, router_aux_loss_coef=0.0),
 }
 
 

@@ -69,6 +69,14 @@ class FFNConfig:
                 f"gain_init={start} is where learned gains start, and reuse_gains='fixed' has "
                 "none: set reuse_gains='learned', or leave it out"
             )
+        scale: float = getattr(self, "loop_scale", 1.0)
+        if not scale > 0:
+            raise ConfigError(f"loop_scale={scale!r} must be positive")
+        if scale != 1 and getattr(self, "reuse_gains", None) == "learned":
+            raise ConfigError(
+                f"loop_scale={scale!r} fixes what reuse_gains='learned' learns: leave one of them "
+                "out; gain_init says where learned gains start"
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "FFNConfig":
@@ -186,6 +194,7 @@ class KLoop(FFNConfig):
         reuse_layers: indices from 0 of the layers that are reused; the others run as in the dense
             model. None means all.
         gain_init: where learned gains start, for training from scratch; a conversion is exact at 0.
+        loop_scale: γ of every loop where gains are fixed; with 1/k they add up to one FFN.
     """
 
     variant: ClassVar[str] = "k-loop"
@@ -194,6 +203,7 @@ class KLoop(FFNConfig):
     loop_rank: int | None = None
     reuse_layers: Indices = None
     gain_init: float = 0.0
+    loop_scale: float = 1.0
 
     @property
     def loops(self) -> int:
@@ -202,8 +212,8 @@ class KLoop(FFNConfig):
 
     @property
     def starts_exactly(self) -> bool:
-        """With learned gains from 0, or where there is one loop."""
-        return super().starts_exactly or self.num_loops == 1
+        """With learned gains from 0, or where there is one loop of the dense model's size."""
+        return super().starts_exactly or (self.num_loops == 1 and self.loop_scale == 1)
 
 
 @dataclass(frozen=True)
@@ -227,9 +237,20 @@ class Routed(FFNConfig):
                 f"top_k={self.top_k} exceeds num_experts={self.num_experts}: "
                 "a token can't select more experts than there are; lower top_k"
             )
-        coefficient = self.to_dict()["router_aux_loss_coef"]
-        if coefficient < 0:
-            raise ConfigError(f"router_aux_loss_coef={coefficient!r} is negative")
+        knobs = self.to_dict()
+        coefficient, rate = knobs["router_aux_loss_coef"], knobs["router_bias_rate"]
+        for name, value in (("router_aux_loss_coef", coefficient), ("router_bias_rate", rate)):
+            if value < 0:
+                raise ConfigError(f"{name}={value!r} is negative")
+        if rate and not self.has_router:
+            raise ConfigError(
+                f"router_bias_rate={rate!r} has no effect where no experts are chosen: leave it out"
+            )
+        if rate and coefficient:
+            raise ConfigError(
+                f"router_bias_rate={rate!r} takes the place of the balance loss, which has "
+                f"router_aux_loss_coef={coefficient!r}: set router_aux_loss_coef=0"
+            )
 
     @property
     def has_router(self) -> bool:
@@ -260,12 +281,15 @@ class MoE(Routed):
         router_aux_loss_coef: weight of the balance loss in the training loss.
         reuse_layers: indices from 0 of the layers that are reused; the others run as in the dense
             model. None means all.
+        router_bias_rate: by how much a bias on each expert moves per step, against its load.
+            Experts are chosen with it, gates are without. Instead of the balance loss; 0 for none.
     """
 
     variant: ClassVar[str] = "moe"
     reuse_gains: ReuseGains = field(default="fixed", metadata=ADJUSTABLE)
     router_aux_loss_coef: float = field(default=1e-5, metadata=ADJUSTABLE)
     reuse_layers: Indices = None
+    router_bias_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -290,6 +314,9 @@ class Versatile(Routed):
         gain_init: where learned gains start, for training from scratch; a conversion is exact at 0.
         loop_prior: ratio r of a prior of loop counts, π_ℓ ∝ r^(ℓ−1); 1 is uniform.
         loop_prior_coef: weight in the training loss of KL(mean exit distribution ‖ π), in nats.
+        loop_scale: γ of every loop where gains are fixed; with 1/L they add up to one FFN.
+        router_bias_rate: by how much a bias on each expert moves per step, against its load.
+            Experts are chosen with it, gates are without. Instead of the balance loss; 0 for none.
     """
 
     variant: ClassVar[str] = "versatile"
@@ -305,6 +332,8 @@ class Versatile(Routed):
     gain_init: float = 0.0
     loop_prior: float = field(default=1.0, metadata=ADJUSTABLE)
     loop_prior_coef: float = field(default=0.0, metadata=ADJUSTABLE)
+    loop_scale: float = 1.0
+    router_bias_rate: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

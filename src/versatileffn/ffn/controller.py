@@ -13,6 +13,7 @@ from versatileffn.ffn.loop_prior import draw_loops
 from versatileffn.ffn.open_loops import OpenLoops
 from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
 from versatileffn.ffn.registry import register_controller
+from versatileffn.ffn.router_bias import RouterBias
 from versatileffn.ffn.wide import WideLinear, at_least_float32
 
 START_TAU = 5.0
@@ -33,6 +34,7 @@ class LinearController(OpenLoops, nn.Module):
 
     Attributes:
         router: D -> N; None with fusion `depth`.
+        router_bias: evens out the experts' loads; None unless the config asks for it.
         loop_head: D -> L; None with fusion `width`.
         tau: temperature τ of Eq. 10. Training anneals it, `soft` mixes use it at inference too.
         open_loops: the most loops that a token may take for now; L unless training opens them one
@@ -51,6 +53,7 @@ class LinearController(OpenLoops, nn.Module):
         self.slices: ExpertSlices | None = None
         self.router: WideLinear | None = None
         self.loop_head: WideLinear | None = None
+        self.router_bias = RouterBias.of(config)
         if config.uses_width:
             self.slices = ExpertSlices(config.num_experts, config.expert_size(d_hidden), d_hidden)
             self.router = WideLinear(d_model, config.num_experts)
@@ -64,6 +67,8 @@ class LinearController(OpenLoops, nn.Module):
         for linear in (self.router, self.loop_head):
             if linear is not None:
                 nn.init.normal_(linear.weight, std=std)
+        if self.router_bias is not None:
+            self.router_bias.reset_parameters()
 
     def forward(self, hidden: Tensor, gumbel_noise: Tensor | None = None) -> ReusePlan:
         """Decide for each token.
@@ -90,7 +95,9 @@ class LinearController(OpenLoops, nn.Module):
             return plan
         plan.router_logits = plan.balance_logits = logits(self.router)
         plan.balance_top_k = self.config.top_k
-        plan.gates, plan.experts = select_experts(plan.router_logits, self.config.top_k)
+        plan.gates, plan.experts = select_experts(
+            plan.router_logits, self.config.top_k, self.router_bias
+        )
         plan.slices = self.slices
         plan.shared = 1.0 if self.config.fusion == "width" else 0.0
         return plan
@@ -162,13 +169,20 @@ def straight_through(probs_ML: Tensor, loop_count_M: Tensor) -> Tensor:
     return one_hot_ML + (probs_ML - probs_ML.detach())
 
 
-def select_experts(router_logits_MN: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def select_experts(
+    router_logits_MN: Tensor, top_k: int, bias: RouterBias | None = None
+) -> tuple[Tensor, Tensor]:
     """Gates and indices of the K best experts, each [M, K]. Source: Eq. 7.
 
     The softmax runs over the selected logits, so the gates sum to one. Over a single logit it
     would be constant and the router would never learn: K = 1 takes the probability over all N.
+    A bias has its say in who is best, and none in the gates.
     """
-    selected_MK, experts_MK = router_logits_MN.topk(top_k, dim=-1)
+    if bias is None:
+        selected_MK, experts_MK = router_logits_MN.topk(top_k, dim=-1)
+    else:
+        experts_MK = bias(router_logits_MN, top_k)
+        selected_MK = router_logits_MN.gather(-1, experts_MK)
     if top_k == 1:
         return router_logits_MN.softmax(-1).gather(-1, experts_MK), experts_MK
     return selected_MK.softmax(-1), experts_MK

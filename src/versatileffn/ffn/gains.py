@@ -1,7 +1,10 @@
-"""Learned gains: scalars with which a reused FFN can start exactly at the dense one.
+"""What the updates of a reused FFN are multiplied by: learned gains, or one scale for all loops.
 
-Source: ours, docs/algebra.md. They belong to the layer: whoever decides, the start is exact.
+With learned gains it can start exactly at the dense one. Source: ours, docs/algebra.md. They belong
+to the layer: whoever decides, the start is exact.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -45,3 +48,12 @@ class ReuseGains(nn.Module):
 def with_first_gain(learned_gains: Tensor) -> Tensor:
     """Put the fixed γ₁ = 1 before the learned γ₂ … γ_L: [L − 1] -> [L]."""
     return torch.cat([learned_gains.new_ones(1), learned_gains])
+
+
+def with_scale(plan: ReusePlan, scale: float) -> ReusePlan:
+    """The same decisions, each loop adding γ = `scale` times the FFN. Width stays as it is.
+
+    Source: with 1/L, the residual scale of looped networks; here it keeps L loops at the size of
+    one.
+    """
+    return replace(plan, loop_gains=plan.loop_probs.new_full((plan.max_loops,), scale))

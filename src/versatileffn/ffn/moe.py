@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from versatileffn.ffn.balance import balance_loss
 from versatileffn.ffn.controller import select_experts
+from versatileffn.ffn.router_bias import RouterBias
 from versatileffn.ffn.view import Activation, FFNView
 from versatileffn.ffn.wide import WideLinear, at_least_float32
 
@@ -49,6 +50,7 @@ class SparseExperts(nn.Module):
         act: φ is act(gate)·up where gated, else act(up); the dense FFN's.
         gated: each expert is gated.
         silent: W_out starts at 0, so that at first the experts add nothing.
+        router_bias: evens out the experts' loads; None doesn't.
 
     Attributes:
         router: D -> N.
@@ -65,10 +67,11 @@ class SparseExperts(nn.Module):
         act: Activation = F.silu,
         gated: bool = True,
         silent: bool = False,
+        router_bias: RouterBias | None = None,
     ) -> None:
         super().__init__()
         self.num_experts, self.top_k, self.gated = num_experts, top_k, gated
-        self.silent = silent
+        self.silent, self.router_bias = silent, router_bias
         self.router = WideLinear(d_model, num_experts)
         width = 2 * d_expert if gated else d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, width, d_model))
@@ -83,6 +86,8 @@ class SparseExperts(nn.Module):
             nn.init.normal_(weight, std=std)
         if self.silent:
             nn.init.zeros_(self.down_proj)
+        if self.router_bias is not None:
+            self.router_bias.reset_parameters()
 
     def beside(self, hidden: Tensor, view: FFNView) -> tuple[Tensor, Routing]:
         """post(FFN(norm H) + Σ_k g_k E_k(norm H)), [..., D] -> [..., D], and the routing."""
@@ -102,7 +107,9 @@ class SparseExperts(nn.Module):
             the experts' sum, [..., D], and the router logits, [..., N].
         """
         logits = at_least_float32(self.router(x))
-        gates_MK, experts_MK = select_experts(logits.reshape(-1, self.num_experts), self.top_k)
+        gates_MK, experts_MK = select_experts(
+            logits.reshape(-1, self.num_experts), self.top_k, self.router_bias
+        )
         x_MD = x.reshape(-1, x.shape[-1])
 
         order_S = experts_MK.flatten().argsort(stable=True)

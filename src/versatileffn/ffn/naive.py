@@ -30,6 +30,7 @@ class NaiveFFN:
         residuals: for each loop after the first, (A, B) for gate (if any), up and down, whose
             product is added to the weight.
         router_ND: W_g; None without virtual experts.
+        router_bias_N: added to the probabilities when experts are chosen, not in their gates.
         loop_head_LD: W_loop; None without a depth pathway, or with constant `loops`.
         loops: so many for every token, and no width pathway.
         width_gain: s, the gain of the routed experts (1 in the paper).
@@ -52,6 +53,7 @@ class NaiveFFN:
     scale: float = 1.0
     residuals: list[list[tuple[Tensor, Tensor]]] | None = None
     router_ND: Tensor | None = None
+    router_bias_N: Tensor | None = None
     loop_head_LD: Tensor | None = None
     loops: int | None = None
     width_gain: Tensor | float = 1.0
@@ -150,7 +152,8 @@ def width_pathway(w: NaiveFFN, h_D: Tensor, router_input_D: Tensor) -> Tensor:
         return h_D + w.scale * w.shared * post_norm(w, with_bias(w, full_D))
     num_experts = w.router_ND.shape[0]
     logits_N = w.router_ND @ router_input_D
-    chosen = torch.topk(logits_N, w.top_k).indices.tolist()
+    scores_N = logits_N if w.router_bias_N is None else logits_N.softmax(0) + w.router_bias_N
+    chosen = torch.topk(scores_N, w.top_k).indices.tolist()
     gates_K = torch.softmax(logits_N[chosen], dim=0)
     residual_K = gates_K
     if w.top_k == 1:

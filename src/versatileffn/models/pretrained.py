@@ -16,6 +16,7 @@ from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.execution.select import Execution
 from versatileffn.ffn.controller import ConstantController
 from versatileffn.ffn.registry import CONTROLLERS
+from versatileffn.ffn.router_bias import RouterBias
 from versatileffn.ffn.values import check_value
 from versatileffn.layer import NEW_TENSORS
 from versatileffn.models.decisions import Decisions
@@ -122,6 +123,15 @@ class ReusePreTrainedModel(PreTrainedModel):
                 decider.sampled_loops = ratio
                 if decider.loop_head is not None:
                     decider.loop_head.requires_grad_(ratio is None)
+
+    def move_router_biases(self) -> None:
+        """After an optimizer step, where `router_bias_rate` is set: move biases against the loads.
+
+        `versatileffn train` does so; a training loop of your own has to.
+        """
+        for module in self.modules():
+            if isinstance(module, RouterBias):
+                module.move()
 
     def set_execution(self, execution: Execution) -> None:
         """Choose how every layer carries out its plans; of the running model, never saved.

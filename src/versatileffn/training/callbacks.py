@@ -1,4 +1,4 @@
-"""What is set around the steps: the temperature τ, the last step's log line, the epoch."""
+"""What is set around the steps: the temperature τ, router biases, the last step's log line."""
 
 from typing import Any
 
@@ -46,6 +46,16 @@ class TauCallback(TrainerCallback):
         )
 
     on_train_begin = on_step_begin = on_train_end = _set
+
+
+class RouterBiasCallback(TrainerCallback):
+    """Moves the biases of routers that have some, after each optimizer step."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move them."""
+        kwargs["model"].move_router_biases()
 
 
 class LastStepCallback(TrainerCallback):

@@ -119,6 +119,15 @@ class SampledLoopsSection(Section):
     """Of each count's share to that of the count before; 1 draws all alike."""
 
 
+class ConsistencySection(Section):
+    """Exits under a budget are pulled towards the free ones, so that fewer loops cost less."""
+
+    coef: Positive = 1.0
+    """Weight in the training loss of KL(free ‖ capped), in nats per token: each step runs the
+    batch a second time, every sequence under a most count of loops drawn from 1 … L − 1. The free
+    pass has no gradient from it."""
+
+
 def _tau_preset(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -160,6 +169,8 @@ class OptimSection(Section):
     """Left out: controllers choose. Their loop predictors stay as they are meanwhile, and held-out
     losses are of all open loops for each token; fit them in a run that starts from this one's
     model, with all else frozen: `frozen: ['^(?!.*controller)']`."""
+    consistency: ConsistencySection | None = None
+    """Left out: nothing holds shallow exits to the deep ones."""
 
 
 class RunSection(Section):
@@ -252,6 +263,16 @@ class TrainConfig(Section):
             raise ValueError(
                 f"run.tokens_per_batch={self.run.tokens_per_batch} is not a multiple of "
                 f"data.seq_len={self.data.seq_len}: a step consists of whole windows"
+            )
+        if self.optim.consistency is not None and self.run.gradient_checkpointing:
+            raise ValueError(
+                "optim.consistency and run.gradient_checkpointing exclude each other: layers that "
+                "are run again in the backward pass no longer know their budget"
+            )
+        if self.optim.consistency is not None and self.optim.sampled_loops is not None:
+            raise ValueError(
+                "optim.consistency and optim.sampled_loops exclude each other: where depths are "
+                "drawn by lot, no exit is the one to agree with"
             )
         return self
 

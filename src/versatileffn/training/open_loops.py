@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from versatileffn.errors import ConfigError
+from versatileffn.models.family import is_reuse
 from versatileffn.training.callbacks import deciders
 from versatileffn.training.config import LoopCurriculumSection, OptimSection
 from versatileffn.training.schedules import opened_at
@@ -29,6 +30,12 @@ def prepare_loops(model: Any, optim: OptimSection) -> None:
                 f"optim.{key} has no effect on this model: it has no controller that chooses "
                 f"among several loops and has {attribute}; leave it out"
             )
+    if optim.consistency is not None and (
+        not is_reuse(model.config) or model.config.ffn().loops == 1
+    ):
+        raise ConfigError(
+            "optim.consistency has no effect on this model: it has one exit; leave it out"
+        )
     if optim.sampled_loops is not None:
         if model.config.ffn().loop_mix == "soft":
             raise ConfigError(

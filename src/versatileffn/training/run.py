@@ -14,9 +14,15 @@ from versatileffn.errors import DivergedError
 from versatileffn.evaluation.task_scores import TaskScores
 from versatileffn.execution.select import forget_choices
 from versatileffn.models.checkpoint import without_progress_bars
+from versatileffn.models.family import is_reuse
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
-from versatileffn.training.callbacks import LastStepCallback, TauCallback, deciders
+from versatileffn.training.callbacks import (
+    LastStepCallback,
+    RouterBiasCallback,
+    TauCallback,
+    deciders,
+)
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.checkpoints import prune, step_of
 from versatileffn.training.collapse import CollapseCallback
@@ -109,6 +115,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
             eval_windows=config.run.eval_windows,
             tokenizer=tokenizer,
             schedule_steps=inputs["schedule_steps"],
+            consistency=config.optim.consistency,
         )
         if config.eval is not None and evaluate_tasks is not None:
             every = config.eval.every_steps
@@ -180,6 +187,8 @@ def _add_callbacks(
 ) -> None:
     if deciders(trainer.unwrapped, "tau"):
         trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
+    if is_reuse(trainer.unwrapped.config):
+        trainer.add_callback(RouterBiasCallback())
     curriculum = config.optim.loop_curriculum
     if curriculum is not None:
         most = trainer.unwrapped.config.ffn().loops

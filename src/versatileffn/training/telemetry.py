@@ -82,7 +82,11 @@ class Telemetry:
         for name in ("aux_loss", "prior_loss"):
             loss = getattr(outputs, name, None)
             if loss is not None:
-                self._losses.setdefault(name, []).append(loss.item())
+                self.add_loss(name, loss.item())
+
+    def add_loss(self, name: str, value: float) -> None:
+        """Read one micro-batch's part of the training loss."""
+        self._losses.setdefault(name, []).append(value)
 
     def take_fed(self) -> int:
         """CRC-32 of the token ids that this process was given in the step, for comparing runs."""

@@ -16,6 +16,8 @@ from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.training.batches import BatchPlan, WindowBatches
 from versatileffn.training.callbacks import deciders
 from versatileffn.training.checkpoint_store import CheckpointStore
+from versatileffn.training.config import ConsistencySection
+from versatileffn.training.consistency import consistency_loss
 from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
 from versatileffn.training.open_loops import OpenLoopsCallback
@@ -38,6 +40,7 @@ class ReuseTrainer(Trainer):
         eval_windows: held-out windows per evaluation, from the first; None takes all.
         tokenizer: saved with every checkpoint.
         schedule_steps: steps over which the learning rate falls; None: the plan's.
+        consistency: how shallow exits are held to the deep ones; None: not at all.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class ReuseTrainer(Trainer):
         eval_windows: int | None = None,
         tokenizer: Any = None,
         schedule_steps: int | None = None,
+        consistency: ConsistencySection | None = None,
     ) -> None:
-        self.plan = plan
+        self.plan, self.consistency = plan, consistency
         self.tokens_per_step = tokens_per_step
         self.held_out_text = SplitText(held_out)
         self.eval_windows = range(len(held_out))[:eval_windows]
@@ -120,14 +124,31 @@ class ReuseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's own training loss; on logged steps its plans are read as well."""
+        """The model's own training loss, with `consistency` where that is asked for; on logged
+        steps its plans are read as well."""
         request = self.telemetry.request() if model.training and self._logged_step() else {}
         loss, outputs = super().compute_loss(
             model, {**inputs, **request}, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training and self._logged_step():
             self.telemetry.add(outputs, inputs["input_ids"])
+        if model.training and self.consistency is not None:
+            away = self._consistency(model, inputs, outputs.logits, num_items_in_batch)
+            loss = loss + self.consistency.coef * away
         return (loss, outputs) if return_outputs else loss
+
+    def _consistency(
+        self, model: nn.Module, inputs: dict[str, Any], logits: Tensor, num_items: Any
+    ) -> Tensor:
+        """Nats per token from the capped exits to the free ones, averaged as the loss is."""
+        total = consistency_loss(model, inputs, logits, self.unwrapped)
+        counted = (inputs["labels"][:, 1:] != -100).sum()
+        if self._logged_step():
+            self.telemetry.add_loss("consistency", total.item() / max(int(counted), 1))
+        if num_items is None:
+            return total / counted.clamp_min(1)
+        processes = self.accelerator.num_processes  # as Trainer's loss is, see its compute_loss
+        return total / num_items * (processes if self.args.average_tokens_across_devices else 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what belongs to the entry, pass it on, and keep the Trainer's own history small.
