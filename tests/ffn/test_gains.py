@@ -41,6 +41,18 @@ def test_gains_from_one_compute_the_papers_loops():
     assert not torch.allclose(loops["zero"], loops["fixed"], atol=1e-3)
 
 
+@pytest.mark.parametrize("config", [vf.Versatile(), vf.KLoop(4)], ids=str)
+def test_with_a_scale_of_a_quarter_four_loops_add_a_quarter_each(config):
+    """Where the FFN adds the same in every loop; and a k-loop with one loop isn't the dense FFN."""
+    hidden = torch.randn(7, 16)
+    layer = vf.VersatileFFN(16, 32, config, loop_scale=0.25)
+    plan = layer.decide(hidden, layer.mlp.view(layer.norm))
+    assert plan.loop_gains.tolist() == [0.25] * 4
+    plan.check()
+    assert not vf.KLoop(1, loop_scale=0.25).starts_exactly
+    assert vf.KLoop(1).starts_exactly
+
+
 def test_a_model_from_scratch_keeps_the_start_and_a_checkpoint_its_values(tmp_path):
     config = make_config(reuse_gains="learned", gain_init=0.75, reuse_layers=[1])
     model = model_class(config)(config)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from versatileffn.reproduce.depth import steps
-from versatileffn.reproduce.depth.protocol import DepthArm, DepthProtocol
+from versatileffn.reproduce.depth.arm import DepthArm
+from versatileffn.reproduce.depth.protocol import DepthProtocol
 from versatileffn.reproduce.depth.task import TASK
 from versatileffn.reproduce.stages import Stage
 

@@ -11,45 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, Versatile
+from versatileffn.ffn.config import Dense, KLoop, Versatile
+from versatileffn.reproduce.depth.arm import REUSED, DepthArm, F
 from versatileffn.reproduce.depth.controller import PRESCRIBED
+from versatileffn.reproduce.depth.options import OPTION_ARMS, OPTION_CRITERION, PLAIN
 from versatileffn.reproduce.depth.task import TASK
 
-F, F_EQUAL, F_LARGE = 64, 154, 256
-REUSED = 0
-"""The layer whose FFN is reused, from 0: its attention has brought k to the state by then."""
+F_EQUAL, F_LARGE = 154, 256
 OPENING = 0.4
 """Share of the steps over which loops, and ks, open."""
 RULE = (
-    "Each arm has its own learning rate, the one of four with the best exact match on validation "
+    "Each arm has its own learning rate, the one of {} with the best exact match on validation "
     "states in one run with the tuning seed; ties go to the one that is named first."
 )
-
-
-@dataclass(frozen=True)
-class DepthArm:
-    """One way of training one model.
-
-    Args:
-        name: folder and key in the results.
-        title: what a person reads.
-        ffn: the FFN of the reused layer.
-        d_hidden: F, in all layers.
-        opens_loops: share of the steps over which loops open, one after the other; None: all are
-            open from the start.
-        opens_k: share of the steps over which k opens from 0; None likewise.
-    """
-
-    name: str
-    title: str
-    ffn: FFNConfig
-    d_hidden: int = F
-    opens_loops: float | None = None
-    opens_k: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able data."""
-        return {**dataclasses.asdict(self), "ffn": self.ffn.to_dict()}
 
 
 def _versatile(**knobs: Any) -> Versatile:
@@ -120,6 +94,7 @@ class DepthProtocol:
         evaluations: of the validation states along a run.
         arms: what is trained.
         judged: the arm that the criterion is about.
+        reference: the arm that all others are compared with instead.
         first_seed: of the repetitions.
         d_model, num_layers, num_heads, init: of the Llama; `init` is the standard deviation of new
             weights.
@@ -133,6 +108,7 @@ class DepthProtocol:
     evaluations: int
     arms: tuple[DepthArm, ...] = ARMS
     judged: str = PAPER_BOTH
+    reference: str | None = None
     first_seed: int = 0
     d_model: int = 32
     num_layers: int = 2
@@ -146,8 +122,8 @@ class DepthProtocol:
             "arms": [arm.to_dict() for arm in self.arms],
             "task": dataclasses.asdict(TASK),
             "reused_layer": REUSED,
-            "rule": RULE if len(self.rates) > 1 else None,
-            "criterion": CRITERION.format(self.judged),
+            "rule": RULE.format(len(self.rates)) if len(self.rates) > 1 else None,
+            "criterion": OPTION_CRITERION if self.reference else CRITERION.format(self.judged),
         }
 
 
@@ -175,6 +151,17 @@ SCALES = {
         arms=_only("dense-equal", DENSE_LARGE, DENSE_LARGE_K, "4-loop", PAPER, PAPER_BOTH, TOLD),
         judged=PAPER,
         first_seed=10,
+    ),
+    "options": dataclasses.replace(
+        TINY,
+        scale="options",
+        steps=240,
+        rates=(1.6e-2, 3.2e-2),
+        evaluations=8,
+        arms=OPTION_ARMS,
+        judged=PLAIN,
+        reference=PLAIN,
+        first_seed=20,
     ),
     "demo": dataclasses.replace(
         TINY, scale="demo", rates=(1.6e-2,), arms=_only(DENSE, DENSE_LARGE, PAPER), judged=PAPER

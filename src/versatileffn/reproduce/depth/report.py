@@ -32,6 +32,12 @@ STATEMENTS = {
     f"(`{DENSE_LARGE}`, `{DENSE_LARGE_K}`)",
     "loops_follow": "and its loops follow the need",
 }
+OPTION_STATEMENTS = {
+    "helped": "Right more often",
+    "hurt": "Right less often",
+    "graceful": "More gracefully under a cap",
+    "abrupt": "More abruptly under a cap",
+}
 
 
 def render(results: Mapping[str, Any], out: Path) -> Path:
@@ -51,14 +57,18 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         "ks": list(ks),
         "table": [_shown(arm) for arm in summary["arms"]],
         "comparisons": [_compared(each, titles) for each in summary["comparisons"]],
-        "verdicts": [
-            _verdict(text.format(judged), summary["verdict"][key])
-            for key, text in STATEMENTS.items()
+        "capped": [_compared(each, titles) for each in summary.get("capped", ())],
+        "verdicts": _verdicts(summary["verdict"], judged),
+        "busiest": [
+            (arm["title"], fixed(arm["busiest_expert"], 2))
+            for arm in summary["arms"]
+            if arm.get("busiest_expert") is not None
         ],
         "caps": [_caps(arm) for arm in summary["arms"] if arm["caps"]],
         "gains": [_gains(arm) for arm in summary["arms"] if arm["gains"]],
         "several": len(results["seeds"]) > 1,
         "captions": CAPTIONS,
+        "options": results["protocol"].get("reference") is not None,
     }
     return write_pages("depth", shared, draw_all(results["rows"], out / "figures"), out)
 
@@ -101,6 +111,14 @@ def _compared(each: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, s
         "difference": _with_interval(each, signed, digits),
         "p": probability(each["p_holm"]),
     }
+
+
+def _verdicts(verdict: Mapping[str, Any], judged: str) -> list[str]:
+    """The criterion's statements with their answers."""
+    if "helped" in verdict:
+        named = {key: ", ".join(f"`{arm}`" for arm in verdict[key]) for key in OPTION_STATEMENTS}
+        return [f"{text}: {named[key] or 'none'}." for key, text in OPTION_STATEMENTS.items()]
+    return [_verdict(text.format(judged), verdict[key]) for key, text in STATEMENTS.items()]
 
 
 def _verdict(text: str, holds: bool | None) -> str:

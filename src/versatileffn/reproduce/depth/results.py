@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,30 +31,57 @@ COMPARISONS = (
 Row = dict[str, Any]
 
 
-def summarize(rows: Sequence[Row], judged: str = PAPER_BOTH) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[Row], judged: str = PAPER_BOTH, reference: str | None = None
+) -> dict[str, Any]:
     """Means by arm, the comparisons, and what the criterion says.
 
     Args:
         rows: one for each arm and seed; of a run that diverged, `exact` is missing.
         judged: the arm that the criterion is about.
+        reference: the arm that all others are compared with instead, under caps as well.
     """
     arms = {arm: [row for row in rows if row["arm"] == arm] for arm in _names(rows)}
+    summary = [_arm(mine) for mine in arms.values()]
+    if reference is not None:
+        others = [(arm, reference) for arm in arms if arm != reference]
+        exact, capped = (_compared(arms, others, value) for value in (mean_exact, mean_capped))
+        verdict = dict(zip(("helped", "hurt"), _apart(exact), strict=True))
+        verdict |= dict(zip(("graceful", "abrupt"), _apart(capped), strict=True))
+        compared = {"comparisons": exact, "capped": capped}
+        return {"arms": summary, **compared, "verdict": verdict}
     pairs = [*((judged, other) for other in AGAINST), *COMPARISONS]
-    compared = [each for each in (_compare(arms, *pair) for pair in pairs) if each]
+    exact = _compared(arms, pairs, mean_exact)
+    return {"arms": summary, "comparisons": exact, "verdict": _verdict(summary, exact, judged)}
+
+
+def _compared(
+    arms: dict[str, list[Row]], pairs: Sequence[tuple[str, str]], value: Callable[[Row], float]
+) -> list[dict[str, Any]]:
+    """Of each pair the first minus the second, with Holm's correction over all of them."""
+    compared = [each for each in (_compare(arms, *pair, value) for pair in pairs) if each]
     tested = [each for each in compared if each["p"] is not None]
     for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
         each["p_holm"] = p
-    summary = [_arm(mine) for mine in arms.values()]
-    return {
-        "arms": summary,
-        "comparisons": compared,
-        "verdict": _verdict(summary, compared, judged),
-    }
+    return compared
+
+
+def _apart(compared: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The arms that are higher than what they were compared with, and those that are lower."""
+    shown = [each for each in compared if each["p_holm"] is not None and each["p_holm"] < LEVEL]
+    higher = [each["first"] for each in shown if each["mean"] > 0]
+    return higher, [each["first"] for each in shown if each["mean"] < 0]
 
 
 def mean_exact(row: Row) -> float:
     """Exact match, a mean over k."""
     return statistics.fmean(row["exact"])
+
+
+def mean_capped(row: Row) -> float:
+    """Exact match under a cap, a mean over k and all caps but the last, which is none."""
+    *below, _ = row["caps"].values()
+    return statistics.fmean(statistics.fmean(exact) for exact in below)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -84,11 +111,18 @@ def _arm(mine: Sequence[Row]) -> Row:
             name: statistics.fmean(row["gains"][name] for row in ended)
             for name in (ended[0]["gains"] if ended else {})
         },
+        "busiest_expert": _busiest(ended),
         **{
             name: statistics.fmean(row[name] for row in ended) if ended else None
             for name in ("parameters", "flops_executed", "flops_controller")
         },
     }
+
+
+def _busiest(ended: Sequence[Row]) -> float | None:
+    """Share of all selections that the most chosen expert of the reused layer gets."""
+    loads = [(row.get("layer") or {}).get("expert_load") for row in ended]
+    return statistics.fmean(max(load) for load in loads) if loads and all(loads) else None
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any] | None:
@@ -99,13 +133,15 @@ def _over_seeds(values: Sequence[Sequence[float]]) -> list[float] | None:
     return np.mean(values, axis=0).tolist() if values else None
 
 
-def _compare(arms: dict[str, list[Row]], first: str, second: str) -> dict[str, Any] | None:
-    """Exact match of one arm minus another's, seed by seed; None where they weren't both run."""
+def _compare(
+    arms: dict[str, list[Row]], first: str, second: str, value: Callable[[Row], float]
+) -> dict[str, Any] | None:
+    """A value of one arm minus another's, seed by seed; None where they weren't both run."""
     its = {row["seed"]: row for row in arms.get(second, []) if "exact" in row}
     pairs = [(r, its[r["seed"]]) for r in arms.get(first, []) if "exact" in r and r["seed"] in its]
     if not pairs:
         return None
-    differences = [mean_exact(mine) - mean_exact(other) for mine, other in pairs]
+    differences = [value(mine) - value(other) for mine, other in pairs]
     found = dataclasses.asdict(interval(differences))
     return {"first": first, "second": second, **found, "p_holm": None}
 

@@ -117,7 +117,7 @@ def assemble(
             "protocol": protocol.to_dict(),
             "seconds": sum(outcome.seconds for outcome in outcomes.values()),
             "rates": rates,
-            "summary": summarize(rows, protocol.judged),
+            "summary": summarize(rows, protocol.judged, protocol.reference),
             "rows": rows,
         }
     )

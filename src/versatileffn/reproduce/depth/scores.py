@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from versatileffn.models.family import is_reuse
 from versatileffn.models.mode import evaluating
-from versatileffn.reproduce.depth.protocol import REUSED
+from versatileffn.reproduce.depth.arm import REUSED
 from versatileffn.reproduce.depth.task import TASK, UNSCORED
 
 

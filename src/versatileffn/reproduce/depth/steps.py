@@ -13,7 +13,8 @@ from versatileffn.errors import DivergedError
 from versatileffn.ffn.config import Dense, Versatile
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.reproduce.depth import controller
-from versatileffn.reproduce.depth.protocol import REUSED, DepthArm, DepthProtocol
+from versatileffn.reproduce.depth.arm import REUSED, DepthArm
+from versatileffn.reproduce.depth.protocol import DepthProtocol
 from versatileffn.reproduce.depth.scores import DepthScores, answer
 from versatileffn.reproduce.depth.task import TASK, TEST, UNSCORED, VALIDATION, WINDOW
 from versatileffn.reproduce.depth.tokens import write_questions
@@ -32,6 +33,7 @@ from versatileffn.workspace.manifest import FILES, digests
 START = "start.json"
 RATE = "rate.json"
 EMBEDDING = "embed_tokens"
+ALL_BUT_CONTROLLERS = "^(?!.*controller)"
 
 
 def ask(protocol: DepthProtocol, seed: int, opens_k: float | None, folder: Path) -> dict[str, Any]:
@@ -93,17 +95,36 @@ def train_arm(
         rate: peak learning rate, or the file that says which was chosen.
 
     Returns:
-        `course`: (step, exact by k, loops by k or None) along training, on validation states; and
-        `rate`. Of an arm that diverged, `diverged`: when and why.
+        `course`: (step, exact by k, loops by k or None) along training, on validation states, of
+        the fit where controllers are fitted; and `rate`. Of an arm that diverged, `diverged`: when
+        and why.
     """
     peak = json.loads(rate.read_text())["rate"] if isinstance(rate, Path) else rate
     config = train_config(protocol, arm, seed, peak, tokens, model, folder)
     try:
         with without_progress_bars():
-            train(config, DepthScores(TASK.held_out(VALIDATION)))
+            for part in (config,) if arm.fit is None else fitted(config, arm.fit, folder):
+                train(part, DepthScores(TASK.held_out(VALIDATION)))
     except DivergedError as error:
         return {"rate": peak, "diverged": f"step {error.step}: {error.reason}", "course": []}
     return {"rate": peak, "course": course(folder / "run" / "log.jsonl")}
+
+
+def fitted(config: TrainConfig, share: float, folder: Path) -> tuple[TrainConfig, TrainConfig]:
+    """A run as two: elsewhere in the folder first, and then its controllers alone.
+
+    Args:
+        config: the run whose controllers aren't asked.
+        share: further steps, as a share of its own.
+        folder: in which both leave their run folders.
+    """
+    before = str(folder / "before")
+    first, second = config.model_dump(), config.model_dump()
+    first["run"]["output_dir"] = before
+    second["model"] |= {"init_from": f"{before}/model", "ffn": None}
+    second["optim"] |= {"frozen": [ALL_BUT_CONTROLLERS], "sampled_loops": None}
+    second["run"]["max_steps"] = max(1, round(share * config.run.max_steps))
+    return TrainConfig.model_validate(first), TrainConfig.model_validate(second)
 
 
 def train_config(
@@ -131,6 +152,7 @@ def train_config(
                 "learning_rate": rate,
                 "frozen": [EMBEDDING],
                 "loop_curriculum": opens,
+                **arm.optim,
             },
             "run": {
                 "output_dir": str(folder / "run"),
