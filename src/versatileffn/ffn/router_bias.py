@@ -33,7 +33,8 @@ class RouterBias(nn.Module):
 
     def __init__(self, num_experts: int, rate: float) -> None:
         super().__init__()
-        self.rate, self.load = rate, None
+        self.rate = rate
+        self.load: Tensor | None = None
         self.register_buffer("bias", torch.zeros(num_experts))
 
     @classmethod

@@ -110,6 +110,7 @@ class _Seed:
             return steps.measure(self.context, self._model(trained))
 
         inputs = _fields(self.context.protocol, MEASURING)
+        inputs |= {"capped": True} if self.context.protocol.capped else {}
         effort = 4e5 * _cost(self.context.protocol)
         return self._stage(arm, "measure", trained, inputs, work, effort=effort)
 

@@ -44,6 +44,7 @@ class Protocol:
         tasks_limit: items of each, from the first; None takes all.
         documents: of the corpus, from the first; None takes all.
         val_documents: documents held out; None holds out the usual share.
+        capped: models that decide their loops are measured under each budget, too.
     """
 
     scale: str
@@ -65,6 +66,7 @@ class Protocol:
     tasks_limit: int | None = None
     documents: int | None = None
     val_documents: int | None = None
+    capped: bool = False
 
     @property
     def name(self) -> str:
@@ -238,4 +240,5 @@ def protocol(scale: str, arms: Sequence[str] | None = None, table: str = "demo")
         raise ConfigError(f"table={table!r} is unknown: choose one of {list(TABLES)}")
     chosen = TABLES[table].arms
     picked = chosen if arms is None else declared.choose(chosen, declared.FURTHER, arms)
-    return dataclasses.replace(SCALES[scale], arms=picked, table=table)
+    capped = TABLES[table].capped
+    return dataclasses.replace(SCALES[scale], arms=picked, table=table, capped=capped)

@@ -68,6 +68,7 @@ def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], folder
         "heading": TABLES[results["protocol"].get("table", "demo")].title,
         "beside": beside_the_paper(results),
         "tasks": task_scores(results),
+        "budgets": budget_rows(results),
         "cited": CITED_354M,
         "captions": CAPTIONS,
         "base": BASE,
@@ -174,6 +175,21 @@ def task_scores(results: Mapping[str, Any]) -> dict[str, Any] | None:
     names = list(scored[0]["tasks"])
     rows = [(r["title"], [fixed(100 * r["tasks"][name], 2) for name in names]) for r in scored]
     return {"names": names, "rows": rows}
+
+
+def budget_rows(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Losses under budgets: `criterion`, `caps`, and `rows` of a title and its cells."""
+    found = results.get("budgets")
+    if not found:
+        return None
+    caps, rows = list(found["arms"][0]["loss"]), []
+    for arm in found["arms"]:
+        rows.append((arm["title"], [fixed(loss) for loss in arm["loss"].values()]))
+        if arm["difference"]:
+            cells = (contrast(each) for each in arm["difference"].values())
+            shown_cells = [f"{cell['difference']}, p = {cell['p']}" for cell in cells]
+            rows.append((f"minus `{found['reference']}`", shown_cells))
+    return {"criterion": found["criterion"], "caps": caps, "rows": rows}
 
 
 def short_table(results: Mapping[str, Any]) -> str:

@@ -57,6 +57,7 @@ class Row:
         control: the arm that it is compared with.
         cpu_seconds: of its training, evaluations included; None where it was resumed.
         tasks: share of right answers, 0 to 1, by task and their `mean`; empty where none was asked.
+        capped: held-out nats per token by the most loops of every token; empty where not asked.
     """
 
     arm: str
@@ -78,6 +79,7 @@ class Row:
     control: str = CONTROL
     cpu_seconds: float | None = None
     tasks: dict[str, float] = field(default_factory=dict)
+    capped: dict[str, float] = field(default_factory=dict)
 
 
 MEANS = ("parameters", "flops_paper", "flops_ours", "flops_executed", "flops_controller",

@@ -14,6 +14,7 @@ from versatileffn.errors import ConfigError, DataError
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.provenance import machine, versions
 from versatileffn.reproduce.arms import THE_BASE
+from versatileffn.reproduce.budgets import under_budgets
 from versatileffn.reproduce.figures import draw_all
 from versatileffn.reproduce.plan import TOKENS, build_stages
 from versatileffn.reproduce.progress import Progress
@@ -159,6 +160,7 @@ def assemble(
             },
             "summary": summarize(rows),
             "comparisons": comparisons(rows, protocol.to_dict()["arms"]),
+            "budgets": under_budgets(rows),
             "rows": rows,
         }
     )

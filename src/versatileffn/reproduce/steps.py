@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from versatileffn.analysis.flops import model_cost
 from versatileffn.analysis.reuse import measure_reuse
+from versatileffn.budget import compute_budget
 from versatileffn.data.meta import TokenMeta
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
@@ -25,6 +26,7 @@ from versatileffn.errors import DivergedError
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.evaluation.task_scores import TaskScores
 from versatileffn.ffn.config import Dense
+from versatileffn.models.family import is_reuse
 from versatileffn.reproduce.arms import Arm
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.results import finite
@@ -165,7 +167,20 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
         "mean_loops": reuse.mean_loops,
         "share_below_max": reuse.share_below_max,
         "layers": finite(reuse.layers),
+        "capped": capped_losses(model, context) if context.protocol.capped else {},
     }
+
+
+def capped_losses(model: Any, context: Context) -> dict[str, float]:
+    """Held-out nats per token where no token loops more than 1, 2, … L times; {} without loops."""
+    most = model.config.ffn().loops if is_reuse(model.config) else 1
+    found = {}
+    for cap in range(1, most + 1) if most > 1 else ():
+        with compute_budget(model, max_loops=cap):
+            loss = _loss(model, context)
+        if loss is not None:
+            found[str(cap)] = loss["nats_per_token"]
+    return found
 
 
 def score(context: Context, model_folder: Path) -> dict[str, Any]:

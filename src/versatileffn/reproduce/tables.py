@@ -7,6 +7,12 @@ from versatileffn.reproduce.arms import PAPER, Arm, from_scratch
 from versatileffn.reproduce.language import SUITE
 
 DENSE, LOOP_2, LOOP_4, REAL_EXPERTS, VERSATILE, LEARNED = PAPER
+CONSISTENT = Arm(
+    "versatile-consistent",
+    "VersatileFFN, shallow exits held to deep ones",
+    VERSATILE.ffn,
+    optim={"consistency": {"coef": 1.0}},
+)
 LOOP_6 = Arm("6-loop", "6-Loop", KLoop(num_loops=6))
 WIDTH = Arm("width", "Width only, experts 8-2", Versatile(fusion="width"))
 
@@ -18,10 +24,12 @@ class Table:
     Args:
         title: what a person reads.
         arms: beside the base.
+        capped: loss is measured under each budget of loops, too.
     """
 
     title: str
     arms: tuple[Arm, ...]
+    capped: bool = False
 
 
 def _experts(name: str, title: str, num_experts: int, top_k: int, **knobs: str) -> Arm:
@@ -33,6 +41,7 @@ def _experts(name: str, title: str, num_experts: int, top_k: int, **knobs: str) 
 TABLES = {
     "demo": Table("The paper's protocol", PAPER),
     "reuse": Table("Does reuse pay on language", SUITE),
+    "budgets": Table("What a budget of loops costs", (DENSE, VERSATILE, CONSISTENT), capped=True),
     "1": Table("Table 1: the main result", (*PAPER[:3], LOOP_6, *PAPER[3:])),
     "3": Table(
         "Table 3: width, depth, and how they meet",

@@ -122,7 +122,8 @@ def _arm(mine: Sequence[Row]) -> Row:
 def _busiest(ended: Sequence[Row]) -> float | None:
     """Share of all selections that the most chosen expert of the reused layer gets."""
     loads = [(row.get("layer") or {}).get("expert_load") for row in ended]
-    return statistics.fmean(max(load) for load in loads) if loads and all(loads) else None
+    known = [max(load) for load in loads if load]
+    return statistics.fmean(known) if known else None
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any] | None:

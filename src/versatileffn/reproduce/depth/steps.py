@@ -123,6 +123,7 @@ def fitted(config: TrainConfig, share: float, folder: Path) -> tuple[TrainConfig
     first["run"]["output_dir"] = before
     second["model"] |= {"init_from": f"{before}/model", "ffn": None}
     second["optim"] |= {"frozen": [ALL_BUT_CONTROLLERS], "sampled_loops": None}
+    assert config.run.max_steps is not None
     second["run"]["max_steps"] = max(1, round(share * config.run.max_steps))
     return TrainConfig.model_validate(first), TrainConfig.model_validate(second)
 
