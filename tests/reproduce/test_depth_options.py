@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 
 from reproduce.test_depth_results import row
+from versatileffn.errors import ConfigError
 from versatileffn.reproduce.depth import steps
 from versatileffn.reproduce.depth.options import OPTION_ARMS, PLAIN
 from versatileffn.reproduce.depth.protocol import SCALES, depth_protocol
@@ -63,8 +65,9 @@ def test_the_report_names_what_was_shown(tmp_path: Path) -> None:
 
 
 def test_its_seeds_are_of_no_other_experiment_and_every_arm_says_what_it_does() -> None:
-    used = {scale.first_seed for name, scale in SCALES.items() if name != "options"}
-    assert all(abs(SCALES["options"].first_seed - first) >= 10 for first in used)
+    mine = SCALES["options"]
+    others = [each for each in SCALES.values() if each is not mine and each.task == mine.task]
+    assert all(abs(mine.first_seed - each.first_seed) >= 10 for each in others)
     assert SCALES["options"].arms[0].name == PLAIN
     for arm in OPTION_ARMS[1:]:
         changed = arm.ffn != OPTION_ARMS[0].ffn
@@ -85,4 +88,11 @@ def test_where_depths_were_drawn_the_controllers_alone_are_fitted(tmp_path: Path
     )
     changed = {name for name, weight in after.items() if not weight.equal(before[name])}
     assert changed == {f"model.layers.0.controller.{n}.weight" for n in ("router", "loop_head")}
-    assert steps.measure(arm, tmp_path / "run" / "model", tmp_path)["exact"]
+    assert steps.measure(smoke, arm, tmp_path / "run" / "model", tmp_path)["exact"]
+
+
+def test_some_of_the_options_can_be_asked_for() -> None:
+    chosen = depth_protocol("options", [PLAIN, "rank"])
+    assert chosen.arms == tuple(arm for arm in OPTION_ARMS if arm.name in (PLAIN, "rank"))
+    with pytest.raises(ConfigError, match="arm 'rank' is unknown"):
+        depth_protocol("tiny", ["rank"])

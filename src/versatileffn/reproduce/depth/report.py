@@ -28,8 +28,7 @@ CAPTIONS = {
 STATEMENTS = {
     "mechanism_works": f"With the depth prescribed (`{TOLD}`) the task is solved",
     "fails_without": f"The paper's controller (`{PAPER}`) stays below that",
-    "reuse_pays": "Reuse (`{}`) is better than four times the hidden neurons "
-    f"(`{DENSE_LARGE}`, `{DENSE_LARGE_K}`)",
+    "reuse_pays": "Reuse (`{}`) is better than four times the hidden neurons ({})",
     "loops_follow": "and its loops follow the need",
 }
 OPTION_STATEMENTS = {
@@ -49,6 +48,7 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
     summary = results["summary"]
     judged = results["protocol"].get("judged", PAPER_BOTH)  # the first experiment doesn't say
     titles = {arm["arm"]: arm["title"] for arm in summary["arms"]}
+    larger = ", ".join(f"`{name}`" for name in (DENSE_LARGE, DENSE_LARGE_K) if name in titles)
     ks = range(results["protocol"]["task"]["most"] + 1)
     shared = {
         "results": results,
@@ -58,13 +58,14 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         "table": [_shown(arm) for arm in summary["arms"]],
         "comparisons": [_compared(each, titles) for each in summary["comparisons"]],
         "capped": [_compared(each, titles) for each in summary.get("capped", ())],
-        "verdicts": _verdicts(summary["verdict"], judged),
+        "verdicts": _verdicts(summary["verdict"], judged, larger),
         "busiest": [
             (arm["title"], fixed(arm["busiest_expert"], 2))
             for arm in summary["arms"]
             if arm.get("busiest_expert") is not None
         ],
         "caps": [_caps(arm) for arm in summary["arms"] if arm["caps"]],
+        "texts": [_text(arm) for arm in summary["arms"] if arm.get("text_loss")],
         "gains": [_gains(arm) for arm in summary["arms"] if arm["gains"]],
         "several": len(results["seeds"]) > 1,
         "captions": CAPTIONS,
@@ -113,12 +114,12 @@ def _compared(each: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, s
     }
 
 
-def _verdicts(verdict: Mapping[str, Any], judged: str) -> list[str]:
+def _verdicts(verdict: Mapping[str, Any], judged: str, larger: str) -> list[str]:
     """The criterion's statements with their answers."""
     if "helped" in verdict:
         named = {key: ", ".join(f"`{arm}`" for arm in verdict[key]) for key in OPTION_STATEMENTS}
         return [f"{text}: {named[key] or 'none'}." for key, text in OPTION_STATEMENTS.items()]
-    return [_verdict(text.format(judged), verdict[key]) for key, text in STATEMENTS.items()]
+    return [_verdict(text.format(judged, larger), verdict[key]) for key, text in STATEMENTS.items()]
 
 
 def _verdict(text: str, holds: bool | None) -> str:
@@ -128,6 +129,16 @@ def _verdict(text: str, holds: bool | None) -> str:
 
 def _caps(arm: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": arm["title"], "cells": [_mean(each) for each in arm["caps"].values()]}
+
+
+def _text(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What an arm makes of the text beside the questions."""
+    loops = arm["text_loops"]
+    return {
+        "title": arm["title"],
+        "loss": _with_interval(arm["text_loss"], fixed),
+        "loops": _with_interval(loops, fixed, digits=2),
+    }
 
 
 def _mean(values: Sequence[float]) -> str:
