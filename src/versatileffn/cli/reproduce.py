@@ -26,7 +26,7 @@ def reproduce_command(
             "parameters outside the embeddings, each with 20 tokens to learn from; `small` wants a "
             "GPU. `354m`, `720m` and `1.21b`, the paper's, print the commands and what they cost. "
             "Of the task `depth`: `tiny` is the whole experiment, `confirm` asks again on other "
-            "seeds, `demo` has three arms."
+            "seeds, `options` has an arm for each training option, `demo` has three arms."
         ),
     ] = "tiny",
     out: Annotated[
@@ -42,8 +42,9 @@ def reproduce_command(
     table: Annotated[
         str,
         typer.Option(
-            help="What is compared: `demo`; `1`, `3`, `4`, `5` or `figure-3` of the paper; or "
-            "`reuse`, which asks whether reuse pays."
+            help="What is compared: `demo`; `1`, `3`, `4`, `5` or `figure-3` of the paper; "
+            "`reuse`, which asks whether reuse pays; or `budgets`, what fewer loops cost at "
+            "inference."
         ),
     ] = "demo",
     arms: Annotated[
