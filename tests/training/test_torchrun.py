@@ -21,9 +21,16 @@ def read_log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_equal_one(make_config, tmp_path):
+@pytest.mark.parametrize("changes", [
+    {},
+    {"model__ffn": {"variant": "k-loop"}, "optim__consistency": {}},  # one cap, so no draws
+    {"model__ffn": {"variant": "moe", "num_experts": 4, "router_bias_rate": 0.01,
+                    "router_aux_loss_coef": 0.0}},
+], ids=["dense", "consistency", "router biases"])  # fmt: skip
+def test_two_processes_equal_one(make_config, tmp_path, changes):
     single = make_config(run__max_steps=12, run__output_dir=str(tmp_path / "single"),
-                         run__eval_windows=16, run__per_device_train_batch_size=2)  # fmt: skip
+                         run__eval_windows=16, run__per_device_train_batch_size=2,
+                         **changes)  # fmt: skip
     alone = train(single)
     values = single.model_dump(mode="json")
     values["run"]["output_dir"] = str(tmp_path / "double")
