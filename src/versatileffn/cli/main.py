@@ -12,6 +12,7 @@ from versatileffn.cli.analyze import analyze_command
 from versatileffn.cli.bench import bench_command
 from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.chat import chat_command
+from versatileffn.cli.doctor import doctor_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
@@ -48,6 +49,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "analyze": (loads_checkpoints(analyze_command), "tokens MODEL story.txt"),
     "reproduce": (reproduce_command, "--scale tiny --seeds 3 --out runs/tiny"),
     "bench": (loads_checkpoints(bench_command), "MODEL --work decode --json speed.json"),
+    "doctor": (loads_checkpoints(doctor_command), "MODEL"),
     "verify": (verify_command, "runs/tiny"),
 }
 """What each verb does, and an example of its arguments."""
