@@ -47,11 +47,9 @@ def doctor_command(
         tested.append(selftest.most_telling(layers))
     chosen = selftest.executors(layers)
     others = selftest.alternatives(selftest.most_telling(layers))
-    _print_executors(model or layers[0].name, chosen, others)
-    typer.echo("\nnumerics, against Algorithms 1 and 2")
+    print_executors(model or layers[0].name, chosen, others)
     checks = [selftest.numerics(subject) for subject in tested]
-    for check in checks:
-        _print_check(check)
+    print_numerics(checks)
     timed = selftest.most_telling(layers)
     typer.echo("\nspeed, one layer on random hidden states")
     speeds = selftest.speeds(timed) if timed.layer.experts is None else []
@@ -114,9 +112,8 @@ def _print_surroundings(found: dict[str, Any]) -> None:
         typer.echo(f"extra {name} ({extra['purpose']}): {extra['install'] or 'installed'}")
 
 
-def _print_executors(
-    name: str, chosen: list[dict[str, Any]], others: dict[str, str | None]
-) -> None:
+def print_executors(name: str, chosen: list[dict[str, Any]], others: dict[str, str | None]) -> None:
+    """What a model gets, and why nothing else."""
     typer.echo(f"\n{name}")
     for row in chosen:
         typer.echo("  {work:<9} {layers} × {executor}: {reason}".format(**row))
@@ -125,15 +122,15 @@ def _print_executors(
         typer.echo(f"  {other}: {can if reason is None else f'no, {reason}'}")
 
 
-def _print_check(check: dict[str, Any]) -> None:
-    verdict = "ok" if check["ok"] else "WRONG"
-    errors = ", ".join(f"{what} off by {error:.1e}" for what, error in check["errors"].items())
-    left_out = f"not checked: {check['skipped']}" if check["skipped"] else ""
-    typer.echo(
-        f"  {verdict:<6} {check['layer']}, {check['dtype']}: "
-        + "; ".join(filter(None, (errors, left_out)))
-        + (f" (at most {check['limit']:.0e})" if errors else "")
-    )
+def print_numerics(checks: list[dict[str, Any]]) -> None:
+    """Each layer's verdict."""
+    typer.echo("\nnumerics, against Algorithms 1 and 2")
+    for check in checks:
+        errors = [f"{what} off by {error:.1e}" for what, error in check["errors"].items()]
+        notes = [f"not checked: {check['skipped']}"] if check["skipped"] else []
+        notes += [f"at most {check['limit']:.0e}"] if errors else []
+        typer.echo(f"  {'ok' if check['ok'] else 'WRONG':<6} {check['layer']}, {check['dtype']}")
+        typer.echo(f"         {'; '.join(errors + notes)}")
 
 
 def _print_speeds(speeds: list[dict[str, Any]]) -> None:
