@@ -101,8 +101,10 @@ class ReuseLayer(Reuse):
 
         def ffn(x: Tensor) -> Tensor:
             hidden = hidden_states if self.reads_stream else x
-            update, decided = self.reuse(hidden, self.ffn_view())
-            if decisions is not None:
+            if decisions is None:
+                update = self.update(hidden, self.ffn_view())
+            else:
+                update, decided = self.reuse(hidden, self.ffn_view())
                 decisions.add(decided)
             if self.family.dropout is None:
                 return update
