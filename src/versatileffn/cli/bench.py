@@ -22,6 +22,10 @@ def bench_command(
         str | None,
         typer.Argument(help="Dense checkpoint to compare with.", show_default=TWIN),
     ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Most loops of a token of MODEL; 1 should cost what dense costs."),
+    ] = None,
     work: Annotated[
         list[Work], typer.Option(help="What to time; repeatable.")
     ] = list(Work),  # noqa: B006
@@ -57,12 +61,15 @@ def bench_command(
 ) -> None:  # fmt: skip
     """Tokens per second of prefill, greedy decoding and training steps, reuse against dense.
 
+    Example: versatileffn bench MODEL DENSE --budget 1 --work decode --work prefill
+
     Both models take turns in this process, after their results were checked; shown are medians,
     and the median of the ratios of all rounds with its quartiles.
     """
     import torch
 
     from versatileffn.analysis import speed, twin
+    from versatileffn.budget import set_compute_budget
     from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.provenance import device_name
 
@@ -79,6 +86,8 @@ def bench_command(
         if held != stored:
             pair, held = {}, stored  # the old ones go before the new ones come
             pair = twin.load_pair(model, dense, configs, stored, where)
+            if budget is not None:
+                set_compute_budget(pair["reuse"], budget)
         speed.check_fits(pair, batch * length, each.value)
         if not speeds:
             torch.manual_seed(seed)
@@ -86,14 +95,16 @@ def bench_command(
             ids = ids.to(where)
             digests = {n: model_sha256(m) for n, m in pair.items()} if json else {}
         typer.echo(f"timing {each.value} …", err=True)
-        budget = {"seconds": seconds, "least": 5}
-        speeds.append(speed.compare(each.value, pair, ids, new_tokens, bf16, **budget))
+        spent = {"seconds": seconds, "least": 5}
+        speeds.append(speed.compare(each.value, pair, ids, new_tokens, bf16, **spent))
     name = f"{device_name(where)}, {torch.get_num_threads()} threads"
-    _print(f"{dtype.value} on {name}; text: {read}", model, dense, speeds)
+    limit = "" if budget is None else f", max_loops={budget}"
+    _print(f"{dtype.value} on {name}; text: {read}", f"{model}{limit}", dense, speeds)
     record = {
         "device": device_name(where),
         "threads": torch.get_num_threads(),
         "dtype": dtype.value,
+        "max_loops": budget,
         "models": {"reuse": model, "dense": dense},
         "model_sha256": digests,
         "text": read,
