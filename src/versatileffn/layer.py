@@ -159,14 +159,15 @@ class Reuse(nn.Module):
     def _loops_once(self) -> bool:
         """Whether it is known, before the controller is asked, that no token loops twice."""
         budget, controller = self.budget, self.controller
-        if self.loops > 1 and (budget is None or budget.most > 1 or budget.loops.dim()):
+        capped = budget is not None and budget.most == 1 and not budget.loops.dim()
+        if not capped and self.loops > 1:
             return False
-        return (
-            not self.training  # where noise is drawn, and drawn again when a layer is recomputed
-            and type(controller) in (LinearController, ConstantController)
-            and not is_watched(controller)
-            and not any(map(is_watched, controller.children()))
-        )
+        if self.training:  # noise is drawn, and drawn again when a layer is recomputed
+            return False
+        if type(controller) not in (LinearController, ConstantController):
+            return False
+        parts = filter(None, controller._modules.values())  # `children` would look for doubles
+        return not is_watched(controller) and not any(map(is_watched, parts))
 
     def reuse(
         self, hidden: Tensor, view: FFNView, plan: ReusePlan | None = None

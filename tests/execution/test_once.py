@@ -25,9 +25,9 @@ from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.one_loop import OneLoop, share_of_one_loop
 from versatileffn.ffn.plan import width_share
 
-OPERATORS = 11
+OPERATORS = 10
 """What a layer dispatches beyond the dense model's: λ·s·g takes the router, top-k, softmax and two
-products; that on the neurons, the weights' tensor, scatter and cast, two views and a product."""
+products; that on the neurons a tensor, a scatter, two views and a product."""
 ONE = {
     name: config for name, config in PLANS.items() if "token-choice" not in name
 } | {

@@ -39,7 +39,9 @@ class OneLoop(NamedTuple):
             return a_MF if self.rest == 1 else a_MF.mul_(self.rest)
         lead, num_experts = a_MF.shape[:-1], self.slices.num_experts
         weights_MN = self.routed_MK.new_full((*lead, num_experts), self.rest)
-        weights_MN = weights_MN.scatter_add_(-1, self.experts_MK, self.routed_MK).to(a_MF.dtype)
+        weights_MN.scatter_add_(-1, self.experts_MK, self.routed_MK)
+        if weights_MN.dtype != a_MF.dtype:
+            weights_MN = weights_MN.to(a_MF.dtype)
         if not self.slices.tiles:
             rest_M1 = a_MF.new_full((*lead, 1), self.rest)
             return self.slices.scale_neurons(weights_MN, rest_M1, a_MF, out=a_MF)

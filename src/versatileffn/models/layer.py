@@ -22,11 +22,11 @@ class LayerView:
     """
 
     def __init__(self, layer: nn.Module, parts: dict[str, Callable[[Tensor], Tensor]]) -> None:
-        self._layer, self._parts = layer, parts
+        self.__dict__.update(parts)
+        self._layer = layer
 
     def __getattr__(self, name: str) -> Any:
-        parts = self._parts
-        return parts[name] if name in parts else getattr(self._layer, name)
+        return getattr(self._layer, name)
 
 
 class ReuseLayer(Reuse):
