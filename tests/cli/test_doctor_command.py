@@ -37,7 +37,9 @@ def test_a_checkpoint_here(folder, tmp_path):
     record = json.loads((tmp_path / "d.json").read_text())
     assert record["device"] == "cpu"
     assert record["versions"]["torch"] in done.stdout
-    assert {row["executor"] for row in record["executors"]} == {"packed", "packed_training"}
+    used = {row["work"]: row["executor"] for row in record["executors"]}
+    assert used == {"decode": "packed", "prefill": "packed", "training": "packed_training",
+                    "max_loops=1": "once"}  # fmt: skip
     assert record["alternatives"] == {
         "torch.compile": None, "triton": "hidden states aren't on a CUDA device",
     }  # fmt: skip

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from versatileffn.layer import OURS, Reuse, VersatileFFN
 
 WORKS = {"decode": (1, False), "prefill": (256, False), "training": (256, True)}
 """Tokens, and whether there are gradients."""
+ONE_LOOP = "max_loops=1"
+"""The same as `decode`, by the smallest budget."""
 EXACT, USUAL = torch.float64, torch.float32
 LIMITS = {EXACT: 1e-10, USUAL: 1e-4}
 """Norm of the error over that of the truth. Tests hold float32 to 1e-5 at their sizes; here a sum
@@ -59,7 +62,7 @@ class Subject:
 
     def run(self, hidden: Tensor) -> Tensor:
         """Y, as the model computes it."""
-        return hidden + self.view.scale * self.layer.reuse(hidden, self.view)[0]
+        return hidden + self.view.scale * self.layer.update(hidden, self.view)
 
 
 def own_subject(d_model: int, d_hidden: int, dtype: torch.dtype, device: torch.device) -> Subject:
@@ -91,16 +94,17 @@ def most_telling(subjects: list[Subject]) -> Subject:
 def executors(subjects: list[Subject]) -> list[dict[str, Any]]:
     """What each kind of work is carried out by: `work`, `executor`, `reason`, `layers`."""
     found: Counter[tuple[str, str, str]] = Counter()
-    for subject in subjects:
-        for work, (tokens, training) in WORKS.items():
-            if subject.layer.experts is not None:
-                found[work, "experts", "real experts: there is one way to run them"] += 1
-                continue
-            forget_choices()
-            with torch.set_grad_enabled(training):
-                subject.run(subject.hidden(min(tokens, 8)))
-            for choice in execution_choices():
-                found[work, choice["executor"], choice["reason"]] += 1
+    kinds = [(work, *each, None) for work, each in WORKS.items()] + [(ONE_LOOP, 1, False, 1)]
+    for subject, (work, tokens, training, cap) in product(subjects, kinds):
+        layer = subject.layer
+        if layer.experts is not None:
+            found[work, "experts", "real experts: there is one way to run them"] += 1
+            continue
+        forget_choices()
+        with torch.set_grad_enabled(training), _capped(layer, cap):
+            subject.run(subject.hidden(min(tokens, 8)))
+        for choice in execution_choices():
+            found[work, choice["executor"], choice["reason"]] += 1
     return [
         {"work": work, "executor": executor, "reason": reason, "layers": layers}
         for (work, executor, reason), layers in found.items()
@@ -124,8 +128,9 @@ def numerics(subject: Subject) -> dict[str, Any]:
     Source: Algorithms 1 and 2, `ffn/naive.py`.
 
     Returns:
-        `layer`, `dtype`, `tokens`, `limit`; relative `errors` of the output and, where there is
-        memory for them, of the gradients; `ok`; and `skipped`, why nothing, or not all, was done.
+        `layer`, `dtype`, `tokens`, `limit`; relative `errors` of the output, of the gradients,
+        where there is memory for them, and of the output by the smallest budget; `ok`; and
+        `skipped`, why nothing, or not all, was done.
     """
     layer, view = subject.layer, subject.view
     weights = [weight for linear in view.linears for weight in linear.parameters()]
@@ -138,12 +143,15 @@ def numerics(subject: Subject) -> dict[str, Any]:
     reason = _why_no_truth(subject)
     if reason is not None:
         return found | {"skipped": reason, "ok": True}
-    with _capped(layer, tokens, view) as caps:
-        found["errors"]["output"] = _output_error(subject, caps)
+    several = [1 + token % layer.loops for token in range(tokens)]
+    with _capped(layer, torch.tensor(several)):
+        found["errors"]["output"] = _output_error(subject, several)
         if size <= MOST_WEIGHTS:
-            found["errors"]["gradients"] = _gradient_error(subject, caps)
+            found["errors"]["gradients"] = _gradient_error(subject, several)
         else:
             found["skipped"] = "gradients of a layer this large"
+    with _capped(layer, 1):
+        found["errors"][ONE_LOOP] = _output_error(subject, [1] * tokens)
     found["ok"] = all(error <= found["limit"] for error in found["errors"].values())
     return found
 
@@ -207,21 +215,17 @@ def _why_no_truth(subject: Subject) -> str | None:
 
 
 @contextmanager
-def _capped(layer: Reuse, tokens: int, view: FFNView) -> Iterator[list[int | None]]:
-    """Caps from 1 to L, one for each token, so that different loops are run whatever is wanted."""
-    caps: list[int | None] = [None] * tokens
+def _capped(layer: Reuse, caps: int | Tensor | None) -> Iterator[None]:
+    """Other caps for a while: from 1 to L, say, so that different loops are run anyhow."""
     kept = layer.budget
-    if layer.loops > 1:
-        numbers = [1 + token % layer.loops for token in range(tokens)]
-        layer.set_budget(torch.tensor(numbers))
-        caps = list(numbers)
+    layer.set_budget(caps if layer.loops > 1 else None)
     try:
-        yield caps
+        yield
     finally:
         layer.budget = kept
 
 
-def _truth(subject: Subject, hidden_MD: Tensor, caps: list[int | None], training: bool) -> Tensor:
+def _truth(subject: Subject, hidden_MD: Tensor, caps: list[int], training: bool) -> Tensor:
     """Y by the paper's algorithms, [M, D]."""
     weights = as_naive(subject.layer, subject.view)
     rows = []
@@ -235,13 +239,13 @@ def _truth(subject: Subject, hidden_MD: Tensor, caps: list[int | None], training
 
 
 @torch.no_grad()
-def _output_error(subject: Subject, caps: list[int | None]) -> float:
+def _output_error(subject: Subject, caps: list[int]) -> float:
     hidden_MD = subject.hidden(len(caps))
     return _relative(subject.run(hidden_MD), _truth(subject, hidden_MD, caps, training=False))
 
 
 @torch.enable_grad()
-def _gradient_error(subject: Subject, caps: list[int | None]) -> float:
+def _gradient_error(subject: Subject, caps: list[int]) -> float:
     """The largest, of the gradients of H and of every weight of the layer's FFN and reuse."""
     hidden_MD = subject.hidden(len(caps)).requires_grad_()
     parts = [subject.layer.controller, subject.layer.gains, subject.layer.loop_weights]

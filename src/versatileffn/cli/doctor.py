@@ -116,7 +116,7 @@ def print_executors(name: str, chosen: list[dict[str, Any]], others: dict[str, s
     """What a model gets, and why nothing else."""
     typer.echo(f"\n{name}")
     for row in chosen:
-        typer.echo("  {work:<9} {layers} × {executor}: {reason}".format(**row))
+        typer.echo("  {work:<11} {layers} × {executor}: {reason}".format(**row))
     for other, reason in others.items():
         can = "possible" if other == "torch.compile" else NOT_ASKED
         typer.echo(f"  {other}: {can if reason is None else f'no, {reason}'}")

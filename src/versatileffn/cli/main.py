@@ -48,7 +48,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "flops": (loads_checkpoints(flops_command), "MODEL --measure held-out.txt"),
     "analyze": (loads_checkpoints(analyze_command), "tokens MODEL story.txt"),
     "reproduce": (reproduce_command, "--scale tiny --seeds 3 --out runs/tiny"),
-    "bench": (loads_checkpoints(bench_command), "MODEL --work decode --json speed.json"),
+    "bench": (loads_checkpoints(bench_command), "MODEL DENSE --budget 1 --work decode"),
     "doctor": (loads_checkpoints(doctor_command), "MODEL"),
     "verify": (verify_command, "runs/tiny"),
 }
