@@ -54,6 +54,8 @@ def overrides(protocol: Protocol, arm: Arm) -> list[str]:
     if arm.budget > 1:
         told.append(f"run.max_steps={protocol.steps(protocol.tokens(arm))}")
     told += [f"optim.{key}={json.dumps(value)}" for key, value in arm.optim.items()]
+    if "consistency" in arm.optim:  # which can't recompute layers
+        told.append("run.gradient_checkpointing=false")
     if arm is not THE_BASE:
         told.append(f"run.output_dir={run_folder(protocol, arm.name)}")
     return told
