@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 import versatileffn as vf
 from support.layers import PLANS, decide, make_any, make_hidden
 from support.models import VARIANTS, make_ids, make_model
-from versatileffn.analysis.calibration import calibrate, draw_curve
+from versatileffn.analysis import speed
+from versatileffn.analysis.calibration import calibrate, draw_curve, measure_caps
+from versatileffn.analysis.dial_clock import budget_name, clock_budgets
 from versatileffn.analysis.executed import executed_ffn_flops
 from versatileffn.budget import penalty_for, set_loop_penalty
 from versatileffn.cli.calibrate import calibrate_command, keep
@@ -134,6 +136,65 @@ def test_the_command_keeps_the_curve_where_saves_carry_it(folder, batches, tmp_p
     asked = model.generate(ids, max_new_tokens=8, do_sample=False, mean_loops=1.2)
     with vf.compute_budget(model, mean_loops=1.2):
         assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), asked)
+
+
+def test_caps_are_what_the_model_does_with_them(calibrated, batches):
+    model = calibrated[0]
+    free = layer_use(model, batches)
+    caps = measure_caps(model, batches)
+    assert [point["max_loops"] for point in caps] == [1, 2, 3, 4]
+    assert layer_use(model, batches) == free  # the budget is as before
+    assert caps[-1]["mean_loops"] == pytest.approx(mean_loops(free))
+    shares = [use.loop_share for use in free]
+    for point in caps:
+        least = [
+            sum(min(n, point["max_loops"]) * share for n, share in enumerate(each, start=1))
+            for each in shares
+        ]
+        # later layers see other tokens under a cap, the first one the same
+        with vf.compute_budget(model, max_loops=point["max_loops"]):
+            capped = layer_use(model, batches)
+            assert capped[0].mean_loops == pytest.approx(least[0])
+            assert mean_loops(capped) == pytest.approx(point["mean_loops"])
+            flops = executed_ffn_flops(model, batches).ffn_per_token
+        assert flops == pytest.approx(point["ffn_flops_per_token"])
+    dense = executed_ffn_flops(make_model(variant="dense", vocab_size=300), batches)
+    assert caps[0]["ffn_flops_per_token"] == dense.ffn_per_token
+
+
+def test_the_clock_runs_every_budget_beside_dense(folder, tmp_path):
+    """What it times is what it says: each subject runs under its own budget."""
+    run(calibrate_command, folder / "model", folder / "text.txt", "--points", 2, "--limit", 16,
+        "--clock", 0, "--json", tmp_path / "curve.json")  # fmt: skip
+    record = json.loads((tmp_path / "curve.json").read_text())
+    points = [*record["curve"], *record["caps"]]
+    names = {"dense", *map(budget_name, points)}
+    assert len(names) == 1 + 3 + 4
+    for work in ("prefill", "decode"):
+        found = record["clock"][work]
+        assert found["rounds"] == 5
+        assert found["tokens_per_second"].keys() == found["of_dense"].keys() == names
+        assert found["of_dense"]["dense"] == {"median": 1, "low": 1, "high": 1}
+
+
+def test_a_budgets_turn_is_under_that_budget(calibrated, batches, monkeypatch):
+    model, seen = calibrated[0], []
+    twin = make_model(variant="dense", vocab_size=300)
+
+    def watch(subjects, **_):
+        for name, work in subjects.items():
+            _, loops = speed.with_loops(model, lambda work=work: work() or [])
+            budget = model.reuse_layers()[0].budget
+            seen.append((name, budget.most if budget else loops))
+        return speed.Timings({name: [1.0] for name in subjects})
+
+    monkeypatch.setattr(speed, "measure", watch)
+    points = [{"penalty": 1e3}, {"penalty": -1e3}, {"max_loops": 2}]
+    clock_budgets(model, twin, points, batches[0], 0)
+    for name, found in (("penalty=1000", 1), ("penalty=-1000", 4), ("max_loops=2", 2)):
+        assert [loops for subject, loops in seen if subject == name] == [found, found]
+    assert model.reuse_layers()[0].budget is None
+    assert mean_loops(layer_use(model, batches)) not in (1, 4)  # none is left behind
 
 
 def test_a_folder_stays_what_was_written(calibrated, tmp_path):
