@@ -157,23 +157,21 @@ def _print(points: "Sequence[dict[str, float]]", timed: "Mapping[str, Any]") -> 
     from versatileffn.cli.table import print_table
 
     speeds = {
-        f"{work}, × dense": [
-            f"{found['of_dense'][budget_name(point)]['median']:.2f}" for point in points
-        ]
+        work: [f"{found['of_dense'][budget_name(point)]['median']:.2f}" for point in points]
         for work, found in timed.items()
     }
     print_table(
-        "",
+        "Loops in the mean; executed FFN FLOPs of a token",
         {
             "budget": [_budget(point) for point in points],
-            "mean loops": [f"{point['mean_loops']:.3f}" for point in points],
-            "nats per token": [f"{point['nats_per_token']:.4f}" for point in points],
-            "FFN MFLOPs per token": [
-                f"{point['ffn_flops_per_token'] / 1e6:.3f}" for point in points
-            ],
+            "loops": [f"{point['mean_loops']:.3f}" for point in points],
+            "nats/token": [f"{point['nats_per_token']:.4f}" for point in points],
+            "FFN MFLOPs": [f"{point['ffn_flops_per_token'] / 1e6:.3f}" for point in points],
             **speeds,
         },
     )
+    if timed:
+        typer.echo("prefill, decode: tokens/s as a multiple of the same weights', each FFN once")
 
 
 def _budget(point: "Mapping[str, float]") -> str:
