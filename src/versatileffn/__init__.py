@@ -9,7 +9,8 @@ if is_command_line():  # what follows takes seconds
     end_while_importing()
 
 from versatileffn.budget import compute_budget
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.registry import register_controller
 from versatileffn.layer import VersatileFFN
