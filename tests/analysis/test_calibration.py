@@ -20,7 +20,7 @@ from versatileffn.budget import penalty_for, set_loop_penalty
 from versatileffn.cli.calibrate import calibrate_command, keep
 from versatileffn.cli.verify import verify_command
 from versatileffn.data.tokenizers import train_bpe
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import ConfigError, VersatileFFNError
 from versatileffn.evaluation.loops import layer_use, mean_loops
 from versatileffn.ffn.controller import LinearController
 from versatileffn.workspace.durable import write_json
@@ -285,22 +285,60 @@ def test_a_wrapped_controller_is_priced():
     assert all((plan.loop_count == 1).all() for plan in plans)
 
 
-def test_a_text_that_is_too_short(folder, tmp_path):
-    (tmp_path / "short.txt").write_text("the small cats", encoding="utf-8")
-    said = run(calibrate_command, folder / "model", tmp_path / "short.txt", expect=DataError)
-    assert "needs 1,000 or more: give a longer one" in said
+BAD = {
+    "too short": ("model", "short.txt", "needs 1,000 or more: give a longer one"),
+    "empty": ("model", "empty.txt", "has 0 tokens"),
+    "another language": ("model", "other.txt", "a language that it was trained on"),
+    "no text": ("model", "lost.txt", "lost.txt: give a text file or folder, or a task's name"),
+    "no task": ("model", "arc", "there is no task 'arc': did you mean 'arc_easy'"),
+    "no model": ("lost", "text.txt", "no folder with a config.json"),
+    "another vocabulary": ("small", "text.txt", "measure on what its own tokenizer makes"),
+    "no tokenizer": ("mute", "text.txt", "copy the one it was trained with into its folder"),
+    "soft": ("soft", "text.txt", "train with loop_mix='hard'"),
+} | {
+    variant: (variant, "text.txt", f"a {variant} model decides nothing token by token")
+    for variant in ("dense", "moe", "k-loop")
+}  # fmt: skip
 
 
-def test_a_text_in_another_language(folder, tmp_path):
-    text = " ".join(f"{'жщюѣ'[n % 4]}{n * 7919 % 97}" for n in range(900))
-    (tmp_path / "other.txt").write_text(text, encoding="utf-8")
-    said = run(calibrate_command, folder / "model", tmp_path / "other.txt", expect=DataError)
-    assert "a language that it was trained on" in said
+@pytest.fixture(scope="module")
+def bad(folder):
+    """Models and texts of which no curve can be made, beside the good ones."""
+    texts = {
+        "short": "the small cats", "empty": "",
+        "other": " ".join(f"{'жщюѣ'[n % 4]}{n * 7919 % 97}" for n in range(900)),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    settings = {name: {**VARIANTS[name], "vocab_size": 300} for name in ("dense", "moe", "k-loop")}
+    settings |= {"soft": {"vocab_size": 300, "loop_mix": "soft"}, "small": {"vocab_size": 97}}
+    for name, each in settings.items():
+        make_model(**each).save_pretrained(folder / name)
+        train_bpe([TEXT], 300).save_pretrained(folder / name)
+    make_model(vocab_size=300).save_pretrained(folder / "mute")
+    return folder
 
 
-def test_a_model_that_lies_elsewhere(folder):
-    said = run(calibrate_command, "org/name", folder / "text.txt", expect=ConfigError)
-    assert "no folder with a config.json" in said
+@pytest.mark.parametrize("options", [(), ("--clock", 0)], ids=["", "clock"])
+@pytest.mark.parametrize(("model", "text", "said"), BAD.values(), ids=BAD)
+def test_bad_input_is_told_in_one_line_with_the_remedy(bad, tmp_path, model, text, said, options):
+    config = bad / model / "config.json"
+    before = config.read_bytes() if config.exists() else None
+    given = text if text == "arc" else bad / text
+    out = tmp_path / "curve.json"
+    command = (bad / model, given, *options, "--json", out)
+    assert said in run(calibrate_command, *command, expect=VersatileFFNError)
+    assert not out.exists()
+    assert (config.read_bytes() if config.exists() else None) == before
+
+
+def test_a_text_longer_than_the_model_is_read_in_windows(folder, tmp_path):
+    """As many windows as are asked for; a model of 64 tokens reads 64 at a time."""
+    for limit in (16, 20):
+        run(calibrate_command, folder / "model", folder / "text.txt", "--points", 2, "--limit",
+            limit, "--json", tmp_path / "curve.json")  # fmt: skip
+        record = json.loads((tmp_path / "curve.json").read_text())
+        assert record["tokens"] == 64 * limit
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from versatileffn.analysis.readings import read
 from versatileffn.analysis.token_page import page_data
 from versatileffn.analysis.words import ranked_words
 from versatileffn.evaluation.loops import layer_use
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.models.family import reuse_config
 
 VOCABULARY = 300

@@ -113,14 +113,15 @@ def _load(name: str, with_dense: bool, where: Any) -> tuple[Any, Any]:
     """The model and, if wanted, its dense twin."""
     from transformers import AutoModelForCausalLM
 
+    from versatileffn.analysis.flops import ffn_of
     from versatileffn.analysis.twin import load_pair, read_pair
     from versatileffn.models.checkpoint import load_checkpoint, read_config
 
-    dtype = precision(False)
-    if with_dense:
+    dtype, config = precision(False), read_config(name)
+    if with_dense and ffn_of(config).loops > 1:
         pair = load_pair(name, None, read_pair(name, None), dtype, where)
         return pair["reuse"], pair["dense"]
-    loaded = load_checkpoint(AutoModelForCausalLM, name, read_config(name), dtype=dtype)
+    loaded = load_checkpoint(AutoModelForCausalLM, name, config, dtype=dtype)
     return loaded.to(where), None
 
 
