@@ -31,6 +31,8 @@ MARGIN = 0.05
 ROWS = 2**16
 """Decisions that the penalties are chosen by, at most."""
 HALVINGS = 40
+CROWDED = 0.05
+"""Of the picture's width; points nearer than that share one label."""
 
 
 def calibrate(
@@ -173,29 +175,38 @@ def _loop_logits(model: Any, batches: Sequence[Tensor]) -> Tensor:
 
 def draw_curve(curve: Sequence[dict[str, float]], caps: Sequence[dict[str, float]] = ()) -> bytes:
     """Loss over executed FLOPs, as SVG: by penalty, each point labelled with its mean of loops; and
-    by cap, labelled with it.
+    by cap, labelled with it. Where points crowd, the first one's label stands for the others.
     """
     with inked():
-        drawn = figure(3.2 if caps else 3.0)
+        drawn = figure(3.2)
         axes, looks = drawn.subplots(), styles()
-        for points, name, below in (
-            (curve, "a mean of loops (mean_loops)", 6),
-            (caps, "at most so many (max_loops)", -12),
+        for points, name, side in (
+            (curve, "a mean of loops (mean_loops)", "left"),
+            (caps, "at most so many (max_loops)", "right"),
         ):
             if not points:
                 continue
             flops = [point["ffn_flops_per_token"] / 1e6 for point in points]
             nats = [point["nats_per_token"] for point in points]
             axes.plot(flops, nats, label=name, **next(looks))
-            for point, x, y in zip(points, flops, nats, strict=True):
-                axes.annotate(_label(point), (x, y), (0, below), textcoords="offset points",
-                              fontsize=7, color=INK)  # fmt: skip
+            room, named = CROWDED * (max(flops) - min(flops)), list[float]()
+            for point, x, y in sorted(zip(points, flops, nats, strict=True), key=_as_trained_first):
+                if all(abs(x - other) > room for other in named):
+                    named.append(x)
+                    offset = (6, 0) if side == "left" else (-6, -3)
+                    axes.annotate(_label(point), (x, y), offset, textcoords="offset points",
+                                  ha=side, va="center", fontsize=7, color=INK)  # fmt: skip
+        axes.margins(0.1)
         axes.set_xlabel("executed FFN MFLOPs per token")
         axes.set_ylabel("held-out nats per token")
         plain(axes)
         if caps:
             legend_below(drawn, axes)
         return svg(drawn)
+
+
+def _as_trained_first(found: tuple[dict[str, float], float, float]) -> bool:
+    return found[0].get("penalty") != 0
 
 
 def _label(point: dict[str, float]) -> str:
