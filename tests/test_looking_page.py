@@ -123,6 +123,13 @@ def test_what_is_said_of_loops_is_so() -> None:
     assert f"{parameters['versatile']:,} parameters" in TEXT
 
 
+def test_what_is_said_of_the_smaller_model_is_so() -> None:
+    one, two, _ = read("smaller")["found"]["correlations"]
+    assert one["mean"] == 1
+    own, following = signed(two["own"]), signed(two["next"])
+    assert f"ρ = {own} with the token's own surprise and {following} with the next one's" in TEXT
+
+
 def test_what_is_said_of_words_and_pathways_is_so() -> None:
     lines = (RESULTS / "words.csv").read_text(encoding="utf-8").splitlines()[1:]
     found = {word: (int(count), float(mean)) for word, count, _, mean, *_ in csv.reader(lines)}
