@@ -78,7 +78,8 @@ class ReuseBaseModel(ReusePreTrainedModel):
 
     def _show(self, input_ids: Tensor | None) -> None:
         """Let controllers that want to know the tokens see them, see `ffn/registry.py`."""
-        for layer in self.reuse_layers():
+        layers: Any = self.layers  # to look through all modules would take time at every token
+        for layer in layers:
             see = getattr(layer.controller, "see", None)
             if see is not None:
                 see(input_ids)
