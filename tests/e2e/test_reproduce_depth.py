@@ -1,5 +1,6 @@
 """`versatileffn reproduce --task depth` from questions to report, in few steps; rerun; refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,18 @@ def test_a_rerun_skips_everything_and_workers_change_nothing(
     assert read(finished)["rows"] == before
     reproduce_depth(depth_protocol("smoke", ARMS[:1]), tmp_path / "alone", seeds=1)
     assert read(tmp_path / "alone")["rows"] == before[:1]
+
+
+def test_in_the_company_of_text(tmp_path: Path) -> None:
+    text = depth_protocol("text")
+    assert [arm.name for arm in text.arms] == ["dense-4f", "4-loop", "paper"]
+    smoke = depth_protocol("smoke", ["paper"])
+    protocol = dataclasses.replace(smoke, rates=smoke.rates[:1], task=text.task)
+    reproduce_depth(protocol, tmp_path / "out", seeds=1)
+    (row,) = read(tmp_path / "out")["rows"]
+    assert 2 < row["text_loss"] < 12  # it has begun to learn: it was 12.2
+    assert 1 <= row["text_loops"] <= 4
+    assert "## The text beside the questions" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,31 @@
 """The depth task: its questions are right, its parts disjoint, its tokens are read like any."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from versatileffn.data.default_corpus import read_topics
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import Versatile
 from versatileffn.reproduce.depth.controller import PRESCRIBED, PrescribedDepth
-from versatileffn.reproduce.depth.scores import Answers
-from versatileffn.reproduce.depth.task import TASK, TEST, TRAINING, VALIDATION, DepthTask, rule_110
+from versatileffn.reproduce.depth.limits import FactsTask, UnseenTask
+from versatileffn.reproduce.depth.mixed import MixedTask
+from versatileffn.reproduce.depth.scores import Answers, answer
+from versatileffn.reproduce.depth.task import (
+    QUESTION,
+    TASK,
+    TEST,
+    TRAINING,
+    VALIDATION,
+    DepthTask,
+    rule_110,
+)
 from versatileffn.reproduce.depth.tokens import write_questions
 
 
@@ -86,6 +99,60 @@ def test_the_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     text = load_tokenizer(tmp_path / "tokens").decode(train[5]["input_ids"])
     k, state, _ = splits["train"][5].tolist()
     assert text.split()[:2] == [f"k={k - TASK.states}", f"{state:010b}"]
+
+
+def test_text_follows_questions_in_directions_of_its_own(tmp_path: Path) -> None:
+    mixed = MixedTask(TASK.bits, TASK.most, text=5)
+    windows, alone = mixed.held_out(TEST), TASK.held_out(TEST)
+    assert (windows[:, :QUESTION] == alone).all()
+    byte = windows[:, QUESTION:] - mixed.vocabulary.index("<00>")
+    assert byte.shape == (len(alone), 5)
+    shown = bytes(byte[7].tolist())
+    assert shown in "\n".join(read_topics().values()).encode()
+    embedding = mixed.embedding(d_model=32, seed=0)
+    assert len(embedding) == len(mixed.vocabulary)
+    text = embedding[mixed.states + mixed.most + 1 : -1]
+    questions = embedding[: mixed.states + mixed.most + 1]
+    assert (questions @ text.T).abs().max() < 1e-4
+    assert torch.allclose(text.norm(dim=1), questions[:1024].norm(dim=1)[0].expand(256))
+
+
+def test_facts_are_asked_as_they_were_taught() -> None:
+    facts = FactsTask(TASK.bits, TASK.most)
+    asked = facts.held_out(TEST)
+    assert len(asked) == 5 * facts.states
+    answers = {(k, state): answer for k, state, answer in asked.tolist()}
+    taught = facts.stream(5_000, seed=3, opening=None).tolist()
+    assert all(answers[k, state] == answer for k, state, answer in taught)
+    assert np.mean(asked[:, 2] == TASK.held_out(TEST)[:, 2][0]) < 0.01
+    assert len(set(asked[:, 2].tolist())) > 900  # drawn, not computed
+
+
+def test_the_largest_k_is_never_trained_on() -> None:
+    unseen = UnseenTask(TASK.bits, TASK.most)
+    assert set(unseen.stream(5_000, 0, None)[:, 0].tolist()) == {TASK.states + k for k in range(4)}
+    assert (unseen.held_out(TEST) == TASK.held_out(TEST)).all()
+
+
+def test_text_is_scored_where_it_is_predicted() -> None:
+    mixed = MixedTask(TASK.bits, TASK.most, text=5)
+    windows = mixed.held_out(TEST)[::29]
+
+    class Knows(torch.nn.Module):  # what comes next, by a wide margin
+        device, config = torch.device("cpu"), LlamaConfig()
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+            targets = torch.from_numpy(windows[:, 1:])
+            return SimpleNamespace(
+                logits=50.0 * torch.nn.functional.one_hot(targets, len(mixed.vocabulary))
+            )
+
+    given = answer(Knows(), mixed, windows)
+    assert given.exact == [1] * 5
+    assert given.text_loss is not None
+    assert given.text_loss < 1e-6
+    assert given.loops is None
+    assert answer(Knows(), TASK, windows[:, :QUESTION]).text_loss is None
 
 
 def test_the_prescribed_depth_is_what_is_asked_for() -> None:

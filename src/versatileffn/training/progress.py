@@ -58,7 +58,7 @@ class SpeedCallback(TrainerCallback):
 def progress_line(
     step: int, max_steps: int, logs: dict[str, Any], speed: SpeedCallback
 ) -> str | None:
-    """One readable line for a log entry; None for entries without a loss or scores (in %).
+    """One readable line for a log entry; None for entries without a loss or scores.
 
     Args:
         step: optimizer steps finished.
@@ -72,7 +72,7 @@ def progress_line(
         return f"{head}  held-out loss {logs['eval_loss']:.4f} nats/token  {bits:.4f} bits/byte"
     scores = {key.removeprefix(PREFIX): logs[key] for key in logs if key.startswith(PREFIX)}
     if scores:
-        return "  ".join([head, *(f"{name} {100 * value:.2f}" for name, value in scores.items())])
+        return "  ".join([head, *(f"{name} {value:.3f}" for name, value in scores.items())])
     if "loss" not in logs:
         return None
     parts = [head, f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]

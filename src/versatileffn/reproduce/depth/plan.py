@@ -1,5 +1,6 @@
 """The depth experiment as chains of stages: what one process does, one after the other."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 from versatileffn.reproduce.depth import steps
 from versatileffn.reproduce.depth.protocol import DepthArm, DepthProtocol
-from versatileffn.reproduce.depth.task import TASK
 from versatileffn.reproduce.stages import Stage
 
 TRAINING = ("steps", "batch", "evaluations", "d_model", "num_layers", "num_heads", "init")
@@ -69,7 +69,7 @@ class DepthPlan:
                 f"{top}/{arm.name}/measure",
                 f"seed {seed} · {arm.title} · measure",
                 {"arm": arm.to_dict()},
-                partial(steps.measure, arm, self._model(trained)),
+                partial(steps.measure, self.protocol, arm, self._model(trained)),
                 (trained.name,),
                 effort=0.05,
             )
@@ -78,7 +78,7 @@ class DepthPlan:
 
     def _inputs(self, seed: int, arms: Any, top: str) -> list[Stage]:
         """Questions and untrained models, as far as these arms need them."""
-        common = {"seed": seed, "task": [TASK.bits, TASK.most]}
+        common = {"seed": seed, "task": dataclasses.asdict(self.protocol.task)}
         fields = self._fields()
         made = []
         for opens in dict.fromkeys(arm.opens_k for arm in arms):

@@ -28,8 +28,7 @@ CAPTIONS = {
 STATEMENTS = {
     "mechanism_works": f"With the depth prescribed (`{TOLD}`) the task is solved",
     "fails_without": f"The paper's controller (`{PAPER}`) stays below that",
-    "reuse_pays": "Reuse (`{}`) is better than four times the hidden neurons "
-    f"(`{DENSE_LARGE}`, `{DENSE_LARGE_K}`)",
+    "reuse_pays": "Reuse (`{}`) is better than four times the hidden neurons ({})",
     "loops_follow": "and its loops follow the need",
 }
 
@@ -43,6 +42,7 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
     summary = results["summary"]
     judged = results["protocol"].get("judged", PAPER_BOTH)  # the first experiment doesn't say
     titles = {arm["arm"]: arm["title"] for arm in summary["arms"]}
+    larger = ", ".join(f"`{name}`" for name in (DENSE_LARGE, DENSE_LARGE_K) if name in titles)
     ks = range(results["protocol"]["task"]["most"] + 1)
     shared = {
         "results": results,
@@ -52,10 +52,11 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         "table": [_shown(arm) for arm in summary["arms"]],
         "comparisons": [_compared(each, titles) for each in summary["comparisons"]],
         "verdicts": [
-            _verdict(text.format(judged), summary["verdict"][key])
+            _verdict(text.format(judged, larger), summary["verdict"][key])
             for key, text in STATEMENTS.items()
         ],
         "caps": [_caps(arm) for arm in summary["arms"] if arm["caps"]],
+        "texts": [_text(arm) for arm in summary["arms"] if arm.get("text_loss")],
         "gains": [_gains(arm) for arm in summary["arms"] if arm["gains"]],
         "several": len(results["seeds"]) > 1,
         "captions": CAPTIONS,
@@ -110,6 +111,16 @@ def _verdict(text: str, holds: bool | None) -> str:
 
 def _caps(arm: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": arm["title"], "cells": [_mean(each) for each in arm["caps"].values()]}
+
+
+def _text(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What an arm makes of the text beside the questions."""
+    loops = arm["text_loops"]
+    return {
+        "title": arm["title"],
+        "loss": _with_interval(arm["text_loss"], fixed),
+        "loops": _with_interval(loops, fixed, digits=2),
+    }
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -88,7 +88,14 @@ def _arm(mine: Sequence[Row]) -> Row:
             name: statistics.fmean(row[name] for row in ended) if ended else None
             for name in ("parameters", "flops_executed", "flops_controller")
         },
+        **{name: _known([row.get(name) for row in ended]) for name in ("text_loss", "text_loops")},
     }
+
+
+def _known(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean and interval of what every seed has; nothing otherwise."""
+    known = [value for value in values if value is not None]
+    return _interval(known) if len(known) == len(values) else None
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any] | None:
@@ -123,11 +130,11 @@ def _verdict(
             return None
         return bool(sign * found["mean"] > 0 and found["p_holm"] < LEVEL)
 
-    larger = [higher(judged, other) for other in (DENSE_LARGE, DENSE_LARGE_K)]
+    larger = [higher(judged, other) for other in (DENSE_LARGE, DENSE_LARGE_K) if other in arms]
     follows = (arms.get(judged) or {}).get("rank_correlation")
     told = (arms.get(TOLD) or {}).get("mean_exact")
     return {
-        "reuse_pays": None if None in larger else all(larger),
+        "reuse_pays": None if None in larger or not larger else all(larger),
         "loops_follow": None
         if follows is None or follows["low"] is None
         else follows["mean"] > 0.5 and follows["low"] > 0,

@@ -15,7 +15,7 @@ from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.reproduce.depth import controller
 from versatileffn.reproduce.depth.protocol import REUSED, DepthArm, DepthProtocol
 from versatileffn.reproduce.depth.scores import DepthScores, answer
-from versatileffn.reproduce.depth.task import TASK, TEST, UNSCORED, VALIDATION, WINDOW
+from versatileffn.reproduce.depth.task import TEST, VALIDATION, DepthTask
 from versatileffn.reproduce.depth.tokens import write_questions
 from versatileffn.reproduce.results import finite
 from versatileffn.reproduce.steps import load
@@ -41,11 +41,12 @@ def ask(protocol: DepthProtocol, seed: int, opens_k: float | None, folder: Path)
         tidy(target, published=True)
     else:
         count = protocol.steps * protocol.batch
+        task = protocol.task
         splits = {
-            "train": TASK.stream(count, seed, opens_k),
-            "val": TASK.held_out(VALIDATION),
+            "train": task.stream(count, seed, opens_k),
+            "val": task.held_out(VALIDATION),
         }
-        write_questions(TASK, splits, seed, target)
+        write_questions(task, splits, seed, target)
     return {}
 
 
@@ -63,15 +64,15 @@ def start(protocol: DepthProtocol, seed: int, d_hidden: int, folder: Path) -> di
         "initializer_range": protocol.init,
         "tie_word_embeddings": True,
     }
-    vocabulary = TASK.vocabulary
+    vocabulary = protocol.task.vocabulary
     architecture = Architecture.model_validate(sizes)
     config = architecture_config(
-        architecture, None, len(vocabulary), vocabulary.index(vocabulary[-1]), WINDOW
+        architecture, None, len(vocabulary), vocabulary.index(vocabulary[-1]), protocol.task.window
     )
     model: Any = new_model(config)
     truncated_init(model, protocol.init, seed)
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(TASK.embedding(protocol.d_model, seed))
+        model.get_input_embeddings().weight.copy_(protocol.task.embedding(protocol.d_model, seed))
     with new_folder(target, START) as new:
         model.save_pretrained(new)
         write_json(new / START, {FILES: digests(new)})
@@ -100,7 +101,7 @@ def train_arm(
     config = train_config(protocol, arm, seed, peak, tokens, model, folder)
     try:
         with without_progress_bars():
-            train(config, DepthScores(TASK.held_out(VALIDATION)))
+            train(config, DepthScores(protocol.task))
     except DivergedError as error:
         return {"rate": peak, "diverged": f"step {error.step}: {error.reason}", "course": []}
     return {"rate": peak, "course": course(folder / "run" / "log.jsonl")}
@@ -126,7 +127,7 @@ def train_config(
                 "ffn": None if dense else arm.ffn.to_dict(),
                 "imports": [controller.__name__] if _prescribed(arm) else [],
             },
-            "data": {"tokens": str(tokens), "seq_len": WINDOW},
+            "data": {"tokens": str(tokens), "seq_len": protocol.task.window},
             "optim": {
                 "learning_rate": rate,
                 "frozen": [EMBEDDING],
@@ -136,7 +137,7 @@ def train_config(
                 "output_dir": str(folder / "run"),
                 "seed": seed,
                 "max_steps": protocol.steps,
-                "tokens_per_batch": protocol.batch * WINDOW,
+                "tokens_per_batch": protocol.batch * protocol.task.window,
                 "per_device_train_batch_size": protocol.batch,
                 "per_device_eval_batch_size": 1024,
                 "eval_steps": every,
@@ -167,7 +168,7 @@ def course(log: Path) -> list[dict[str, Any]]:
 
 def _by_k(scores: Mapping[str, float]) -> dict[str, Any]:
     """`exact` and `loops` as lists over k."""
-    ks = range(TASK.most + 1)
+    ks = range(sum(name.startswith("exact_") for name in scores))
     loops = [scores[f"loops_{k}"] for k in ks] if "loops_0" in scores else None
     return {"exact": [scores[f"exact_{k}"] for k in ks], "loops": loops}
 
@@ -188,14 +189,16 @@ def choose(rates: Mapping[float, Path], folder: Path) -> dict[str, Any]:
     return {"rate": best, "tried": tried}
 
 
-def measure(arm: DepthArm, model_folder: Path, folder: Path) -> dict[str, Any]:
+def measure(
+    protocol: DepthProtocol, arm: DepthArm, model_folder: Path, folder: Path
+) -> dict[str, Any]:
     """What the report says of one trained model, on test states; nothing if it diverged."""
     if not model_folder.exists():
         return {}
     model: Any = load(model_folder)
-    windows = TASK.held_out(TEST)
-    given = answer(model, windows)
-    questions = torch.from_numpy(windows[:, :UNSCORED])
+    windows = protocol.task.held_out(TEST)
+    given = answer(model, protocol.task, windows)
+    questions = torch.from_numpy(windows[:, :-1])
     reuse = measure_reuse(model, [questions])
     embedding = model.get_input_embeddings().weight.numel()
     layer = reuse.layers[REUSED] if reuse.layers else None
@@ -204,7 +207,9 @@ def measure(arm: DepthArm, model_folder: Path, folder: Path) -> dict[str, Any]:
             "exact": given.exact,
             "loops": given.mean_loops,
             "rank_correlation": given.rank_correlation,
-            "caps": _caps(model, arm),
+            "text_loss": given.text_loss,
+            "text_loops": given.text_loops,
+            "caps": _caps(model, protocol.task, arm),
             "gains": learned_gains(model),
             "parameters": model.num_parameters() - embedding,
             "flops_executed": reuse.executed_flops,
@@ -214,13 +219,13 @@ def measure(arm: DepthArm, model_folder: Path, folder: Path) -> dict[str, Any]:
     )
 
 
-def _caps(model: Any, arm: DepthArm) -> dict[str, list[float]] | None:
+def _caps(model: Any, task: DepthTask, arm: DepthArm) -> dict[str, list[float]] | None:
     """Exact match by k under each cap on the loops, where the model decides them."""
     if not isinstance(arm.ffn, Versatile):
         return None
     found = {}
     for cap in range(1, arm.ffn.loops + 1):
         model.set_compute_budget(max_loops=cap)
-        found[str(cap)] = answer(model, TASK.held_out(TEST)).exact
+        found[str(cap)] = answer(model, task, task.held_out(TEST)).exact
     model.set_compute_budget()
     return found

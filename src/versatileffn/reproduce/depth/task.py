@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 EOS_TOKEN = "<|endoftext|>"
-WINDOW = 3
-UNSCORED = 2
+QUESTION = 3
+"""Tokens of a question with its answer."""
+ANSWER = 2
+"""Where the answer stands; what is before it is given."""
 TEST, VALIDATION, TRAINING = range(3)
 """Of which part of the states a question asks."""
 
@@ -33,6 +35,11 @@ class DepthTask:
 
     bits: int
     most: int
+
+    @property
+    def window(self) -> int:
+        """Tokens of what is trained on at once."""
+        return QUESTION
 
     @property
     def states(self) -> int:

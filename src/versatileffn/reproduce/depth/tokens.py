@@ -12,7 +12,7 @@ from versatileffn.data.shards import Shard
 from versatileffn.data.tokenizers import TOKENIZER_FOLDER, save_tokenizer
 from versatileffn.errors import DataError
 from versatileffn.provenance import versions
-from versatileffn.reproduce.depth.task import EOS_TOKEN, UNSCORED, WINDOW, DepthTask
+from versatileffn.reproduce.depth.task import ANSWER, EOS_TOKEN, DepthTask
 from versatileffn.workspace.folder import new_folder
 from versatileffn.workspace.manifest import digests
 
@@ -26,7 +26,7 @@ def write_questions(
 
     Args:
         task: has the vocabulary.
-        splits: questions by name of the split, each [N, 3].
+        splits: questions by name of the split, each [N, task.window].
         seed: with which they were drawn.
         target: the folder to make.
     """
@@ -50,7 +50,7 @@ def write_questions(
             settings={"bits": task.bits, "most": task.most},
             versions=versions("tokenizers", "transformers", "numpy"),
             files=files,
-            windows=Windows(WINDOW, UNSCORED, shuffled=False),
+            windows=Windows(task.window, ANSWER, shuffled=False),
         ).save(folder)
 
 
