@@ -120,12 +120,12 @@ def test_text_follows_questions_in_directions_of_its_own(tmp_path: Path) -> None
 def test_facts_are_asked_as_they_were_taught() -> None:
     facts = FactsTask(TASK.bits, TASK.most)
     asked = facts.held_out(TEST)
-    assert len(asked) == 5 * facts.states
+    assert len(asked) == 5 * facts.known
     answers = {(k, state): answer for k, state, answer in asked.tolist()}
     taught = facts.stream(5_000, seed=3, opening=None).tolist()
     assert all(answers[k, state] == answer for k, state, answer in taught)
     assert np.mean(asked[:, 2] == TASK.held_out(TEST)[:, 2][0]) < 0.01
-    assert len(set(asked[:, 2].tolist())) > 900  # drawn, not computed
+    assert len(set(asked[:, 2].tolist())) > 300  # drawn, not computed
 
 
 def test_the_largest_k_is_never_trained_on() -> None:

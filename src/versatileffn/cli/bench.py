@@ -70,8 +70,6 @@ def bench_command(
 ) -> None:  # fmt: skip
     """Tokens per second of prefill, greedy decoding and training steps, reuse against dense.
 
-    Example: versatileffn bench MODEL DENSE --budget 1 --work decode --work prefill
-
     Both models take turns in this process, after their results were checked; shown are medians,
     and the median of the ratios of all rounds with its quartiles.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from versatileffn.reproduce.depth.task import TRAINING, DepthTask
+from versatileffn.reproduce.depth.task import TEST, TRAINING, DepthTask
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,12 @@ class FactsTask(DepthTask):
     """Facts to be stored: the answer to each k and state was drawn, and nothing leads to it.
 
     There is nothing to generalize, so one is asked what one was trained on.
+
+    Args:
+        known: of how many states.
     """
+
+    known: int = 320
 
     def after(self) -> np.ndarray:
         """The answer to each question, [most + 1, states]; the same for all seeds."""
@@ -23,8 +28,8 @@ class FactsTask(DepthTask):
         return drawn.astype(np.int64)
 
     def part(self) -> np.ndarray:
-        """Every state belongs to training, [states]."""
-        return np.full(self.states, TRAINING)
+        """The first states belong to training, the others to nothing, [states]."""
+        return np.where(np.arange(self.states) < self.known, TRAINING, TEST)
 
     def held_out(self, part: int) -> np.ndarray:
         """Every question there is, [N, 3], sorted by k."""

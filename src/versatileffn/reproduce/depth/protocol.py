@@ -208,7 +208,8 @@ SCALES = {
         first_seed=20,
         task=MixedTask(TASK.bits, TASK.most),
     ),
-    # Where reuse isn't expected to pay: see `limits.py`.
+    # Where reuse isn't expected to pay, see `limits.py`; as many facts as the small dense model
+    # nearly holds (seed 1000).
     "facts": dataclasses.replace(_LIMITS, scale="facts", task=FactsTask(TASK.bits, TASK.most)),
     "unseen": dataclasses.replace(_LIMITS, scale="unseen", task=UnseenTask(TASK.bits, TASK.most)),
     "smoke": dataclasses.replace(
