@@ -114,14 +114,15 @@ def test_the_twin_has_the_models_weights_and_nothing_that_reuse_adds(models, nam
             torch.testing.assert_close(reuse(ids).logits, dense(ids).logits)
 
 
-def test_a_budget_is_kept_and_recorded(models, tmp_path):
+def test_a_budget_and_the_clock_are_kept_and_recorded(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", None)  # calling it would be a TypeError
     out = tmp_path / "speed.json"
     result = invoke(models / "versatile", "--budget", 1, "--seconds", 0, "--new-tokens", 2,
-                    "--length", 8, "--json", out)  # fmt: skip
+                    "--length", 8, "--cpu-time", "--json", out)  # fmt: skip
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert f"{models / 'versatile'}, max_loops=1" in result.output
     found = json.loads(out.read_text())
-    assert found["max_loops"] == 1
+    assert (found["max_loops"], found["clock"]) == (1, "cpu")
     assert [row["loops"]["reuse"] for row in found["speeds"]] == [1, 1, 1]
     refused = invoke(models / "versatile", "--budget", 9, "--length", 8)
     assert "max_loops=9 is more than the 4 loops" in str(refused.exception)

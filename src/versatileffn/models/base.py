@@ -11,6 +11,7 @@ from transformers.utils import can_return_tuple
 
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.layer import OURS
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.pretrained import ReusePreTrainedModel
 
@@ -80,9 +81,9 @@ class ReuseBaseModel(ReusePreTrainedModel):
         """Let controllers that want to know the tokens see them, see `ffn/registry.py`."""
         layers: Any = self.layers  # to look through all modules would take time at every token
         for layer in layers:
-            see = getattr(layer.controller, "see", None)
-            if see is not None:
-                see(input_ids)
+            controller = layer.controller
+            if type(controller) not in OURS and hasattr(controller, "see"):
+                controller.see(input_ids)
 
     def _warn_of_lost_balance(self) -> None:
         """Say so where somebody else computes the training loss, without the balance loss."""
