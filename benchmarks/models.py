@@ -12,7 +12,8 @@ from benchmarks.setup import LOOSE, check_equal
 from benchmarks.straightforward import run_straightforward
 from versatileffn.analysis.executed import FlopCounter
 from versatileffn.analysis.speed import measure, subject
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.view import FFNView
 from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM

@@ -3,18 +3,20 @@
 Importing this package registers its models with Transformers' Auto classes.
 """
 
-from versatileffn.signals import end_while_importing, is_command_line
+from versatileffn.signals import end_while_importing, is_command_line, wants_words_only
 
 if is_command_line():  # what follows takes seconds
     end_while_importing()
 
-from versatileffn.budget import compute_budget
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
-from versatileffn.ffn.plan import ReusePlan
-from versatileffn.ffn.registry import register_controller
-from versatileffn.layer import VersatileFFN
-from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM
-from versatileffn.upcycle import upcycle
+if not wants_words_only():
+    from versatileffn.budget import compute_budget
+    from versatileffn.ffn.base_config import FFNConfig
+    from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
+    from versatileffn.ffn.plan import ReusePlan
+    from versatileffn.ffn.registry import register_controller
+    from versatileffn.layer import VersatileFFN
+    from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM
+    from versatileffn.upcycle import upcycle
 
 __all__ = [
     "Dense",

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError, PlanError
 from versatileffn.execution.select import Execution, execute
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.budget import Budget
-from versatileffn.ffn.config import FFNConfig, MoE, Versatile
+from versatileffn.ffn.config import MoE, Versatile
 from versatileffn.ffn.controller import ConstantController, LinearController
 from versatileffn.ffn.gains import ReuseGains
 from versatileffn.ffn.loop_weights import LowRankLoops

@@ -15,13 +15,24 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], object]
 EXIT_CODES = tuple(128 + number for number in ENDING)
 """What a shell calls a program that a signal ended: 130, 143, 129."""
+COMPLETING = "_VERSATILEFFN_COMPLETE"
+"""Environment variable; set by a shell that completes a command."""
 
 
 def is_command_line() -> bool:
     """Whether this process is `versatileffn`, and not somebody's program that imports it."""
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    as_module = name == "-m" and "versatileffn.cli.main" in sys.orig_argv
-    return as_module or name == "versatileffn"
+    if name == "-m":  # while the module is looked up; what follows the option is its name
+        after = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if "-m" in sys.orig_argv else []
+        return after[:1] in (["versatileffn"], ["versatileffn.cli.main"])
+    return name == "versatileffn"
+
+
+def wants_words_only() -> bool:
+    """Whether the command line is asked for words alone: a shell waits for them at each tab."""
+    options = ("--version", "--help", "--show-completion", "--install-completion")
+    alone = len(sys.argv) == 1 or (len(sys.argv) == 2 and sys.argv[1] in options)
+    return is_command_line() and (alone or COMPLETING in os.environ)
 
 
 def end_while_importing() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from versatileffn.errors import CheckpointError, ConfigError
-from versatileffn.ffn.config import FFNConfig, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Versatile
 from versatileffn.imports import imported
 from versatileffn.layer import NEW_TENSORS
 from versatileffn.models.checkpoint import load_checkpoint, read_config

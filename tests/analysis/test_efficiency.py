@@ -11,7 +11,8 @@ from versatileffn.analysis.efficiency import EfficiencyRow, efficiency_table
 from versatileffn.analysis.presets import WIDTHS, preset
 from versatileffn.analysis.reuse import measure_reuse, unpadded_batches
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.models.family import model_class, reuse_config
 from versatileffn.training.architecture import architecture_config
 from versatileffn.training.config import load_config

@@ -19,7 +19,8 @@ from versatileffn.analysis.executed import executed_ffn_flops, grouped_mm_flops
 from versatileffn.analysis.flops import model_cost
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.loops import layer_use, mean_loops, share_below_max
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.models.family import model_class, reuse_config
 
 LLAMA = LlamaConfig(

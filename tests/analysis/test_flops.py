@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from versatileffn.analysis.flops import ModelCost, ffn_of, model_cost
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.registry import register_controller
 from versatileffn.ffn.token_choice import TokenChoiceController

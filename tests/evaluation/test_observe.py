@@ -15,7 +15,8 @@ from versatileffn.evaluation.loops import (
     share_below_max,
 )
 from versatileffn.evaluation.observe import observe
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.models.family import model_class, reuse_config

@@ -30,7 +30,7 @@ from versatileffn.evaluation.perplexity import (
     prefix_token,
     windows,
 )
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.models.family import VersatileLlamaForCausalLM, reuse_config
 
 VOCAB = 300

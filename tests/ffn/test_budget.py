@@ -8,7 +8,7 @@ import torch
 from support.layers import PLANS, decide, make_any, make_hidden
 from versatileffn.errors import ConfigError, PlanError
 from versatileffn.ffn.config import Versatile
-from versatileffn.ffn.plan import PER_TOKEN
+from versatileffn.ffn.plan_fields import PER_TOKEN
 
 LOOPING = {name: config for name, config in PLANS.items() if config.loops > 1}
 looping = pytest.mark.parametrize("config", LOOPING.values(), ids=LOOPING)

@@ -2,7 +2,8 @@ import pytest
 
 from support.models import make_config
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import VARIANTS, Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import VARIANTS, FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.layer import VersatileFFN
 

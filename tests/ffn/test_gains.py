@@ -7,7 +7,7 @@ import versatileffn as vf
 from support.families import tiny_dense
 from support.models import make_config, make_ids
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.models.family import model_class
 from versatileffn.training.init import truncated_init
 from versatileffn.upcycle import EXACT

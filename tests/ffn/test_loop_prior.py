@@ -8,7 +8,7 @@ import torch
 import versatileffn as vf
 from support.models import make_ids, make_model
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.loop_prior import draw_loops, geometric_prior, prior_loss
 
 

@@ -10,7 +10,7 @@ from support.families import tiny_dense
 from support.models import VARIANTS, make_ids, make_model
 from versatileffn.analysis.executed import executed_ffn_flops
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.models.family import reuse_config
 
 LOOPING = {

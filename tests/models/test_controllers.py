@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 import versatileffn as vf
 from support.models import make_ids, make_model
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.plan import ReusePlan, one_hot_loops
+from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.plan_fields import one_hot_loops
 from versatileffn.ffn.registry import CONTROLLERS
 
 

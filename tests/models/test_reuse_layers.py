@@ -12,7 +12,7 @@ from versatileffn.analysis.executed import executed_ffn_flops
 from versatileffn.analysis.flops import model_cost
 from versatileffn.errors import ConfigError
 from versatileffn.evaluation.loops import layer_use, mean_loops
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.layer import NEW_TENSORS
 from versatileffn.training.sizes import activation_bytes
 from versatileffn.training.telemetry import Telemetry

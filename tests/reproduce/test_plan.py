@@ -7,7 +7,8 @@ import pytest
 
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError, DataError
-from versatileffn.ffn.config import FFNConfig, KLoop
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import KLoop
 from versatileffn.reproduce.arms import THE_BASE, Arm
 from versatileffn.reproduce.plan import build_stages, corpus_identity, token_folder_hash
 from versatileffn.reproduce.protocol import SCALES, Protocol, protocol

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from versatileffn.ffn import naive
-from versatileffn.ffn.config import FFNConfig, KLoop, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import KLoop, Versatile
 from versatileffn.ffn.token_choice import TokenChoiceController
 from versatileffn.ffn.view import FFNView, unchanged
 from versatileffn.layer import Reuse, VersatileFFN

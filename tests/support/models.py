@@ -5,8 +5,8 @@ import dataclasses
 import torch
 
 import versatileffn as vf
-from versatileffn.ffn.config import VARIANTS as CLASSES
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import VARIANTS as CLASSES
+from versatileffn.ffn.base_config import FFNConfig
 
 SHAPE = {
     "vocab_size": 97,

@@ -17,7 +17,7 @@ from versatileffn.training.run import train
 ROUTER = '''
     import torch
     import versatileffn as vf
-    from versatileffn.ffn.plan import one_hot_loops
+    from versatileffn.ffn.plan_fields import one_hot_loops
 
 
     @vf.register_controller("{name}")

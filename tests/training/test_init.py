@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from support.families import tiny_dense
 from versatileffn.errors import CheckpointError, ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.models.weights import parameter_count
 from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.config import ModelSection, load_config

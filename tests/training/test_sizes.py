@@ -4,7 +4,7 @@ import pytest
 
 from versatileffn import memory
 from versatileffn.errors import ResourceError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.models.weights import parameter_count
 from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.batches import plan_batches

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from versatileffn.analysis.flops import ffn_of, with_zeros
 from versatileffn.execution.select import Execution
-from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
+from versatileffn.ffn.plan import ReusePlan, width_share
+from versatileffn.ffn.plan_fields import one_hot_loops
 from versatileffn.models.family import is_reuse, reuse_config
 from versatileffn.models.weights import skeleton
 

@@ -13,7 +13,8 @@ from versatileffn.analysis.activations import ffn_activation_bytes
 from versatileffn.analysis.flops import Accounting, ModelCost, ffn_of, model_cost
 from versatileffn.errors import ConfigError
 from versatileffn.execution.select import Execution
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.models.family import reuse_config
 
 Form = TypeVar("Form", bound=FFNConfig)

@@ -15,7 +15,8 @@ import torch
 
 from versatileffn.analysis.executed import FlopCounter
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, MoE, Versatile
 from versatileffn.models.family import is_reuse, reuse_config
 from versatileffn.models.weights import skeleton
 

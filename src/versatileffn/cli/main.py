@@ -11,6 +11,7 @@ import typer
 from versatileffn.cli.analyze import analyze_command
 from versatileffn.cli.bench import bench_command
 from versatileffn.cli.calibrate import calibrate_command
+from versatileffn.cli.chat import chat_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
@@ -23,6 +24,7 @@ from versatileffn.cli.train import train_command
 from versatileffn.cli.upcycle import upcycle_command
 from versatileffn.cli.verify import verify_command
 from versatileffn.imports import import_modules
+from versatileffn.provenance import versions
 from versatileffn.signals import EXIT_CODES, ending
 
 CONTINUED = {"tokenize", "train", "evaluate", "reproduce"}
@@ -31,25 +33,32 @@ CONTINUED = {"tokenize", "train", "evaluate", "reproduce"}
 app = typer.Typer(
     help="Adaptive wide-and-deep reuse of feed-forward networks in language models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-VERBS: dict[str, Callable[..., None]] = {
-    "upcycle": loads_checkpoints(upcycle_command),
-    "tokenize": loads_checkpoints(tokenize_command),
-    "train": loads_checkpoints(train_command),
-    "evaluate": loads_checkpoints(evaluate_command),
-    "perplexity": loads_checkpoints(perplexity_command),
-    "calibrate": loads_checkpoints(calibrate_command),
-    "generate": loads_checkpoints(generate_command),
-    "flops": loads_checkpoints(flops_command),
-    "analyze": loads_checkpoints(analyze_command),
-    "reproduce": reproduce_command,
-    "bench": loads_checkpoints(bench_command),
-    "verify": verify_command,
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "upcycle": (loads_checkpoints(upcycle_command), "SOURCE OUT"),
+    "tokenize": (loads_checkpoints(tokenize_command), "CORPUS --out data/tokens"),
+    "train": (loads_checkpoints(train_command), "run.yaml --set optim.learning_rate=1e-3"),
+    "evaluate": (loads_checkpoints(evaluate_command), "DENSE REUSED --compare"),
+    "perplexity": (loads_checkpoints(perplexity_command), "MODEL held-out.txt"),
+    "calibrate": (loads_checkpoints(calibrate_command), "MODEL held-out.txt --figure curve.svg"),
+    "generate": (loads_checkpoints(generate_command), 'MODEL "Once upon a time" --budget 2'),
+    "chat": (loads_checkpoints(chat_command), "MODEL --show-loops"),
+    "flops": (loads_checkpoints(flops_command), "MODEL --measure held-out.txt"),
+    "analyze": (loads_checkpoints(analyze_command), "tokens MODEL story.txt"),
+    "reproduce": (reproduce_command, "--scale tiny --seeds 3 --out runs/tiny"),
+    "bench": (loads_checkpoints(bench_command), "MODEL --work decode --json speed.json"),
+    "verify": (verify_command, "runs/tiny"),
 }
-for name, command in VERBS.items():
-    app.command(name)(command)
+"""What each verb does, and an example of its arguments."""
+for name, (command, arguments) in VERBS.items():
+    app.command(name, epilog=f"Example: versatileffn {name} {arguments}")(command)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"versatileffn {versions()['versatileffn']}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -66,6 +75,12 @@ def every_command(
             "registers itself. Repeatable.",
         ),
     ] = None,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_tell_version, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Adaptive wide-and-deep reuse of feed-forward networks in language models."""
     if debug:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from versatileffn.cli.options import with_options
-from versatileffn.ffn.config import VARIANTS, FFNConfig
+from versatileffn.ffn.base_config import VARIANTS, FFNConfig
 from versatileffn.ffn.knobs import Knob, knobs
 from versatileffn.ffn.values import Indices
 

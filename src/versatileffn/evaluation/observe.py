@@ -1,12 +1,14 @@
 """What a model decides about each token of some text.
 
 The one place where decisions are read: loop statistics, reports and analyses are reducers over what
-`observe` yields, and hold no batch longer than they need it.
+`observe` yields, and hold no batch longer than they need it. Where somebody else runs the model, as
+`generate` does, `overhear` has the decisions of the very passes that were run.
 
 Legend: B sequences, T tokens of each, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,3 +89,32 @@ def observe(model: Any, batches: Iterable[Batch]) -> Iterator[Observed]:
         yield Observed(ids_BT, mask_BT, decisions, out.logits)
     if not seen:
         raise ConfigError("no tokens to observe: give at least one window")
+
+
+@contextmanager
+def overhear(
+    model: Any, hear: Callable[[tuple[ReusePlan | Routing, ...]], object]
+) -> Iterator[None]:
+    """While the block runs, hand on what each forward pass decided, as soon as it is over.
+
+    Args:
+        model: one of ours, of any variant.
+        hear: is given one decision for each layer, for the tokens of that pass: with a cache, those
+            that are new.
+    """
+
+    def ask(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "output_reuse_plans": True}
+
+    def tell(_: Any, __: Any, output: Any) -> None:
+        hear(tuple(output.reuse_plans))
+
+    hooks = [
+        model.register_forward_pre_hook(ask, with_kwargs=True),
+        model.register_forward_hook(tell),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

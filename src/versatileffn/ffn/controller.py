@@ -11,7 +11,8 @@ from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.loop_prior import draw_loops
 from versatileffn.ffn.open_loops import OpenLoops
-from versatileffn.ffn.plan import ReusePlan, one_hot_loops, width_share
+from versatileffn.ffn.plan import ReusePlan, width_share
+from versatileffn.ffn.plan_fields import one_hot_loops
 from versatileffn.ffn.registry import register_controller
 from versatileffn.ffn.wide import WideLinear, at_least_float32
 

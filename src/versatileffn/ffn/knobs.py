@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from versatileffn.ffn.config import VARIANTS, FFNConfig, Versatile
+from versatileffn.ffn.base_config import VARIANTS, FFNConfig
+from versatileffn.ffn.config import Versatile
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import VARIANTS, FFNConfig
+from versatileffn.ffn.base_config import VARIANTS, FFNConfig
 from versatileffn.ffn.controller import START_TAU
 from versatileffn.ffn.values import check_value
 from versatileffn.models.table import FAMILIES, OURS, Family, family_of

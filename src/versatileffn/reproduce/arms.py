@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, MoE, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.reproduce.results import BASE, CONTROL
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from transformers import AutoConfig, PreTrainedConfig
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.values import LARGEST, suggestion
 from versatileffn.models.checkpoint import MOST_LAYERS
 from versatileffn.models.family import FAMILIES, reuse_config

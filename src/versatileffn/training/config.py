@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from versatileffn.errors import ConfigError
 from versatileffn.execution.select import Execution
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.values import suggestion
 from versatileffn.training.architecture import Architecture
 from versatileffn.training.config_file import (

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers import PreTrainedModel as Model
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import FFNConfig
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.loop_weights import LowRankLoops
 from versatileffn.ffn.registry import CONTROLLERS
 from versatileffn.models.checkpoint import first_line, load_checkpoint, read_config

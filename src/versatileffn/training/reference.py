@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from versatileffn.ffn.config import VARIANTS, FFNConfig
+from versatileffn.ffn.base_config import VARIANTS, FFNConfig
 from versatileffn.ffn.knobs import knobs
 from versatileffn.training.config import TrainConfig
 

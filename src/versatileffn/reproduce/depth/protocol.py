@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatileffn.errors import ConfigError
-from versatileffn.ffn.config import Dense, FFNConfig, KLoop, Versatile
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.config import Dense, KLoop, Versatile
 from versatileffn.reproduce.depth.controller import PRESCRIBED
 from versatileffn.reproduce.depth.mixed import MixedTask
 from versatileffn.reproduce.depth.task import TASK, DepthTask
