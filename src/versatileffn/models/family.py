@@ -24,7 +24,6 @@ from versatileffn.models.config import (
     config_class,
     is_reuse,
     module_name,
-    register_configs,
     reuse_config,
 )
 from versatileffn.models.heads import ReuseForCausalLM, ReuseForSequenceClassification
@@ -143,8 +142,8 @@ def model_class(config: Any) -> type[Any]:
     return dense
 
 
-def __getattr__(name: str) -> Any:
-    """Our classes, made when first asked for."""
+def find_class(name: str) -> Any:
+    """One of our classes by its name, made when first asked for."""
     for model_type, family in FAMILIES.items():
         if name == f"Versatile{family.prefix}{family.config}":
             return config_class(model_type)
@@ -155,4 +154,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-register_configs()
+__getattr__ = find_class
