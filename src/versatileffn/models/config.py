@@ -59,9 +59,9 @@ class ReuseConfig:
         if isinstance(d_hidden, int):
             self.ffn().expert_size(d_hidden)
         # Auto classes are asked for a model with a config in hand: time to have one.
-        from versatileffn.models.family import make_classes
+        from versatileffn.models.family import announce
 
-        make_classes(self.model_type.removeprefix(OURS))  # type: ignore[attr-defined]
+        announce(self.model_type.removeprefix(OURS))  # type: ignore[attr-defined]
 
     def check_curve(self) -> None:
         """Refuse a curve that nothing can be looked up in.

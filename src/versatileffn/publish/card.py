@@ -57,6 +57,6 @@ def _columns(curve: list[dict[str, float]]) -> tuple[list[str], list[list[str]]]
     """A curve as a heading and rows; None without one."""
     if not curve:
         return None
-    names = list(curve[0])
-    rows = [[f"{point[name]:.4g}" if name in point else "" for name in names] for point in curve]
+    names = list(dict.fromkeys(["penalty", "mean_loops", *curve[0]]))
+    rows = [[f"{point[name]:.4g}" for name in names] for point in curve]
     return [name.replace("_", " ") for name in names], rows
