@@ -9,12 +9,13 @@ don't know ours; an exported folder needs none of this.
 
 import sys
 from importlib.metadata import entry_points
+from typing import Any
 
 import versatileffn  # noqa: F401  (registers the Auto classes)
 from versatileffn.errors import ConfigError
 
 
-def run(tool: str, arguments: list[str]) -> object:
+def run(tool: str, arguments: list[str]) -> Any:
     """Call a console program that is installed beside us.
 
     Args:

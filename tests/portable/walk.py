@@ -126,6 +126,7 @@ def _chat(there: Environment, model: Path) -> str:
     program = [str(there.bin / "transformers")]
     words = ["chat", str(model), f"http://localhost:{PORT}", "max_new_tokens=8", "--user", "me"]
     settings = {"PYTHONPATH": "", "HF_HOME": there.variables["HF_HOME"], "COLUMNS": "300"}
+    settings["TERM"] = "dumb"  # so that colours don't stand between the letters
     with Terminal(*words, program=program, **settings) as screen:
         screen.wait_for("<me>:")
         screen.say("some words")

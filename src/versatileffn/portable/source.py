@@ -57,7 +57,7 @@ def portable_source(entry: str, root: Path) -> str:
     names = {module.name for module in modules}
     bodies = [_title(m) + _body(m, names, is_entry=m.name == entry) for m in modules]
     head = HEADER.format(digest=digest) + "\n" + merged_imports(modules)
-    return "\n\n\n".join([head, *bodies]) + "\n"
+    return head + "\n\n" + "\n\n\n".join(bodies) + "\n"
 
 
 def _title(module: Module) -> str:
