@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 OUT ?= runs/tiny
 # Of the paper's, beside the dense control; `all` takes longer.
-ARMS ?= 2-loop,versatile,versatile-learned
+ARMS ?= versatile,versatile-learned
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

@@ -4,12 +4,12 @@ Legend: M tokens, L max_loops.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from versatileffn.ffn.controller import LinearController
-from versatileffn.ffn.plan import ReusePlan
 
 SHARES: dict[str, tuple[float, ...]] = {
     "1.2": (0.85, 0.11, 0.03, 0.01),
@@ -26,59 +26,37 @@ MARGIN = 0.1
 
 
 def loop_counts(shares: Sequence[float], tokens: int, seed: int = 0) -> Tensor:
-    """ℓ̂ of each token, shuffled, int64 [M]: shares as close as whole counts allow.
-
-    Args:
-        shares: share of tokens with 1, 2, … loops; sums to 1.
-        tokens: M.
-        seed: of the order.
-    """
+    """ℓ̂ of each token, shuffled, int64 [M]: as close as can be to the shares of 1, 2, … loops."""
     ends = (torch.tensor([0.0, *shares], dtype=torch.float64).cumsum(0) * tokens).round().long()
     loops = torch.arange(1, len(shares) + 1).repeat_interleave(ends.diff())
     return loops[torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))]
 
 
-def gumbel_noise_for(logits_ML: Tensor, loop_count_M: Tensor, seed: int = 0) -> Tensor:
-    """Noise with which the loop logits have their maximum at given counts, by `MARGIN`, [M, L].
+def prescribe(controller: LinearController, loop_count_M: Tensor, seed: int = 0) -> None:
+    """Let a controller decide for given loop counts, by the noise that it is given from now on.
+
+    Its router, loop predictor and gradients stay its own.
 
     Args:
-        logits_ML: W_loop·H.
-        loop_count_M: the wanted ℓ̂.
-        seed: of the other loops' scores, uniform in [0, ½].
+        controller: whose τ becomes 1.
+        loop_count_M: ℓ̂; another number of tokens takes them in turn.
+        seed: of the other loops' noisy logits, uniform in [0, ½].
     """
-    generator = torch.Generator().manual_seed(seed)
-    scores_ML = torch.rand(logits_ML.shape, generator=generator).to(logits_ML) / 2
-    best_M1 = scores_ML.max(-1, keepdim=True).values + MARGIN
-    scores_ML = scores_ML.scatter(-1, loop_count_M[..., None] - 1, best_M1)
-    return scores_ML - logits_ML.detach()
+    controller.tau, max_loops = 1.0, controller.config.max_loops
+    noisy_logits: dict[torch.Size, Tensor] = {}
 
-
-class PrescribedController(LinearController):
-    """A controller's own router, loop predictor and gradients, at loop counts that are prescribed.
-
-    Args:
-        inner: the controller whose modules are shared.
-        loop_count: ℓ̂ of each token, int64 [M]; another number of tokens takes them in turn.
-        seed: of the noise.
-    """
-
-    def __init__(self, inner: LinearController, loop_count: Tensor, seed: int = 0) -> None:
-        assert inner.router is not None
-        assert inner.slices is not None
-        super().__init__(inner.router.in_features, inner.slices.d_hidden, inner.config)
-        self.router, self.loop_head = inner.router, inner.loop_head
-        self.tau, self.seed, self.prescribed = inner.tau, seed, loop_count
-        self.scores: dict[torch.Size, Tensor] = {}
-
-    def forward(self, hidden: Tensor, gumbel_noise: Tensor | None = None) -> ReusePlan:
-        """The plan, with the leading shape of `hidden`; the noise is chosen here."""
-        assert self.loop_head is not None
+    @torch.no_grad()
+    def choose(_: object, args: Any, __: object) -> tuple[Any, dict[str, Tensor]]:
+        (hidden,) = args
         shape = hidden.shape[:-1]
-        if shape not in self.scores:
-            turn = torch.arange(shape.numel()) % len(self.prescribed)
-            blank = torch.zeros(*shape, self.config.max_loops)
-            scores = gumbel_noise_for(blank, self.prescribed[turn].view(shape), self.seed)
-            self.scores[shape] = scores.to(hidden.device)
-        with torch.no_grad():
-            noise = self.scores[shape] - self.loop_head(hidden).float()
-        return super().forward(hidden, gumbel_noise=noise)
+        if shape not in noisy_logits:
+            wanted = loop_count_M[torch.arange(shape.numel()) % len(loop_count_M)]
+            generator = torch.Generator().manual_seed(seed)
+            others = torch.rand(*shape, max_loops, generator=generator) / 2
+            best = others.max(-1, keepdim=True).values + MARGIN
+            noisy = others.scatter(-1, wanted.view(*shape, 1) - 1, best)
+            noisy_logits[shape] = noisy.to(hidden.device)
+        assert controller.loop_head is not None
+        return args, {"gumbel_noise": noisy_logits[shape] - controller.loop_head(hidden)}
+
+    controller.register_forward_pre_hook(choose, with_kwargs=True)

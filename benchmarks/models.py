@@ -1,14 +1,14 @@
 """A whole language model: prefill, decode with the KV cache, and the training step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.distributions import PrescribedController, loop_counts
-from benchmarks.setup import LOOSE, check_equal
+from benchmarks.distributions import loop_counts, prescribe
+from benchmarks.setup import TOLERANCE, check_equal
 from benchmarks.straightforward import run_straightforward
 from versatileffn.analysis.executed import FlopCounter
 from versatileffn.analysis.speed import measure, subject
@@ -29,32 +29,19 @@ STEPS = 8
 
 
 def build(
-    kind: str, shape: dict[str, Any], loop_count: Tensor, dtype: torch.dtype, seed: int
+    kind: str, shape: dict[str, Any], loop_count: Tensor, dtype: torch.dtype
 ) -> VersatileLlamaForCausalLM:
-    """A randomly initialized model.
-
-    Args:
-        kind: a baseline, an execution of the reuse layer, or `straightforward`.
-        shape: fields of `LlamaConfig`.
-        loop_count: prescribed ℓ̂, see `PrescribedController`.
-        seed: of the weights; the same for models that are compared.
-    """
-    torch.manual_seed(seed)
-    reuse = BASELINES.get(kind, Versatile())
-    config = VersatileLlamaConfig(
-        **shape,
-        reuse=reuse.to_dict(),
-        tau=1.0,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    net = VersatileLlamaForCausalLM(config)
-    if kind not in BASELINES and kind != "straightforward":
+    """A randomly initialized baseline, or a reuse model with one execution or `straightforward`."""
+    torch.manual_seed(0)
+    reuse = BASELINES.get(kind, Versatile()).to_dict()
+    no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    net = VersatileLlamaForCausalLM(VersatileLlamaConfig(**shape, **no_tokens, reuse=reuse))
+    if kind in BASELINES:
+        return net.to(dtype=dtype)
+    if kind != "straightforward":
         net.set_execution(kind)
     for number, layer in enumerate(net.reuse_layers()):
-        if kind not in BASELINES:
-            layer.controller = PrescribedController(layer.controller, loop_count, seed + number)
+        prescribe(layer.controller, loop_count, seed=number)
         if kind == "straightforward":
             layer.reuse = partial(_straightforward, layer)
     return net.to(dtype=dtype)
@@ -77,7 +64,6 @@ def model(
     shares: Sequence[float],
     dtype: str,
     executors: list[str],
-    seed: int,
 ) -> dict[str, Any]:
     """One kind of work, for every baseline and executor, beside the dense model.
 
@@ -87,38 +73,31 @@ def model(
         dtype: of the weights, or of autocast when training.
     """
     stored = torch.float32 if work == "training" else getattr(torch, dtype)
-    counts = loop_counts(shares, sequences * (1 if work == "decode" else length), seed)
-    generator = torch.Generator().manual_seed(seed)
+    counts = loop_counts(shares, sequences * (1 if work == "decode" else length))
+    generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, shape["vocab_size"], (sequences, length), generator=generator)
-    run: dict[str, Callable[[], list[Tensor]]] = {}
+    run, results, flops = {}, {}, {}
     ours = ["straightforward", *executors]
     for kind in [*BASELINES, *ours]:
-        net = build(kind, shape, counts, stored, seed)
+        net = build(kind, shape, counts, stored)
         run[kind] = subject(work, net, ids, STEPS, dtype == "bfloat16")
-    results = {kind: _as_vectors(run[kind]()) for kind in ours}
-    errors = check_equal(results, ours[0], LOOSE[dtype])
-    del results
-    tokens, flops = sequences * (STEPS if work == "decode" else length), {}
-    for kind, step in run.items():
         with FlopCounter() as counter:
-            step()
+            first, *rest = run[kind]()
         flops[kind] = counter.total
+        if kind in ours:  # all gradients as one vector
+            results[kind] = [first, *([torch.cat([g.flatten() for g in rest])] if rest else [])]
+    errors = check_equal(results, ours[0], TOLERANCE[dtype])
+    del results, first, rest
+    tokens = sequences * (STEPS if work == "decode" else length)
     timings = measure(run, **budget)
     seconds = timings.spreads()
     return {
         "mean_loops": counts.double().mean().item(),
         "errors": errors,
         "seconds": seconds,
-        "ratios": timings.ratios((kind, "dense", 1.0) for kind in run),
         "tokens_per_second": {kind: tokens / seconds[kind]["median"] for kind in run},
         "flops_per_token": {kind: total / tokens for kind, total in flops.items()},
         "rate_per_flop": {
             kind: timings.ratio("dense", kind, flops["dense"] / flops[kind]) for kind in run
         },
     }
-
-
-def _as_vectors(results: list[Tensor]) -> list[Tensor]:
-    """The first result, and all others (gradients) as one vector."""
-    first, *rest = results
-    return [first, torch.cat([tensor.flatten() for tensor in rest])] if rest else [first]

@@ -10,9 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from support.layers import decide, execute_with, gumbel, make_any, make_hidden, make_layer
 from versatileffn.errors import ConfigError
+from versatileffn.execution.masked import run_masked
 from versatileffn.execution.operators import run_operator
 from versatileffn.execution.packed import run_packed
-from versatileffn.execution.packed_training import run_recomputed, run_stepwise_training
+from versatileffn.execution.packed_training import (
+    run_packed_training,
+    run_recomputed,
+    run_stepwise_training,
+)
 from versatileffn.execution.stepwise import run_stepwise
 from versatileffn.ffn.config import Versatile
 
@@ -59,11 +64,18 @@ def test_inference(counts):
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_training(counts):
-    """Forward and backward, each against `run_recomputed`, whose products torch sees."""
+    """All loops forward; backward twice the loops that a token took, and what isn't kept again."""
     hidden = make_hidden(TOKENS, D).requires_grad_()
     layer, plan = layer_and_plan(counts, hidden)
-    results = []
-    for run in (run_operator, run_recomputed):
+    loops, again = plan.loop_count.sum().item(), int((plan.loop_count < 4).sum())
+    controller = 2 * TOKENS * D * (8 + 4)  # from its logits to H
+    backward_of = {
+        run_operator: UNIT * (6 * loops + 2 * (loops + again)),
+        run_recomputed: UNIT * (6 * loops + 2 * (loops + again)),
+        run_packed_training: UNIT * 6 * loops,
+        run_masked: UNIT * 6 * TOKENS * 4,
+    }
+    for run, planned in backward_of.items():
         outputs = []
         forward = counted(lambda: outputs.append(execute_with(run, layer, hidden, plan)))  # noqa: B023
         weights = [hidden, plan.loop_probs, plan.lam, *layer.norm.parameters()]
@@ -71,11 +83,7 @@ def test_training(counts):
         backward = counted(
             lambda: torch.autograd.grad(outputs[0].sum(), weights, retain_graph=True)  # noqa: B023
         )
-        results.append((forward, backward))
-    assert results[0] == results[1]
-    assert results[0][0] == 3 * UNIT * TOKENS * 4
-    loops = plan.loop_count.sum().item()
-    assert results[0][1] >= 3 * UNIT * 2 * loops
+        assert (forward, backward - controller) == (3 * UNIT * TOKENS * 4, planned), run.__name__
 
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)

@@ -86,6 +86,25 @@ def test_the_temperature_reaches_every_controller():
     assert model.config.tau == 0.5
 
 
+def test_without_noise_training_decides_as_evaluation_does():
+    model, ids = make_model(router_aux_loss_coef=0.0), make_ids(4, 33)
+
+    def decided(training: bool) -> tuple[torch.Tensor, float]:
+        out = model.train(training)(ids, labels=ids, output_reuse_plans=True)
+        return torch.stack([plan.loop_count for plan in out.reuse_plans]), out.loss.item()
+
+    loops, loss = decided(training=False)
+    assert not torch.equal(decided(training=True)[0], loops)  # the paper's noise
+    model.set_reuse_noise(False)
+    quiet, quiet_loss = decided(training=True)
+    assert torch.equal(quiet, loops)
+    assert quiet_loss == pytest.approx(loss, rel=1e-6)  # a preference loss starts at ln 2
+    model.set_reuse_noise(True)
+    assert not torch.equal(decided(training=True)[0], loops)
+    with pytest.raises(ConfigError, match="on='off' must be True or False"):
+        model.set_reuse_noise("off")
+
+
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 def test_the_base_model_returns_what_it_is_asked_for(settings):
     model, ids = make_model(**settings).eval(), make_ids(2, 9)

@@ -14,6 +14,7 @@ from versatileffn.data.tokenizers import load_tokenizer
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.config import Versatile
 from versatileffn.reproduce.depth.controller import PRESCRIBED, PrescribedDepth
+from versatileffn.reproduce.depth.limits import FactsTask, UnseenTask
 from versatileffn.reproduce.depth.mixed import MixedTask
 from versatileffn.reproduce.depth.scores import Answers, answer
 from versatileffn.reproduce.depth.task import (
@@ -114,6 +115,23 @@ def test_text_follows_questions_in_directions_of_its_own(tmp_path: Path) -> None
     questions = embedding[: mixed.states + mixed.most + 1]
     assert (questions @ text.T).abs().max() < 1e-4
     assert torch.allclose(text.norm(dim=1), questions[:1024].norm(dim=1)[0].expand(256))
+
+
+def test_facts_are_asked_as_they_were_taught() -> None:
+    facts = FactsTask(TASK.bits, TASK.most)
+    asked = facts.held_out(TEST)
+    assert len(asked) == 5 * facts.known
+    answers = {(k, state): answer for k, state, answer in asked.tolist()}
+    taught = facts.stream(5_000, seed=3, opening=None).tolist()
+    assert all(answers[k, state] == answer for k, state, answer in taught)
+    assert np.mean(asked[:, 2] == TASK.held_out(TEST)[:, 2][0]) < 0.01
+    assert len(set(asked[:, 2].tolist())) > 300  # drawn, not computed
+
+
+def test_the_largest_k_is_never_trained_on() -> None:
+    unseen = UnseenTask(TASK.bits, TASK.most)
+    assert set(unseen.stream(5_000, 0, None)[:, 0].tolist()) == {TASK.states + k for k in range(4)}
+    assert (unseen.held_out(TEST) == TASK.held_out(TEST)).all()
 
 
 def test_text_is_scored_where_it_is_predicted() -> None:

@@ -66,6 +66,15 @@ def test_committed_results_of_an_earlier_version_render_as_they_did(tmp_path: Pa
     assert (tmp_path / "report.md").read_text() == (folder / "report.md").read_text()
 
 
+@pytest.mark.parametrize("start", ["base", None])
+def test_models_from_scratch_were_not_continued(tmp_path: Path, start: str | None) -> None:
+    shown = results()
+    shown["protocol"]["arms"][0]["start"] = start
+    render(shown, tmp_path)
+    told = "every other model was" if start else "every model that isn't trained from scratch was"
+    assert told in (tmp_path / "report.md").read_text()
+
+
 def test_html_needs_nothing_but_itself(tmp_path: Path) -> None:
     page = render(results(), tmp_path).read_text()
     collector = Collector()

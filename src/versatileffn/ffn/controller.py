@@ -38,11 +38,13 @@ class LinearController(OpenLoops, nn.Module):
         tau: temperature τ of Eq. 10. Training anneals it, `soft` mixes use it at inference too.
         open_loops: the most loops that a token may take for now; L unless training opens them one
             after the other. λ counts all L.
+        noise: whether training draws Gumbel noise where none is given; evaluation never does.
         sampled_loops: ratio of the prior from which training draws depths by lot, see
             `ffn/loop_prior.py`; None asks the loop predictor.
         loop_penalty: what each loop after the first costs, see `charged`; None for nothing.
     """
 
+    noise: bool = True
     sampled_loops: float | None = None
     loop_penalty: Tensor | None = None
 
@@ -72,7 +74,7 @@ class LinearController(OpenLoops, nn.Module):
         Args:
             hidden: what the controller reads, H after attention, [..., D].
             gumbel_noise: noise added to the loop logits, [..., L]. None draws it in training mode
-                and adds none in evaluation mode (Algorithm 2).
+                and adds none in evaluation mode (Algorithm 2), or where `noise` is off.
 
         Returns:
             the plan, with the leading shape of `hidden`.
@@ -106,7 +108,7 @@ class LinearController(OpenLoops, nn.Module):
             return ReusePlan(ones.long(), ones.unsqueeze(-1), lam=ones, fusion=fusion)
         if self.sampled_loops is not None:
             return self._drawn(logits, self.sampled_loops)
-        if gumbel_noise is None and self.training:
+        if gumbel_noise is None and self.training and self.noise:
             gumbel_noise = sample_gumbel(logits)
         probs = loop_probabilities(logits, self.tau, gumbel_noise)
         loop_count = probs.argmax(-1) + 1

@@ -66,8 +66,3 @@ def make_controller(d_model: int, d_hidden: int, config: Versatile) -> nn.Module
             "made or loaded (on the command line --import, in a run's YAML model.imports)"
         )
     return CONTROLLERS[config.controller](d_model, d_hidden, config)
-
-
-def name_of(controller: nn.Module) -> str | None:
-    """The name under which a controller's class is registered; None for none."""
-    return next((name for name, cls in CONTROLLERS.items() if type(controller) is cls), None)

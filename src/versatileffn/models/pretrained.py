@@ -123,6 +123,18 @@ class ReusePreTrainedModel(PreTrainedModel):
                 if decider.loop_head is not None:
                     decider.loop_head.requires_grad_(ratio is None)
 
+    def set_reuse_noise(self, on: bool) -> None:
+        """Let training mode draw noise in its decisions, as the paper does, or decide as evaluation
+        does; of the running model, never saved.
+
+        Preference losses compare a policy in training mode with its reference: off, both decide
+        alike at step 0.
+        """
+        check_value("on", on, bool)
+        for layer in self.reuse_layers():
+            for decider in layer.deciders("noise"):
+                decider.noise = on
+
     def set_execution(self, execution: Execution) -> None:
         """Choose how every layer carries out its plans; of the running model, never saved.
 

@@ -114,7 +114,9 @@ def _passes(protocol: Mapping[str, Any]) -> str:
     else:
         share = f"{100 * more / base:.0f} %"
         rest = f"the first {more:,} of them: {share} of the whole pass that the paper makes"
-    return f"The base saw {base:,} tokens once; every other model was continued on {rest}."
+    fresh = any(arm.get("start", "base") is None for arm in protocol["arms"])
+    others = "every model that isn't trained from scratch" if fresh else "every other model"
+    return f"The base saw {base:,} tokens once; {others} was continued on {rest}."
 
 
 def families(results: Mapping[str, Any]) -> list[dict[str, Any]]:
