@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,6 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "src")]
 from portable.cases import models, write_case  # noqa: E402
 from support.terminal import Terminal  # noqa: E402
 
-PORT = 8017
 REQUEST = {"messages": [{"role": "user", "content": "some words"}], "max_tokens": 8}
 TASK = """
 task: own_choices
@@ -87,21 +87,24 @@ def load(there: Environment, root: Path) -> str:
 
 def serve_and_chat(there: Environment, model: Path) -> dict[str, str]:
     """`transformers serve`, a request, and `transformers chat` with the same server."""
-    words = ["serve", str(model), "--trust-remote-code", "--port", str(PORT)]
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://localhost:{port}"
+    words = ["serve", str(model), "--trust-remote-code", "--port", str(port)]
     log = (there.work / "serve.log").open("w")
     server = subprocess.Popen(
         [str(there.bin / "transformers"), *words],
         env=there.variables | {"HF_HUB_OFFLINE": "1"}, cwd=there.work, stdout=log, stderr=log,
     )  # fmt: skip
     try:
-        return {"transformers serve": _ask(server, model), "transformers chat": _chat(there, model)}
+        answered, talked = _ask(server, model, address), _chat(there, model, address)
+        return {"transformers serve": answered, "transformers chat": talked}
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(60)
 
 
-def _ask(server: subprocess.Popen, model: Path) -> str:
-    address = f"http://localhost:{PORT}"
+def _ask(server: subprocess.Popen, model: Path, address: str) -> str:
     for _ in range(120):
         time.sleep(1)
         if server.poll() is not None:
@@ -122,16 +125,16 @@ def _ask(server: subprocess.Popen, model: Path) -> str:
     return f"works: a chat request is answered with {tokens} tokens"
 
 
-def _chat(there: Environment, model: Path) -> str:
+def _chat(there: Environment, model: Path, address: str) -> str:
     program = [str(there.bin / "transformers")]
-    words = ["chat", str(model), f"http://localhost:{PORT}", "max_new_tokens=8", "--user", "me"]
+    words = ["chat", str(model), address, "max_new_tokens=8", "--user", "me"]
     settings = {"PYTHONPATH": "", "HF_HOME": there.variables["HF_HOME"], "COLUMNS": "300"}
     settings["TERM"] = "dumb"  # so that colours don't stand between the letters
     with Terminal(*words, program=program, **settings) as screen:
         screen.wait_for("<me>:")
         screen.say("some words")
         screen.wait_for(f"<{model}>:")
-        screen.wait_for("<me>:", 2)  # the turn is over
+        screen.wait_for("tokens in")  # what it says at the end of a turn
     return "works: a turn is answered in a terminal"
 
 
