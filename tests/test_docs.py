@@ -28,6 +28,18 @@ def test_where_the_time_goes_is_the_committed_profile(row):
     assert f"| {' | '.join(str(row[name]) for name in names)} | {shares} | {bound} |" in PAGE
 
 
+ONE_LOOP = read_record(RESULTS / "one_loop.json")
+
+
+@pytest.mark.parametrize("row", ONE_LOOP["runs"])
+def test_what_one_loop_costs_is_the_committed_measurement(row):
+    ratio, goal = row["ratio"], ONE_LOOP["goals"][row["work"]]
+    names = " | ".join(row[name] for name in ("work", "gains", "dtype", "code"))
+    verdict = "met" if ratio["median"] >= goal else "**missed**"
+    spread = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
+    assert f"| {names} | {ratio['median']:.3f} | {spread} | {verdict} |" in PAGE
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_every_file_that_a_page_links_to_exists(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):

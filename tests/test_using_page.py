@@ -1,5 +1,6 @@
 """The snippets of docs/using.md run, in their order, on a checkpoint of the user's."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,11 +11,14 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.main import get_command
 
 from support.models import SHAPE
+from versatileffn.cli import doctor
 from versatileffn.cli.calibrate import keep
+from versatileffn.cli.loop_colours import bracketed
 from versatileffn.cli.main import app
 from versatileffn.data.tokenizers import train_bpe
 
 CURVE = [{"penalty": -1.0, "mean_loops": 3.9}, {"penalty": 1.0, "mean_loops": 1.1}]
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 PAGE = (Path(__file__).parents[1] / "docs" / "using.md").read_text(encoding="utf-8")
 
 
@@ -59,7 +63,28 @@ def test_the_controller_decides(names):
 
 def test_the_commands_parse():
     commands = re.findall(r"^versatileffn (.*)$", PAGE, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["calibrate", "generate"]
+    verbs = [command.split()[0] for command in commands]
+    assert verbs == ["calibrate", "generate", "generate", "chat", "doctor"]
     for command in commands:
         verb, *arguments = shlex.split(command, comments=True)
         get_command(app).commands[verb].make_context(verb, arguments)
+
+
+def block(name):
+    """What the page shows from a record, and the record."""
+    shown = PAGE.split(f"<!-- from docs/figures/{name} -->\n```\n")[1].split("```")[0]
+    return shown, json.loads((FIGURES / name).read_text(encoding="utf-8"))
+
+
+def test_the_loops_are_a_run_s():
+    shown, record = block("generate.json")
+    assert shown.rstrip("\n") == "".join(map(bracketed, record["pieces"]))
+    assert record["prompt"] in PAGE
+    assert record["temperature"] == 0
+
+
+def test_the_doctor_said_this(capsys):
+    shown, record = block("doctor.json")
+    doctor.print_executors(record["model"], record["executors"], record["alternatives"])
+    doctor.print_numerics(record["numerics"])
+    assert shown.strip("\n") == capsys.readouterr().out.strip("\n")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from versatileffn.errors import ConfigError, PlanError
-from versatileffn.execution.select import Execution, execute
+from versatileffn.execution.plain import is_watched
+from versatileffn.execution.select import Execution, execute, execute_once, may_run_once
 from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.budget import Budget
 from versatileffn.ffn.config import MoE, Versatile
@@ -139,6 +140,34 @@ class Reuse(nn.Module):
         plan = plan if self.gains is None else self.gains(plan)
         plan = plan if self.opened >= self.loops else plan.ramped(self.opened)
         return plan if self.budget is None else plan.capped(self.budget)
+
+    def update(self, hidden: Tensor, view: FFNView) -> Tensor:
+        """Decide and execute, for somebody who doesn't want to know what was decided.
+
+        Returns:
+            as `reuse`'s first.
+        """
+        if not may_run_once(view, self.execution) or not self._loops_once():
+            return self.reuse(hidden, view)[0]
+        x, gains = view.norm(hidden), self.gains
+        weights = self.controller.one_loop(
+            x if getattr(self.reuse_config, "normed_controller", False) else hidden,
+            gains is not None, None if gains is None else gains.width_gain,
+        )  # fmt: skip
+        return execute_once(x, view, weights, self.execution)
+
+    def _loops_once(self) -> bool:
+        """Whether it is known, before the controller is asked, that no token loops twice."""
+        budget, controller = self.budget, self.controller
+        capped = budget is not None and budget.most == 1 and not budget.loops.dim()
+        if not capped and self.loops > 1:
+            return False
+        if self.training:  # noise is drawn, and drawn again when a layer is recomputed
+            return False
+        if type(controller) not in (LinearController, ConstantController):
+            return False
+        parts = filter(None, controller._modules.values())  # `children` would look for doubles
+        return not is_watched(controller) and not any(map(is_watched, parts))
 
     def reuse(
         self, hidden: Tensor, view: FFNView, plan: ReusePlan | None = None

@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 import versatileffn as vf
 from support.layers import PLANS, decide, make_any, make_hidden
 from support.models import VARIANTS, make_ids, make_model
-from versatileffn.analysis.calibration import calibrate, draw_curve
+from versatileffn.analysis import speed
+from versatileffn.analysis.calibration import calibrate, draw_curve, measure_caps
+from versatileffn.analysis.dial_clock import budget_name, clock_budgets
 from versatileffn.analysis.executed import executed_ffn_flops
 from versatileffn.budget import penalty_for, set_loop_penalty
 from versatileffn.cli.calibrate import calibrate_command, keep
 from versatileffn.cli.verify import verify_command
 from versatileffn.data.tokenizers import train_bpe
-from versatileffn.errors import ConfigError, DataError
+from versatileffn.errors import ConfigError, VersatileFFNError
 from versatileffn.evaluation.loops import layer_use, mean_loops
 from versatileffn.ffn.controller import LinearController
 from versatileffn.workspace.durable import write_json
@@ -113,7 +115,7 @@ def test_the_command_keeps_the_curve_where_saves_carry_it(folder, batches, tmp_p
         calibrate_command, folder / "model", folder / "text.txt", "--points", 5, "--figure",
         tmp_path / "curve.svg", "--json", tmp_path / "curve.json",
     )  # fmt: skip
-    assert "mean loops" in said
+    assert "at most 4" in said
     assert (tmp_path / "curve.svg").read_bytes().count(b"<svg ") == 1
     record = json.loads((tmp_path / "curve.json").read_text())
     AutoModelForCausalLM.from_pretrained(folder / "model").save_pretrained(tmp_path / "again")
@@ -134,6 +136,65 @@ def test_the_command_keeps_the_curve_where_saves_carry_it(folder, batches, tmp_p
     asked = model.generate(ids, max_new_tokens=8, do_sample=False, mean_loops=1.2)
     with vf.compute_budget(model, mean_loops=1.2):
         assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), asked)
+
+
+def test_caps_are_what_the_model_does_with_them(calibrated, batches):
+    model = calibrated[0]
+    free = layer_use(model, batches)
+    caps = measure_caps(model, batches)
+    assert [point["max_loops"] for point in caps] == [1, 2, 3, 4]
+    assert layer_use(model, batches) == free  # the budget is as before
+    assert caps[-1]["mean_loops"] == pytest.approx(mean_loops(free))
+    shares = [use.loop_share for use in free]
+    for point in caps:
+        least = [
+            sum(min(n, point["max_loops"]) * share for n, share in enumerate(each, start=1))
+            for each in shares
+        ]
+        # later layers see other tokens under a cap, the first one the same
+        with vf.compute_budget(model, max_loops=point["max_loops"]):
+            capped = layer_use(model, batches)
+            assert capped[0].mean_loops == pytest.approx(least[0])
+            assert mean_loops(capped) == pytest.approx(point["mean_loops"])
+            flops = executed_ffn_flops(model, batches).ffn_per_token
+        assert flops == pytest.approx(point["ffn_flops_per_token"])
+    dense = executed_ffn_flops(make_model(variant="dense", vocab_size=300), batches)
+    assert caps[0]["ffn_flops_per_token"] == dense.ffn_per_token
+
+
+def test_the_clock_runs_every_budget_beside_dense(folder, tmp_path):
+    """What it times is what it says: each subject runs under its own budget."""
+    run(calibrate_command, folder / "model", folder / "text.txt", "--points", 2, "--limit", 16,
+        "--clock", 0, "--json", tmp_path / "curve.json")  # fmt: skip
+    record = json.loads((tmp_path / "curve.json").read_text())
+    points = [*record["curve"], *record["caps"]]
+    names = {"dense", *map(budget_name, points)}
+    assert len(names) == 1 + 3 + 4
+    for work in ("prefill", "decode"):
+        found = record["clock"][work]
+        assert found["rounds"] == 5
+        assert found["tokens_per_second"].keys() == found["of_dense"].keys() == names
+        assert found["of_dense"]["dense"] == {"median": 1, "low": 1, "high": 1}
+
+
+def test_a_budgets_turn_is_under_that_budget(calibrated, batches, monkeypatch):
+    model, seen = calibrated[0], []
+    twin = make_model(variant="dense", vocab_size=300)
+
+    def watch(subjects, **_):
+        for name, work in subjects.items():
+            _, loops = speed.with_loops(model, lambda work=work: work() or [])
+            budget = model.reuse_layers()[0].budget
+            seen.append((name, budget.most if budget else loops))
+        return speed.Timings({name: [1.0] for name in subjects})
+
+    monkeypatch.setattr(speed, "measure", watch)
+    points = [{"penalty": 1e3}, {"penalty": -1e3}, {"max_loops": 2}]
+    clock_budgets(model, twin, points, batches[0], 0)
+    for name, found in (("penalty=1000", 1), ("penalty=-1000", 4), ("max_loops=2", 2)):
+        assert [loops for subject, loops in seen if subject == name] == [found, found]
+    assert model.reuse_layers()[0].budget is None
+    assert mean_loops(layer_use(model, batches)) not in (1, 4)  # none is left behind
 
 
 def test_a_folder_stays_what_was_written(calibrated, tmp_path):
@@ -224,22 +285,60 @@ def test_a_wrapped_controller_is_priced():
     assert all((plan.loop_count == 1).all() for plan in plans)
 
 
-def test_a_text_that_is_too_short(folder, tmp_path):
-    (tmp_path / "short.txt").write_text("the small cats", encoding="utf-8")
-    said = run(calibrate_command, folder / "model", tmp_path / "short.txt", expect=DataError)
-    assert "needs 1,000 or more: give a longer one" in said
+BAD = {
+    "too short": ("model", "short.txt", "needs 1,000 or more: give a longer one"),
+    "empty": ("model", "empty.txt", "has 0 tokens"),
+    "another language": ("model", "other.txt", "a language that it was trained on"),
+    "no text": ("model", "lost.txt", "lost.txt: give a text file or folder, or a task's name"),
+    "no task": ("model", "arc", "there is no task 'arc': did you mean 'arc_easy'"),
+    "no model": ("lost", "text.txt", "no folder with a config.json"),
+    "another vocabulary": ("small", "text.txt", "measure on what its own tokenizer makes"),
+    "no tokenizer": ("mute", "text.txt", "copy the one it was trained with into its folder"),
+    "soft": ("soft", "text.txt", "train with loop_mix='hard'"),
+} | {
+    variant: (variant, "text.txt", f"a {variant} model decides nothing token by token")
+    for variant in ("dense", "moe", "k-loop")
+}  # fmt: skip
 
 
-def test_a_text_in_another_language(folder, tmp_path):
-    text = " ".join(f"{'жщюѣ'[n % 4]}{n * 7919 % 97}" for n in range(900))
-    (tmp_path / "other.txt").write_text(text, encoding="utf-8")
-    said = run(calibrate_command, folder / "model", tmp_path / "other.txt", expect=DataError)
-    assert "a language that it was trained on" in said
+@pytest.fixture(scope="module")
+def bad(folder):
+    """Models and texts of which no curve can be made, beside the good ones."""
+    texts = {
+        "short": "the small cats", "empty": "",
+        "other": " ".join(f"{'жщюѣ'[n % 4]}{n * 7919 % 97}" for n in range(900)),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    settings = {name: {**VARIANTS[name], "vocab_size": 300} for name in ("dense", "moe", "k-loop")}
+    settings |= {"soft": {"vocab_size": 300, "loop_mix": "soft"}, "small": {"vocab_size": 97}}
+    for name, each in settings.items():
+        make_model(**each).save_pretrained(folder / name)
+        train_bpe([TEXT], 300).save_pretrained(folder / name)
+    make_model(vocab_size=300).save_pretrained(folder / "mute")
+    return folder
 
 
-def test_a_model_that_lies_elsewhere(folder):
-    said = run(calibrate_command, "org/name", folder / "text.txt", expect=ConfigError)
-    assert "no folder with a config.json" in said
+@pytest.mark.parametrize("options", [(), ("--clock", 0)], ids=["", "clock"])
+@pytest.mark.parametrize(("model", "text", "said"), BAD.values(), ids=BAD)
+def test_bad_input_is_told_in_one_line_with_the_remedy(bad, tmp_path, model, text, said, options):
+    config = bad / model / "config.json"
+    before = config.read_bytes() if config.exists() else None
+    given = text if text == "arc" else bad / text
+    out = tmp_path / "curve.json"
+    command = (bad / model, given, *options, "--json", out)
+    assert said in run(calibrate_command, *command, expect=VersatileFFNError)
+    assert not out.exists()
+    assert (config.read_bytes() if config.exists() else None) == before
+
+
+def test_a_text_longer_than_the_model_is_read_in_windows(folder, tmp_path):
+    """As many windows as are asked for; a model of 64 tokens reads 64 at a time."""
+    for limit in (16, 20):
+        run(calibrate_command, folder / "model", folder / "text.txt", "--points", 2, "--limit",
+            limit, "--json", tmp_path / "curve.json")  # fmt: skip
+        record = json.loads((tmp_path / "curve.json").read_text())
+        assert record["tokens"] == 64 * limit
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,36 @@ def test_the_data_are_the_readings() -> None:
         assert (layer["own"], layer["next"]) == pytest.approx((own, after), abs=1e-4)
 
 
+def test_real_experts_have_loads_and_the_surprise_of_their_tokens() -> None:
+    tokenizer = make_tokenizer()
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    reading = make_reading(ids, loops_decided=False)
+    data = page_data([reading], tokenizer)
+    assert (data["max_loops"], data["num_experts"]) == (1, 8)
+    for layer, row in zip(reading.layers, data["layers"], strict=True):
+        assert "loops" not in row
+        for expert in range(8):
+            asked = (layer.experts_TK == expert).any(-1)
+            selections = (layer.experts_TK == expert).sum() / layer.experts_TK.numel()
+            nats = reading.nats_T[asked & reading.nats_T.isfinite()].mean()
+            assert row["load"][expert] == pytest.approx(selections.item(), abs=1e-4)
+            assert row["expert_nats"][expert] == pytest.approx(nats.item(), abs=1e-3)
+    table = tokens_outcome([reading], tokenizer, "a model", "a text").table
+    assert table["expert"] == [str(n) for _ in range(2) for n in range(1, 9)]
+
+
+def test_readings_of_real_experts_are_the_routers() -> None:
+    model, ids = make_model(variant="moe"), make_ids(12)
+    reading = read(model, [ids.tolist()])[0]
+    with torch.no_grad():
+        routings = model(input_ids=ids[None], output_reuse_plans=True).reuse_plans
+    for layer, routing in zip(reading.layers, routings, strict=True):
+        weights = routing.router_logits[0].softmax(-1)
+        best = weights.argmax(-1)
+        assert torch.equal(layer.experts_TK[:, 0].long(), best)  # the one that weighs most is first
+        assert layer.num_experts == weights.shape[-1]
+
+
 def test_a_layer_that_decides_alike_has_no_correlation() -> None:
     reading = make_reading([1, 2, 3, 4])
     still = replace(reading.layers[0], loops_T=torch.full((4,), 2, dtype=torch.uint8))

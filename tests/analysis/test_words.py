@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from support.stories import make_reading, make_tokenizer
-from versatileffn.analysis.readings import Reading
+from versatileffn.analysis.expert_words import expert_words_outcome, words_by_expert
+from versatileffn.analysis.readings import Reading, expert_loads
 from versatileffn.analysis.token_texts import token_texts
 from versatileffn.analysis.words import ranked_words, words_outcome
 from versatileffn.errors import ConfigError, DataError
@@ -65,6 +66,35 @@ def test_hard_words_and_easy_ones_have_a_cloud_each(tokenizer) -> None:
     assert lines[0] == "word,count,stop,mean_loops,lam,excess_loops"
     assert [line.split(",")[0] for line in lines[1:]] == [word.word for word in words]
     assert "the" not in outcome.table["word"]
+
+
+def test_words_go_to_the_expert_that_takes_them_beyond_its_load(tokenizer) -> None:
+    """K = 2 of 3: every token asks expert 1, those of RIVER and of "the" 3, too, all others 2."""
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    texts = token_texts(tokenizer, ids)
+    marked = [text.strip() in ("R", "I", "V", "E", "the") for text in texts]
+    experts = torch.tensor([[0, 2 if mark else 1] for mark in marked], dtype=torch.int16)
+    made = replace(make_reading(ids).layers[0], loops_T=None, experts_TK=experts, num_experts=3)
+    routed = replace(make_reading(ids), layers=(made,))
+    loads = expert_loads([routed], 1)
+    assert loads == pytest.approx(
+        [1 / 2, marked.count(False) / len(ids) / 2, sum(marked) / len(ids) / 2]
+    )
+    words = {word.word: word for word in words_by_expert([routed], tokenizer, 1, 1)}
+    assert list(words) == [w.word for w in sorted(
+        words.values(), key=lambda word: (word.expert, -word.excess, word.word))]  # fmt: skip
+    the = words["the"]
+    assert (the.expert, the.count, the.share) == (3, 4, 0.375)  # "The" is two others
+    assert the.excess == pytest.approx(4 * (0.375 - loads[2]))
+    assert words["mill"].expert == 2
+    lines = expert_words_outcome(list(words.values()), loads, 1).table
+    assert lines["expert"] == ["1", "2", "3"]
+    assert lines["words beyond that"][0] == "–"
+    assert "the" not in lines["words beyond that"][2].split(", ")  # a stop word
+    with pytest.raises(ConfigError, match=r"--layer 2 routes to no experts: take one of \[1\]"):
+        words_by_expert([routed], tokenizer, 2, 1)
+    with pytest.raises(DataError, match="9 times or more"):
+        words_by_expert([routed], tokenizer, 1, 9)
 
 
 def test_what_cannot_be_ranked_is_refused(tokenizer) -> None:

@@ -23,7 +23,7 @@ TEXT = (
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("analyze")
     words = train_bpe([TEXT], 300)
-    for variant in ("versatile", "k-loop", "moe"):
+    for variant in ("versatile", "k-loop", "moe", "dense"):
         make_model(variant=variant, vocab_size=300).save_pretrained(folder / variant)
         words.save_pretrained(folder / variant)
     (folder / "story.txt").write_text(TEXT)
@@ -66,6 +66,37 @@ def test_a_view_writes_what_it_names(root, tmp_path, view) -> None:
     )
 
 
+@pytest.mark.parametrize(("variant", "view", "said"), [
+    ("moe", "words", "words are ranked by expert"),
+    ("moe", "tokens", "Experts of"),
+    ("k-loop", "similarity", "loops are compared, not two pathways"),
+])  # fmt: skip
+def test_what_models_without_loops_to_decide_can_show(root, tmp_path, variant, view, said) -> None:
+    assert said in run(view, root / variant, root / "story.txt", "-o", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert record["files"].keys() == FILES[view] - {"words-hard.png", "words-easy.png"}
+
+
+NOTHING = {
+    ("moe", "loops"): "its experts are real and no token loops; `words` and `tokens` show",
+    ("moe", "similarity"): "no two pathways to compare (its experts are real)",
+    ("k-loop", "loops"): "every token takes 2 loops by design; `similarity` compares them",
+    ("k-loop", "words"): "every token takes 2 loops by design",
+    ("k-loop", "tokens"): "every token takes 2 loops by design",
+} | {("dense", view): "it is dense" for view in ("loops", "words", "tokens")} | {
+    ("dense", "similarity"): "no layer routes to slices of its FFN",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("variant", "view"), NOTHING)
+def test_a_model_that_decides_nothing_is_refused_in_one_line(root, tmp_path, variant, view) -> None:
+    said = run(view, root / variant, root / "story.txt", "-o", tmp_path / "out", expect=ConfigError)
+    assert NOTHING[variant, view] in said
+    assert "`versatileffn upcycle`" in said  # the remedy
+    assert "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_read_is_said_in_one_line(root, tmp_path) -> None:
     model, out = root / "versatile", ("-o", tmp_path / "out")
     assert "give either" in run("loops", model, *out, expect=ConfigError)
@@ -75,8 +106,6 @@ def test_what_cannot_be_read_is_said_in_one_line(root, tmp_path) -> None:
     assert "there is no lost.txt" in run("loops", model, "lost.txt", *out, expect=DataError)
     letter = run("loops", model, root / "letter.txt", *out, expect=DataError)
     assert "no two tokens in a row" in letter
-    constant = run("loops", root / "k-loop", root / "story.txt", *out, expect=ConfigError)
-    assert "takes 2 loops by design" in constant
     assert not (tmp_path / "out").exists()
 
 

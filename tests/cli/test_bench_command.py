@@ -23,6 +23,7 @@ from versatileffn.analysis.speed import Timings
 from versatileffn.cli.bench import bench_command
 from versatileffn.data.tokenizers import train_bpe
 from versatileffn.errors import CheckpointError, ConfigError, ResourceError
+from versatileffn.execution import select
 
 app = typer.Typer()
 app.command()(bench_command)
@@ -111,6 +112,32 @@ def test_the_twin_has_the_models_weights_and_nothing_that_reuse_adds(models, nam
                     parameter.zero_()
             ids = make_ids(2, 9)
             torch.testing.assert_close(reuse(ids).logits, dense(ids).logits)
+
+
+def test_a_budget_and_the_clock_are_kept_and_recorded(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", None)  # calling it would be a TypeError
+    out = tmp_path / "speed.json"
+    result = invoke(models / "versatile", "--budget", 1, "--seconds", 0, "--new-tokens", 2,
+                    "--length", 8, "--cpu-time", "--json", out)  # fmt: skip
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert f"{models / 'versatile'}, max_loops=1" in result.output
+    found = json.loads(out.read_text())
+    assert (found["max_loops"], found["clock"]) == (1, "cpu")
+    assert [row["loops"]["reuse"] for row in found["speeds"]] == [1, 1, 1]
+    refused = invoke(models / "versatile", "--budget", 9, "--length", 8)
+    assert "max_loops=9 is more than the 4 loops" in str(refused.exception)
+
+
+@pytest.mark.parametrize("work", ["prefill", "decode"])
+def test_a_shortcut_that_gives_something_else_is_not_timed(models, work, monkeypatch):
+    """What is timed is held to what is computed while somebody reads the plans."""
+    sides = pair_of(models, "versatile")
+    sides["reuse"].set_compute_budget(1)
+    speed.compare(work, sides, make_ids(1, 9), 3, **BRIEF)
+    monkeypatch.setattr(select, "run_once", lambda x, *_: torch.zeros_like(x))
+    monkeypatch.setattr(speed.Decoding, "check", lambda *_: None)
+    with pytest.raises(CheckpointError, match="reuse: what would be timed differs by"):
+        speed.compare(work, sides, make_ids(1, 9), 3, **BRIEF)
 
 
 def test_another_dense_checkpoint_is_taken_when_named(models):

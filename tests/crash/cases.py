@@ -208,6 +208,8 @@ def all_cases(folder: Path) -> list[Case]:
     upcycle = ["upcycle", model, "up", "--gains", "learned"]
     evaluate = ["evaluate", model, "--tasks", "sciq,arc_easy", "--limit", "2", "--out", "scores"]
     calibrate = ["calibrate", "up", f"{texts}/0.jsonl", "--points", "2", "--limit", "2"]
+    analyze = ["analyze", "loops", "up", f"{texts}/0.jsonl", "--limit", "2", "--out", "seen"]
+    seen = ["analyze", "tokens", *analyze[2:]]
     perplexity = ["perplexity", model, f"{texts}/0.jsonl", "--limit", "1", "--json", "p.json"]
     of_checkpoint = r"checkpoints/.*/(training_args.bin|contents.json)$"
     return [
@@ -224,6 +226,8 @@ def all_cases(folder: Path) -> list[Case]:
              "fixed"],), "up"),
         Case("evaluate", evaluate, needs="olmo_eval"),
         Case("calibrate", calibrate, (upcycle,), function="crash.cases:with_any_text"),
+        Case("analyze", analyze, (upcycle,), finished="already exists"),
+        Case("analyze --overwrite", [*analyze, "--overwrite"], (upcycle, seen), "seen"),
         Case("perplexity --json", perplexity, (perplexity,), "p.json"),
         Case("reproduce", ["reproduce", "--scale", "smoke", "--corpus", texts, "--out", "out"],
              unstable=rf"{of_checkpoint}|report\.(md|html)$|\.png$",

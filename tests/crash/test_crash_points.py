@@ -17,6 +17,7 @@ PUBLISHING = ("rename", "exchange")
     ("perplexity --json", 1, (), MODES),
     ("upcycle --overwrite", 1, PUBLISHING, MODES),
     ("tokenize --overwrite", 2, PUBLISHING, MODES),
+    ("analyze --overwrite", 1, PUBLISHING, MODES),
     ("evaluate", 8, (), MODES),
     ("train", 6, PUBLISHING, MODES),
 ])  # fmt: skip

@@ -14,7 +14,7 @@ from versatileffn.evaluation.loops import (
     mean_loops,
     share_below_max,
 )
-from versatileffn.evaluation.observe import observe
+from versatileffn.evaluation.observe import observe, overhear
 from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
 from versatileffn.ffn.moe import Routing
@@ -183,3 +183,22 @@ def test_means_over_layers() -> None:
     ]
     assert mean_loops(layers) == 2.5
     assert share_below_max(layers) == 0.5
+
+
+@pytest.mark.parametrize("ffn", VARIANTS, ids=lambda ffn: type(ffn).__name__)
+def test_whoever_runs_the_model_is_overheard(ffn):
+    """As `observe` sees it, for as long as the block runs, however that ends."""
+    model, heard = build(ffn), []
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad(), overhear(model, heard.append):
+        model(ids)
+    with pytest.raises(TypeError), overhear(model, heard.append):
+        model("no tokens")
+    model(ids)
+    (decisions,) = heard
+    (seen,) = observe(model, [ids])
+    for one, other in zip(decisions, seen.decisions, strict=True):
+        if isinstance(one, ReusePlan):
+            assert torch.equal(one.loop_count, other.loop_count)
+        else:
+            assert torch.equal(one.router_logits, other.router_logits)

@@ -123,6 +123,7 @@ def commands(tmp_path, dense_folder):
         "calibrate": lambda source: ["calibrate", source, text],
         "generate": lambda source: ["generate", source, "some words"],
         "chat": lambda source: ["chat", source],
+        "doctor": lambda source: ["doctor", source],
         "analyze": lambda source: ["analyze", "loops", source, text, "--out", tmp_path / "views"],
         "tokenize": tokenize,
         "train": train,
@@ -137,7 +138,7 @@ def test_every_verb_is_walked(commands):
 @pytest.mark.parametrize(
     "verb",
     ["upcycle", "evaluate", "perplexity", "flops", "bench", "train", "calibrate", "generate",
-     "chat", "analyze"],
+     "chat", "doctor", "analyze"],
 )  # fmt: skip
 def test_a_model_of_its_own_is_refused(verb, commands, alien_model, canary, monkeypatch, capsys):
     before, after = commands

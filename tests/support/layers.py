@@ -1,5 +1,6 @@
 """Small layers of every form, and the same weights as `naive.py` reads them."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -7,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from versatileffn.analysis import truth
 from versatileffn.ffn import naive
 from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.config import KLoop, Versatile
-from versatileffn.ffn.token_choice import TokenChoiceController
 from versatileffn.ffn.view import FFNView, unchanged
 from versatileffn.layer import Reuse, VersatileFFN
 
@@ -129,66 +130,17 @@ def gumbel(hidden, max_loops, seed=2) -> torch.Tensor:
 
 
 def as_naive(layer: Reuse) -> naive.NaiveFFN:
-    """The same layer for `naive.py`, sharing its parameters so that gradients meet in them."""
-    config, controller, view = layer.config, layer.controller, view_of(layer)
-    versatile = isinstance(config, Versatile)
-    pairs = [(linear.weight, linear.bias) for linear in view.proj]
-    if view.gated and len(pairs) == 1:
-        weight, bias = pairs[0]
-        halves = (None, None) if bias is None else bias.chunk(2)
-        pairs = list(zip(weight.chunk(2), halves, strict=True))
-    (gate, gate_bias), (up, up_bias) = pairs if view.gated else [(None, None), *pairs]
-    gains = layer.gains
-    loop_gains = None if gains is None else gains.loop_gains
-    if loop_gains is not None:
-        loop_gains = torch.cat([loop_gains.new_ones(1), loop_gains])
-    token_choice = isinstance(controller, TokenChoiceController)
-    fusion = getattr(config, "fusion", "depth")
-    with_full = gains is not None and (token_choice or fusion != "depth")
-    router, head = (getattr(controller, name, None) for name in ("router", "loop_head"))
-    return naive.NaiveFFN(
+    """The same layer for `naive.py`, its norms written out, too."""
+    view = view_of(layer)
+    return dataclasses.replace(
+        truth.as_naive(layer, view),
+        own_norm=None,
+        own_post_norm=None,
         norm_D=getattr(view.norm, "weight", None),
         norm_bias_D=getattr(view.norm, "bias", None),
-        up_FD=up,
-        down_DF=view.down.weight,
-        gate_FD=gate,
-        gate_bias_F=gate_bias,
-        up_bias_F=up_bias,
-        down_bias_D=view.down.bias,
         post_norm_D=None if view.post_norm is None else view.post_norm.weight,
-        scale=view.scale,
-        residuals=None if view.loop_weights is None else residuals(view),
-        router_ND=None if router is None else router.weight,
-        loop_head_LD=None if head is None else head.weight,
-        loops=None if versatile else config.loops,
-        width_gain=1.0 if gains is None or gains.width_gain is None else gains.width_gain,
-        loop_gains_L=loop_gains,
-        shared=1.0 if with_full or fusion == "width" else 0.0,
-        top_k=getattr(config, "top_k", 1),
-        d_expert=config.expert_size(up.shape[0]),
-        tau=getattr(controller, "tau", 1.0),
-        fusion=fusion,
-        soft=getattr(config, "loop_mix", "hard") == "soft",
-        token_choice=token_choice,
-        normed_controller=getattr(config, "normed_controller", False),
         eps=getattr(view.norm, "eps", 1e-6),
-        activation=view.act,
     )
-
-
-def residuals(view: FFNView):
-    """(A, B) of gate (if any), up and down, for each loop after the first."""
-    found = []
-    for loop in range(view.loop_weights.reduce[0].shape[0]):
-        pairs = [
-            (a[loop], b[loop])
-            for a, b in zip(view.loop_weights.reduce, view.loop_weights.expand, strict=True)
-        ]
-        if view.gated and len(view.proj) == 1:
-            (a, b), *rest = pairs
-            pairs = [*((a, half) for half in b.chunk(2)), *rest]
-        found.append(pairs)
-    return found
 
 
 PLANS = {

@@ -10,9 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from versatileffn.analysis.drawing import INK, figure, inked, plain, styles, svg
+from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plain, styles, svg
 from versatileffn.analysis.reuse import measure_reuse
-from versatileffn.budget import check_priced, set_loop_penalty, unchanged_budget
+from versatileffn.budget import (
+    check_priced,
+    reused_layers,
+    set_loop_penalty,
+    unchanged_budget,
+)
 from versatileffn.errors import ConfigError, DataError
 from versatileffn.evaluation.likelihood import target_nats
 from versatileffn.evaluation.observe import observe
@@ -26,6 +31,8 @@ MARGIN = 0.05
 ROWS = 2**16
 """Decisions that the penalties are chosen by, at most."""
 HALVINGS = 40
+CROWDED = 0.05
+"""Of the picture's width; points nearer than that share one label."""
 
 
 def calibrate(
@@ -60,17 +67,34 @@ def calibrate(
         for done, penalty in enumerate(penalties):
             progress(done, len(penalties))
             set_loop_penalty(model, penalty)
-            reuse = measure_reuse(model, batches)
-            assert reuse.mean_loops is not None
-            curve.append(
-                {
-                    "penalty": penalty,
-                    "mean_loops": reuse.mean_loops,
-                    "nats_per_token": held_out_nats(model, batches),
-                    "ffn_flops_per_token": reuse.executed_flops,
-                }
-            )
+            curve.append({"penalty": penalty, **_cost(model, batches)})
     return curve
+
+
+def measure_caps(model: Any, batches: Sequence[Tensor]) -> list[dict[str, float]]:
+    """The same numbers for `max_loops` of 1 to L, each with its `max_loops`.
+
+    Args:
+        model, batches: as of `calibrate`.
+    """
+    most = max(layer.loops for layer in reused_layers(model))
+    caps = []
+    with unchanged_budget(model):
+        for cap in range(1, most + 1):
+            model.set_compute_budget(max_loops=cap)
+            caps.append({"max_loops": cap, **_cost(model, batches)})
+    return caps
+
+
+def _cost(model: Any, batches: Sequence[Tensor]) -> dict[str, float]:
+    """Mean loops, loss and FLOPs under the budget that the model has."""
+    reuse = measure_reuse(model, batches)
+    assert reuse.mean_loops is not None
+    return {
+        "mean_loops": reuse.mean_loops,
+        "nats_per_token": held_out_nats(model, batches),
+        "ffn_flops_per_token": reuse.executed_flops,
+    }
 
 
 def held_out_nats(model: Any, batches: Sequence[Tensor]) -> float:
@@ -149,19 +173,43 @@ def _loop_logits(model: Any, batches: Sequence[Tensor]) -> Tensor:
     return every_NL[:: math.ceil(len(every_NL) / ROWS)]
 
 
-def draw_curve(curve: Sequence[dict[str, float]]) -> bytes:
-    """Loss over executed FLOPs, each point labelled with its mean of loops, as SVG."""
-    points = sorted(curve, key=lambda point: point["ffn_flops_per_token"])
-    flops = [point["ffn_flops_per_token"] / 1e6 for point in points]
-    nats = [point["nats_per_token"] for point in points]
+def draw_curve(curve: Sequence[dict[str, float]], caps: Sequence[dict[str, float]] = ()) -> bytes:
+    """Loss over executed FLOPs, as SVG: by penalty, each point labelled with its mean of loops; and
+    by cap, labelled with it. Where points crowd, the first one's label stands for the others.
+    """
     with inked():
         drawn = figure(3.2)
-        axes = drawn.subplots()
-        axes.plot(flops, nats, **next(styles()))
-        for point, x, y in zip(points, flops, nats, strict=True):
-            label = f"{point['mean_loops']:.2f}" + ("" if point["penalty"] else " (as trained)")
-            axes.annotate(label, (x, y), (0, 6), textcoords="offset points", fontsize=7, color=INK)
-        axes.set_xlabel("executed FFN MFLOPs per token (label: mean loops)")
+        axes, looks = drawn.subplots(), styles()
+        for points, name, side in (
+            (curve, "a mean of loops (mean_loops)", "left"),
+            (caps, "at most so many (max_loops)", "right"),
+        ):
+            if not points:
+                continue
+            flops = [point["ffn_flops_per_token"] / 1e6 for point in points]
+            nats = [point["nats_per_token"] for point in points]
+            axes.plot(flops, nats, label=name, **next(looks))
+            room, named = CROWDED * (max(flops) - min(flops)), list[float]()
+            for point, x, y in sorted(zip(points, flops, nats, strict=True), key=_as_trained_first):
+                if all(abs(x - other) > room for other in named):
+                    named.append(x)
+                    offset = (6, 0) if side == "left" else (-6, -3)
+                    axes.annotate(_label(point), (x, y), offset, textcoords="offset points",
+                                  ha=side, va="center", fontsize=7, color=INK)  # fmt: skip
+        axes.margins(0.1)
+        axes.set_xlabel("executed FFN MFLOPs per token")
         axes.set_ylabel("held-out nats per token")
         plain(axes)
+        if caps:
+            legend_below(drawn, axes)
         return svg(drawn)
+
+
+def _as_trained_first(found: tuple[dict[str, float], float, float]) -> bool:
+    return found[0].get("penalty") != 0
+
+
+def _label(point: dict[str, float]) -> str:
+    if "max_loops" in point:
+        return f"≤ {point['max_loops']}"
+    return f"{point['mean_loops']:.2f}" + ("" if point["penalty"] else " (as trained)")

@@ -5,7 +5,7 @@ have the page's colour (`currentColor`), which the file itself makes light on da
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -98,6 +98,27 @@ def loop_shares(
     axes.set_xticks(index, labels, rotation=45 if crowded else 0)
     axes.set_ylim(0, 1)
     plain(axes)
+
+
+def cosine_maps(panels: Mapping[str, np.ndarray], layers: Sequence[str]) -> bytes:
+    """Cosines along one sequence as colours, a row for each layer and a panel for each title.
+
+    Args:
+        panels: [R, T] each, by title.
+        layers: what stands beside each row.
+    """
+    with inked():
+        drawn = figure(1.6 + 0.34 * len(layers))
+        all_axes = drawn.subplots(len(panels), 1, sharex=True)
+        for axes, (title, values) in zip(all_axes, panels.items(), strict=True):
+            image = axes.imshow(values, cmap="coolwarm", vmin=-1, vmax=1,
+                                aspect="auto", interpolation="nearest")  # fmt: skip
+            axes.set_yticks(range(len(layers)), layers)
+            axes.set_title(title, fontsize=9)
+        all_axes[-1].set_xlabel("token of the sequence, 0-based")
+        drawn.supylabel("layer", fontsize=9)
+        drawn.colorbar(image, ax=list(all_axes), label="cosine", shrink=0.9)
+        return svg(drawn)
 
 
 def legend_below(drawn: Figure, axes: Axes, columns: int = 2) -> None:

@@ -139,12 +139,18 @@ def _may_multiply(func: Any) -> bool:
 def _per_token(total: Mapping[str, int], tokens: int) -> ExecutedFlops:
     by_layer, controllers = [], 0
     for layer in filter(LAYER.search, total):
-        controller = sum(total.get(f"{layer}.{name}", 0) for name in CONTROLLERS)
+        controller = sum(_of_module(total, f"{layer}.{name}") for name in CONTROLLERS)
         inside = [name for name in total if name.rpartition(".")[0] == layer]
         attention = sum(total[name] for name in inside if ATTENTION.search(name))
         by_layer.append((total[layer] - attention - controller) / tokens)
         controllers += controller
     return ExecutedFlops(math.fsum(by_layer), controllers / tokens, tuple(by_layer), tokens)
+
+
+def _of_module(total: Mapping[str, int], name: str) -> int:
+    """FLOPs of a module, or of its children where these are called without it."""
+    children = (count for each, count in total.items() if each.rpartition(".")[0] == name)
+    return total[name] if name in total else sum(children)
 
 
 def grouped_mm_flops(

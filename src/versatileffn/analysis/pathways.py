@@ -6,8 +6,7 @@ Both come from the layer's own executor and plan, edited: with λ = 1 the output
 Legend: B sequences, T tokens of each, R layers, D d_model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,15 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from versatileffn.analysis.drawing import figure, inked, svg
+from versatileffn.analysis.drawing import cosine_maps
+from versatileffn.analysis.layer_outputs import measure_layers
 from versatileffn.analysis.outcome import Outcome, csv_bytes
-from versatileffn.errors import ConfigError
-from versatileffn.evaluation.observe import observe
 from versatileffn.execution.select import Execution, execute
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.view import FFNView
-from versatileffn.layer import Reuse
 
 SHOWN = 64
 """Tokens of the picture: the first ones of the longest sequence."""
@@ -90,57 +87,18 @@ def measure_pathways(
         ConfigError: there are no tokens, or no layer has both pathways.
         CheckpointError: the model computes no finite numbers.
     """
-    sums: dict[int, np.ndarray] = {}
-    longest: list[int] = []
-    shown: dict[str, np.ndarray] = {}
-    tokens = 0
-    found: dict[int, Tensor] = {}
-    with _comparing(model, found):
-        for seen in observe(model, batches):
-            if not found:
-                raise ConfigError(_why_none(model, seen.decisions))
-            tokens += seen.ids_BT.numel()
-            for layer, measures_5BT in found.items():
-                total = measures_5BT.sum((1, 2)).cpu().numpy()
-                sums[layer] = sums.get(layer, 0.0) + total
-            if seen.ids_BT.shape[1] > len(longest):
-                longest = seen.ids_BT[0].tolist()
-                shown = {
-                    name: torch.stack([each[index, 0] for each in found.values()]).cpu().numpy()
-                    for index, name in enumerate(MEASURES)
-                }
-            found.clear()
-    means = [Pathways(layer + 1, *(total / tokens).tolist()) for layer, total in sums.items()]
-    return means, shown, longest
+    found = measure_layers(model, batches, _measures, lambda made: _why_none(model, made))
+    means = [Pathways(layer + 1, *each.tolist()) for layer, each in found.means.items()]
+    by_layer = np.stack(list(found.shown.values()), axis=1)
+    return means, dict(zip(MEASURES, by_layer, strict=True)), found.longest
 
 
-@contextmanager
-def _comparing(model: Any, found: dict[int, Tensor]) -> Iterator[None]:
-    """While it lasts, each layer with both pathways leaves its measures [5, B, T] in `found`."""
-    layers = [layer for layer in model.modules() if isinstance(layer, Reuse)]
-
-    def watch(index: int, layer: Any) -> None:
-        own = layer.reuse
-
-        def reuse(hidden: Tensor, view: FFNView, plan: ReusePlan | None = None) -> Any:
-            update, decided = own(hidden, view, plan)
-            if isinstance(decided, ReusePlan) and decided.gates is not None:
-                found[index] = _measures(hidden, view, decided, layer.execution)
-            return update, decided
-
-        layer.reuse = reuse
-
-    for index, layer in enumerate(layers):
-        watch(index, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.reuse
-
-
-def _measures(hidden: Tensor, view: FFNView, plan: ReusePlan, execution: Execution) -> Tensor:
-    """`MEASURES` of each token, float64 [5, B, T]."""
+def _measures(
+    hidden: Tensor, view: FFNView, plan: ReusePlan | Routing, execution: Execution
+) -> Tensor | None:
+    """`MEASURES` of each token, float64 [5, B, T]; None without virtual experts."""
+    if not isinstance(plan, ReusePlan) or plan.gates is None:
+        return None
     updates = pathway_updates(hidden, view, plan, execution)
     width, depth = (view.scale * update.double() for update in updates)
     stream, lam = hidden.double(), plan.lam.double()
@@ -181,8 +139,8 @@ def similarity_outcome(
         for place, text in enumerate(texts)
     ]
     table = {
-        "cos(Y_width, Y_depth)": [f"{row.cosine:+.3f}" for row in means],
-        "of the updates": [f"{row.cosine_updates:+.3f}" for row in means],
+        "cosine": [f"{row.cosine:+.3f}" for row in means],
+        "of updates": [f"{row.cosine_updates:+.3f}" for row in means],
         "width moves": [f"{row.width_size:.3f}" for row in means],
         "depth moves": [f"{row.depth_size:.3f}" for row in means],
         "width's part": [f"{row.width_share:.1%}" for row in means],
@@ -196,6 +154,7 @@ def similarity_outcome(
             "similarity.csv": csv_bytes(["layer", "position", "token", *MEASURES], rows),
         },
         notes=[
+            "cosine: of Y_width and Y_depth; of updates: of both less H. "
             "width and depth move: ‖Y − H‖/‖H‖ of each pathway alone; width's part: of λ‖Y_width − "
             "H‖ + (1 − λ)‖Y_depth − H‖."
         ],
@@ -205,15 +164,4 @@ def similarity_outcome(
 def draw_similarity(shown: dict[str, np.ndarray], layers: Sequence[str]) -> bytes:
     """Cosine along one sequence, layer by layer: of the outputs, and of the updates; as SVG."""
     panels = {"cosine": "Y_width and Y_depth", "cosine_updates": "without H"}
-    with inked():
-        drawn = figure(1.6 + 0.34 * len(layers))
-        all_axes = drawn.subplots(2, 1, sharex=True)
-        for axes, (name, title) in zip(all_axes, panels.items(), strict=True):
-            image = axes.imshow(shown[name][:, :SHOWN], cmap="coolwarm", vmin=-1, vmax=1,
-                                aspect="auto", interpolation="nearest")  # fmt: skip
-            axes.set_yticks(range(len(layers)), layers)
-            axes.set_title(title, fontsize=9)
-        all_axes[-1].set_xlabel("token of the sequence, 0-based")
-        drawn.supylabel("layer", fontsize=9)
-        drawn.colorbar(image, ax=list(all_axes), label="cosine", shrink=0.9)
-        return svg(drawn)
+    return cosine_maps({title: shown[name][:, :SHOWN] for name, title in panels.items()}, layers)

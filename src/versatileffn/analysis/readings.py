@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,12 +29,14 @@ class LayerReading:
         lam_T: λ; None likewise.
         experts_TK: selected experts, 0-based; None without a router.
         max_loops: L; 1 where experts are real.
+        num_experts: N; 0 without a router.
     """
 
     loops_T: Tensor | None
     lam_T: Tensor | None
     experts_TK: Tensor | None
     max_loops: int
+    num_experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def read(model: Any, sequences: Sequence[Sequence[int]]) -> list[Reading]:
         A reading of each, in the order given.
 
     Raises:
-        ConfigError: there are no tokens, or the model decides no loops.
+        ConfigError: there are no tokens, or the model decides neither loops nor experts.
         CheckpointError: the model computes no finite numbers.
     """
     at_once = min(TOKENS_AT_ONCE, max(1, LOGITS_AT_ONCE // model.config.vocab_size))
@@ -75,7 +78,8 @@ def read(model: Any, sequences: Sequence[Sequence[int]]) -> list[Reading]:
 
 def _readings(model: Any, seen: Observed) -> list[Reading]:
     nats_BT, ids_BT = seen.surprise().float().cpu(), seen.ids_BT.cpu()
-    deciding_layers(model, seen.decisions)
+    if not any(isinstance(decision, Routing) for decision in seen.decisions):
+        deciding_layers(model, seen.decisions)
     layers = [_layer(decision) for decision in seen.decisions]
     return [
         Reading(ids_BT[row], nats_BT[row], tuple(_row(layer, row) for layer in layers))
@@ -83,19 +87,40 @@ def _readings(model: Any, seen: Observed) -> list[Reading]:
     ]
 
 
+def loops_decided(readings: Sequence[Reading]) -> bool:
+    """Whether there is a layer that decides how often tokens loop."""
+    return any(layer.loops_T is not None for layer in readings[0].layers)
+
+
+def expert_loads(readings: Sequence[Reading], layer: int) -> np.ndarray:
+    """Each expert's share of the selections, [N].
+
+    Args:
+        readings: of a model that routes in that layer.
+        layer: which, 1-based.
+    """
+    own = [reading.layers[layer - 1] for reading in readings]
+    chosen = torch.cat([each.experts_TK.flatten() for each in own if each.experts_TK is not None])
+    counts: np.ndarray = chosen.long().bincount(minlength=own[0].num_experts).double().numpy()
+    return counts / counts.sum()
+
+
 def _layer(decision: ReusePlan | Routing) -> LayerReading:
-    """Of a whole batch."""
+    """Of a whole batch; the experts of a token in the order of their gates."""
     if isinstance(decision, Routing):
         chosen = decision.router_logits.topk(decision.top_k, dim=-1).indices
-        return LayerReading(None, None, chosen.to("cpu", torch.int16), 1)
-    experts = None if decision.experts is None else decision.experts.to("cpu", torch.int16)
+        total = decision.router_logits.shape[-1]
+        return LayerReading(None, None, chosen.to("cpu", torch.int16), 1, total)
+    experts, total = None, 0
+    if decision.experts is not None and decision.slices is not None:
+        experts, total = decision.experts.to("cpu", torch.int16), decision.slices.num_experts
     if decision.uniform is not None:
-        return LayerReading(None, None, experts, decision.max_loops)
+        return LayerReading(None, None, experts, decision.max_loops, total)
     loops = decision.loop_count.to("cpu", torch.uint8)
-    return LayerReading(loops, decision.lam.float().cpu(), experts, decision.max_loops)
+    return LayerReading(loops, decision.lam.float().cpu(), experts, decision.max_loops, total)
 
 
 def _row(layer: LayerReading, row: int) -> LayerReading:
     parts = (layer.loops_T, layer.lam_T, layer.experts_TK)
     loops, lam, experts = (None if part is None else part[row] for part in parts)
-    return LayerReading(loops, lam, experts, layer.max_loops)
+    return LayerReading(loops, lam, experts, layer.max_loops, layer.num_experts)

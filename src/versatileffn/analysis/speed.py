@@ -217,6 +217,8 @@ def compare(
         results, loops[name] = with_loops(model, run[name])
         if not all(tensor.isfinite().all() for tensor in results):
             raise CheckpointError(f"{name}: {work} gives numbers that aren't finite: not timed")
+        if work != "training":  # where each run has noise of its own
+            check_same(name, run[name](), results)
     timings = measure(run, wait=waits_for(ids_BT.device), **budget)
     sequences, tokens = len(ids_BT), new_tokens if work == "decode" else ids_BT.shape[1]
     first, second = models
@@ -227,16 +229,33 @@ def compare(
     }  # fmt: skip
 
 
+def check_same(name: str, results: list[Tensor], expected: list[Tensor]) -> None:
+    """See that what is timed gives what it gives while somebody looks at its decisions.
+
+    Raises:
+        CheckpointError: it doesn't.
+    """
+    for result, wanted in zip(results, expected, strict=True):
+        difference = (result - wanted).double().norm() / wanted.double().norm()
+        if not difference <= TOLERANCE[wanted.dtype]:
+            raise CheckpointError(
+                f"{name}: what would be timed differs by {difference:.2g}, relative, from the same "
+                "while its decisions are read: not timed"
+            )
+
+
 def with_loops(model: Any, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], float]:
-    """What a run gives, and the mean loops E[ℓ̂] of the tokens in it."""
+    """What a run gives while its plans are made and read, and the mean loops E[ℓ̂] of its tokens."""
     counts: list[Tensor] = []
 
-    def count(_: nn.Module, __: Any, plan: Any) -> None:
+    def count(layer: Any, _: nn.Module, __: Any, plan: Any) -> None:
+        budget = getattr(layer, "budget", None)
+        plan = plan if budget is None else plan.capped(budget)
         loops = plan.loop_count if plan.hard else torch.full_like(plan.loop_count, plan.max_loops)
         counts.append(loops.flatten().double())
 
-    deciding = filter(None, (getattr(module, "controller", None) for module in model.modules()))
-    hooks = [controller.register_forward_hook(count) for controller in deciding]
+    deciding = [module for module in model.modules() if getattr(module, "controller", None)]
+    hooks = [each.controller.register_forward_hook(partial(count, each)) for each in deciding]
     try:
         results = run()
     finally:

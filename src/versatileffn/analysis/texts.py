@@ -40,6 +40,8 @@ def token_sequences(name: str, model: Any, source: str, limit: int | None) -> li
     elif Path(source).exists():
         with quiet_transformers():
             found = list(islice(_windows(name, source, window), limit))
+    elif Path(source).suffix or Path(source).name != source:
+        raise DataError(f"there is no {source}: give a text file or folder, or a task's name")
     else:
         found = _prompts(name, model, source, limit)
     if max((max(ids) for ids in found if ids), default=0) >= model.config.vocab_size:

@@ -8,10 +8,10 @@ that touches the beginning or the end of a window is left out: it may be cut.
 import io
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, astuple, dataclass, fields
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from versatileffn.analysis.outcome import Outcome, csv_bytes
 from versatileffn.analysis.readings import Reading
@@ -20,6 +20,7 @@ from versatileffn.analysis.token_texts import token_texts
 from versatileffn.errors import ConfigError, DataError
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+T = TypeVar("T", bound=Sized)
 SHOWN = 8
 """Words of the terminal's table, at each end."""
 
@@ -66,13 +67,11 @@ def ranked_words(
         raise ConfigError(f"--layer {layer} decides no loops: take one of {able}")
     sums: dict[str, list[float]] = {}
     for reading in readings:
-        for word, loops in _occurrences(reading, tokenizer, layer):
-            sums.setdefault(word, []).append(loops)
-    kept = {word: loops for word, loops in sums.items() if len(loops) >= min_count}
-    if not kept:
-        raise DataError(
-            f"no word occurs {min_count} times or more: give a longer text, or lower --min-count"
-        )
+        loops_T = reading.layers[layer - 1].loops_T
+        assert loops_T is not None
+        for word, tokens in whole_words(reading, tokenizer):
+            sums.setdefault(word, []).append(loops_T[tokens].double().mean().item())
+    kept = frequent(sums, min_count)
     every = [loops for found in sums.values() for loops in found]
     mean, most = sum(every) / len(every), readings[0].layers[layer - 1].max_loops
     found = [_word(word, loops, mean, most) for word, loops in kept.items()]
@@ -84,20 +83,33 @@ def _word(word: str, loops: Sequence[float], mean: float, most: int) -> Word:
     return Word(word, count, word in STOP_WORDS, own, 1 - own / most, count * (own - mean))
 
 
-def _occurrences(reading: Reading, tokenizer: Any, layer: int) -> list[tuple[str, float]]:
-    """Each whole word of a window, in lower case, and its mean loops."""
+def frequent(sums: Mapping[str, T], min_count: int) -> dict[str, T]:
+    """The words that occur often enough.
+
+    Args:
+        sums: one entry for each occurrence, by word.
+        min_count: the least.
+
+    Raises:
+        DataError: none does.
+    """
+    kept = {word: found for word, found in sums.items() if len(found) >= min_count}
+    if not kept:
+        raise DataError(
+            f"no word occurs {min_count} times or more: give a longer text, or lower --min-count"
+        )
+    return kept
+
+
+def whole_words(reading: Reading, tokenizer: Any) -> Iterator[tuple[str, slice]]:
+    """Each whole word of a window, in lower case, and its tokens."""
     texts = token_texts(tokenizer, reading.ids_T)
     ends = list(accumulate(map(len, texts)))
-    text, loops_T = "".join(texts), reading.layers[layer - 1].loops_T
-    assert loops_T is not None
-    found = []
+    text = "".join(texts)
     for match in WORD.finditer(text):
         start, end = match.span()
-        if start == 0 or end == len(text):
-            continue
-        first, last = bisect_right(ends, start), bisect_left(ends, end)
-        found.append((match[0].lower(), loops_T[first : last + 1].double().mean().item()))
-    return found
+        if start > 0 and end < len(text):
+            yield match[0].lower(), slice(bisect_right(ends, start), bisect_left(ends, end) + 1)
 
 
 def words_outcome(words: Sequence[Word], layer: int) -> Outcome:

@@ -70,7 +70,7 @@ def analyze_command(
         int | None,
         typer.Option(min=1, help="Only the first so many windows of each text, or items."),
     ] = None,
-    layer: Annotated[int, typer.Option(min=1, help="words: whose difficulty; 1-based.")] = 1,
+    layer: Annotated[int, typer.Option(min=1, help="words: whose decisions; 1-based.")] = 1,
     min_count: Annotated[
         int, typer.Option(min=1, help="words: leave out those that occur less often.")
     ] = 3,
@@ -81,7 +81,8 @@ def analyze_command(
 ) -> None:
     """Where a model loops, over which words, how its pathways differ: pictures and their data.
 
-    Texts are read in windows as long as the model takes, each on its own.
+    Texts are read in windows as long as the model takes, each on its own. Of real experts `words`
+    and `tokens` show the routing, of a k-loop `similarity` compares the loops.
     """
     import torch
     from rich.console import Console
@@ -135,18 +136,29 @@ def _loops(job: Job) -> "Outcome":
 
 
 def _words(job: Job) -> "Outcome":
+    from versatileffn.analysis.expert_words import expert_words_outcome, words_by_expert
+    from versatileffn.analysis.readings import expert_loads, loops_decided
     from versatileffn.analysis.words import ranked_words, words_outcome
 
-    words = ranked_words(_readings(job), job.tokenizer, job.layer, job.min_count)
-    return words_outcome(words, job.layer)
+    readings, of = _readings(job), (job.tokenizer, job.layer, job.min_count)
+    if loops_decided(readings):
+        return words_outcome(ranked_words(readings, *of), job.layer)
+    words = words_by_expert(readings, *of)
+    return expert_words_outcome(words, expert_loads(readings, job.layer), job.layer)
 
 
 def _similarity(job: Job) -> "Outcome":
+    from versatileffn.analysis.flops import ffn_of
+    from versatileffn.analysis.loop_moves import depth_alone, loop_moves_outcome, measure_loops
     from versatileffn.analysis.pathways import measure_pathways, similarity_outcome
     from versatileffn.analysis.reuse import unpadded_batches
     from versatileffn.analysis.token_texts import token_texts
 
-    means, shown, longest = measure_pathways(job.model, unpadded_batches(job.sequences))
+    batches = unpadded_batches(job.sequences)
+    if depth_alone(ffn_of(job.model.config)):
+        moves, states, longest = measure_loops(job.model, batches)
+        return loop_moves_outcome(moves, states, token_texts(job.tokenizer, longest))
+    means, shown, longest = measure_pathways(job.model, batches)
     return similarity_outcome(means, shown, token_texts(job.tokenizer, longest))
 
 

@@ -8,6 +8,7 @@ import typer
 from versatileffn.cli.options import DeviceOption, choose_device, precision
 from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 from versatileffn.cli.table import print_table
+from versatileffn.errors import ConfigError
 
 Work = StrEnum("Work", "PREFILL DECODE TRAINING")
 DType = StrEnum("DType", "FLOAT32 BFLOAT16")
@@ -21,6 +22,10 @@ def bench_command(
     dense: Annotated[
         str | None,
         typer.Argument(help="Dense checkpoint to compare with.", show_default=TWIN),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Most loops of a token of MODEL; 1 should cost what dense costs."),
     ] = None,
     work: Annotated[
         list[Work], typer.Option(help="What to time; repeatable.")
@@ -51,6 +56,14 @@ def bench_command(
     seconds: Annotated[
         float, typer.Option(min=0.0, help="For each kind of work; at least five rounds.")
     ] = 10.0,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time",
+            help="Count this process's CPU seconds, of all threads, instead of the clock's: where "
+            "other programs want the CPU, too.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of random tokens and of noise in training.")] = 0,
     json: JsonOption = None,
     overwrite: OverwriteOption = False,
@@ -60,14 +73,19 @@ def bench_command(
     Both models take turns in this process, after their results were checked; shown are medians,
     and the median of the ratios of all rounds with its quartiles.
     """
+    import time
+
     import torch
 
     from versatileffn.analysis import speed, twin
+    from versatileffn.budget import set_compute_budget
     from versatileffn.evaluation.tasks.loading import model_sha256
     from versatileffn.provenance import device_name
 
     out = RecordFile(json, "bench", [model, dense, text], overwrite)
     where = choose_device(device)
+    if cpu_time and where.type != "cpu":
+        raise ConfigError(f"--cpu-time says nothing of {where}: use --device cpu, or leave it out")
     configs = twin.read_pair(model, dense)
     length = twin.fitting_length(configs, length, new_tokens if Work.DECODE in work else 0)
     bf16, shape = dtype is DType.BFLOAT16, (batch, length)
@@ -79,6 +97,8 @@ def bench_command(
         if held != stored:
             pair, held = {}, stored  # the old ones go before the new ones come
             pair = twin.load_pair(model, dense, configs, stored, where)
+            if budget is not None:
+                set_compute_budget(pair["reuse"], budget)
         speed.check_fits(pair, batch * length, each.value)
         if not speeds:
             torch.manual_seed(seed)
@@ -86,14 +106,19 @@ def bench_command(
             ids = ids.to(where)
             digests = {n: model_sha256(m) for n, m in pair.items()} if json else {}
         typer.echo(f"timing {each.value} …", err=True)
-        budget = {"seconds": seconds, "least": 5}
-        speeds.append(speed.compare(each.value, pair, ids, new_tokens, bf16, **budget))
+        clock = time.process_time if cpu_time else time.perf_counter
+        options: dict[str, Any] = {"seconds": seconds, "least": 5, "clock": clock}
+        speeds.append(speed.compare(each.value, pair, ids, new_tokens, bf16, **options))
     name = f"{device_name(where)}, {torch.get_num_threads()} threads"
-    _print(f"{dtype.value} on {name}; text: {read}", model, dense, speeds)
+    limit = "" if budget is None else f", max_loops={budget}"
+    name += ", CPU time" if cpu_time else ""
+    _print(f"{dtype.value} on {name}; text: {read}", f"{model}{limit}", dense, speeds)
     record = {
         "device": device_name(where),
         "threads": torch.get_num_threads(),
         "dtype": dtype.value,
+        "max_loops": budget,
+        "clock": "cpu" if cpu_time else "wall",
         "models": {"reuse": model, "dense": dense},
         "model_sha256": digests,
         "text": read,

@@ -10,7 +10,7 @@ from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 from versatileffn.cli.verify import RECORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 CONFIG = "config.json"
 
@@ -32,6 +32,15 @@ def calibrate_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many windows, or items of a task.")
     ] = 64,
+    clock: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Time reading and decoding under each budget, too, beside the same weights with "
+            "each FFN once; so many seconds each, at least five rounds.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     figure: Annotated[
         Path | None, typer.Option(help="Draw loss against executed FLOPs here, as SVG.")
@@ -41,18 +50,18 @@ def calibrate_command(
 ) -> None:
     """Measure penalty, mean loops, loss and executed FLOPs; `mean_loops` budgets look them up.
 
-    Training changes the curve: calibrate again after it.
+    Beside it, what `max_loops` of 1, 2, … costs. Training changes both: calibrate again after it.
     """
+    import torch
     from rich.console import Console
-    from transformers import AutoModelForCausalLM
 
-    from versatileffn.analysis.calibration import calibrate, draw_curve
+    from versatileffn.analysis.calibration import calibrate, draw_curve, measure_caps
+    from versatileffn.analysis.dial_clock import clock_budgets
     from versatileffn.analysis.reuse import unpadded_batches
     from versatileffn.analysis.texts import token_sequences
     from versatileffn.budget import check_priced
     from versatileffn.errors import ConfigError
     from versatileffn.evaluation.tasks.loading import model_sha256
-    from versatileffn.models.checkpoint import load_checkpoint, read_config
     from versatileffn.provenance import device_name
     from versatileffn.workspace.durable import check_file, write_bytes, writing
 
@@ -67,20 +76,24 @@ def calibrate_command(
         if figure.exists() and not overwrite:
             raise ConfigError(f"{figure} already exists: choose another place, or pass --overwrite")
     name = str(model)
-    loaded = load_checkpoint(AutoModelForCausalLM, name, read_config(name), dtype=precision(False))
+    loaded, dense = _load(name, clock is not None, choose_device(device))
     check_priced(loaded)
-    loaded = loaded.to(choose_device(device))
     batches = list(unpadded_batches(token_sequences(name, loaded, text, limit)))
     with Console(stderr=True).status("measuring") as status:
         curve = calibrate(
             loaded, batches, points,
             progress=lambda done, of: status.update(f"{done} of {of} points measured"),
         )  # fmt: skip
-    _print(curve)
-    keep(model, curve)
+        keep(model, curve)
+        caps = measure_caps(loaded, batches)
+        timed: dict[str, Any] = {}
+        if clock is not None:
+            status.update("timing")
+            timed = clock_budgets(loaded, dense, [*curve, *caps], batches[-1], clock)
+    _print([*curve, *caps], timed)
     if figure is not None:
         with writing(figure):
-            write_bytes(figure, draw_curve(curve))
+            write_bytes(figure, draw_curve(curve, caps))
     out.write(
         {
             "device": device_name(loaded.device),
@@ -90,8 +103,26 @@ def calibrate_command(
             "limit": limit,
             "tokens": sum(ids.numel() for ids in batches),
             "curve": curve,
+            "caps": caps,
+            "clock": timed and {"threads": torch.get_num_threads(), **timed},
         }
     )
+
+
+def _load(name: str, with_dense: bool, where: Any) -> tuple[Any, Any]:
+    """The model and, if wanted, its dense twin."""
+    from transformers import AutoModelForCausalLM
+
+    from versatileffn.analysis.flops import ffn_of
+    from versatileffn.analysis.twin import load_pair, read_pair
+    from versatileffn.models.checkpoint import load_checkpoint, read_config
+
+    dtype, config = precision(False), read_config(name)
+    if with_dense and ffn_of(config).loops > 1:
+        pair = load_pair(name, None, read_pair(name, None), dtype, where)
+        return pair["reuse"], pair["dense"]
+    loaded = load_checkpoint(AutoModelForCausalLM, name, config, dtype=dtype)
+    return loaded.to(where), None
 
 
 def keep(folder: Path, curve: "Sequence[dict[str, float]]") -> None:
@@ -122,19 +153,29 @@ def keep(folder: Path, curve: "Sequence[dict[str, float]]") -> None:
                     files.append(record)
 
 
-def _print(curve: "Sequence[dict[str, float]]") -> None:
+def _print(points: "Sequence[dict[str, float]]", timed: "Mapping[str, Any]") -> None:
+    from versatileffn.analysis.dial_clock import budget_name
     from versatileffn.cli.table import print_table
 
+    speeds = {
+        work: [f"{found['of_dense'][budget_name(point)]['median']:.2f}" for point in points]
+        for work, found in timed.items()
+    }
     print_table(
-        "",
+        "Loops in the mean; executed FFN FLOPs of a token",
         {
-            "penalty": [
-                f"{point['penalty']:.4g}" if point["penalty"] else "none" for point in curve
-            ],
-            "mean loops": [f"{point['mean_loops']:.3f}" for point in curve],
-            "nats per token": [f"{point['nats_per_token']:.4f}" for point in curve],
-            "FFN MFLOPs per token": [
-                f"{point['ffn_flops_per_token'] / 1e6:.3f}" for point in curve
-            ],
+            "budget": [_budget(point) for point in points],
+            "loops": [f"{point['mean_loops']:.3f}" for point in points],
+            "nats/token": [f"{point['nats_per_token']:.4f}" for point in points],
+            "FFN MFLOPs": [f"{point['ffn_flops_per_token'] / 1e6:.3f}" for point in points],
+            **speeds,
         },
     )
+    if timed:
+        typer.echo("prefill, decode: tokens/s as a multiple of the same weights', each FFN once")
+
+
+def _budget(point: "Mapping[str, float]") -> str:
+    if "max_loops" in point:
+        return f"at most {point['max_loops']}"
+    return f"penalty {point['penalty']:.4g}" if point["penalty"] else "none"

@@ -53,7 +53,8 @@ def chat_command(
                           **dataclasses.asdict(answer)})  # fmt: skip
     finally:  # Ctrl-C, too
         tell_speed(answers)
-        out.write({**writer.record(), "template": writer.template, "turns": turns})
+        if json is not None:
+            out.write({**writer.record(), "template": writer.template, "turns": turns})
     if refused:
         raise typer.Exit(1)
 

@@ -26,4 +26,5 @@ def generate_command(
     writer = Writer(model, wishes)
     written = writer.write([prompt], chat, "shorten the prompt")
     tell_speed([written])
-    out.write({**writer.record(), "prompt": prompt, **dataclasses.asdict(written)})
+    if json is not None:  # a digest of a large model takes a while
+        out.write({**writer.record(), "prompt": prompt, **dataclasses.asdict(written)})

@@ -90,13 +90,13 @@ class LoopStreamer(BaseStreamer):
 
     def _show(self) -> None:
         """Write the newest token."""
-        text, loops = self.pieces[-1]["text"], self.pieces[-1]["loops"]
-        mean = None if loops is None else sum(loops) / len(loops)
+        piece = self.pieces[-1]
         if self.coloured:
+            mean = mean_loops(piece)
             style = Style() if mean is None else colour(round(mean), self.most)
-            self.console.print(Text(text, style, end=""), end="")
-        elif text:
-            print(text if mean is None else f"{text}[{round(mean, 1):g}]", end="", flush=True)
+            self.console.print(Text(piece["text"], style, end=""), end="")
+        else:
+            print(bracketed(piece), end="", flush=True)
 
     def _legend(self, layers: int) -> None:
         """Say what the colours, or the brackets, mean."""
@@ -106,7 +106,21 @@ class LoopStreamer(BaseStreamer):
             typer.echo(f"in brackets: loops {what}", err=True)
             return
         key = [Text(f" {n} ", colour(n, self.most)) for n in range(1, self.most + 1)]
-        self.console.print(Text.assemble("loops ", *key, f" {what}"))
+        legend = Text.assemble("loops ", *key, f" {what}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(legend)
+
+
+def mean_loops(piece: dict[str, Any]) -> float | None:
+    """Of the layers that decide; None for a token that nothing read."""
+    loops = piece["loops"]
+    return None if loops is None else sum(loops) / len(loops)
+
+
+def bracketed(piece: dict[str, Any]) -> str:
+    """A token with its loops after it; nothing for a part of a character."""
+    mean = mean_loops(piece)
+    shown = "" if mean is None or not piece["text"] else f"[{round(mean, 1):g}]"
+    return f"{piece['text']}{shown}"
 
 
 def colour(loops: int, most: int) -> Style:

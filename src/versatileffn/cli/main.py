@@ -12,6 +12,7 @@ from versatileffn.cli.analyze import analyze_command
 from versatileffn.cli.bench import bench_command
 from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.chat import chat_command
+from versatileffn.cli.doctor import doctor_command
 from versatileffn.cli.evaluate import evaluate_command
 from versatileffn.cli.export import export_command, push_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
@@ -48,9 +49,10 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "flops": (loads_checkpoints(flops_command), "MODEL --measure held-out.txt"),
     "analyze": (loads_checkpoints(analyze_command), "tokens MODEL story.txt"),
     "reproduce": (reproduce_command, "--scale tiny --seeds 3 --out runs/tiny"),
-    "bench": (loads_checkpoints(bench_command), "MODEL --work decode --json speed.json"),
     "export": (loads_checkpoints(export_command), "MODEL OUT"),
     "push": (push_command, "OUT owner/name"),
+    "bench": (loads_checkpoints(bench_command), "MODEL DENSE --budget 1 --work decode"),
+    "doctor": (loads_checkpoints(doctor_command), "MODEL"),
     "verify": (verify_command, "runs/tiny"),
 }
 """What each verb does, and an example of its arguments."""

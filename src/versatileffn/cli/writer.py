@@ -201,6 +201,7 @@ class Writer:
 
     def record(self) -> dict[str, Any]:
         """What stands in a record, beside what was written."""
+        from versatileffn.evaluation.tasks.loading import model_sha256
         from versatileffn.provenance import device_name
 
         asked = dataclasses.asdict(self.wishes)
@@ -208,6 +209,7 @@ class Writer:
             "device": device_name(self.model.device),
             "dtype": "bfloat16" if asked.pop("bf16") else "float32",
             "model": self.source,
+            "model_sha256": model_sha256(self.model),
             **{name: value for name, value in asked.items() if name != "device"},
         }
 

@@ -42,11 +42,9 @@ def has_plain_linears(view: FFNView) -> bool:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says: hooks, or a replaced `forward`."""
-    return "forward" in module.__dict__ or any(
-        (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
+    return "forward" in module.__dict__ or bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )

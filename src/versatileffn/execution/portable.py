@@ -7,6 +7,8 @@ from torch import Tensor
 
 from versatileffn.errors import PlanError
 from versatileffn.execution.masked import run_masked
+from versatileffn.execution.once import run_once
+from versatileffn.ffn.one_loop import OneLoop
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.view import FFNView
 
@@ -34,3 +36,15 @@ def execute(
     if weights.max_loops == 1:
         view = replace(view, loop_weights=None)  # all loops share those of the first
     return run_masked(hidden_MD, view, weights).view_as(hidden)
+
+
+def may_run_once(view: FFNView, execution: Execution) -> bool:
+    """Never: what needs no plan is the package's affair."""
+    return False
+
+
+def execute_once(
+    x: Tensor, view: FFNView, weights: OneLoop, execution: Execution = "auto"
+) -> Tensor:
+    """As the package's own, for whoever asks without asking `may_run_once`."""
+    return run_once(x, view, weights)

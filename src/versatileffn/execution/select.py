@@ -2,6 +2,7 @@
 
 | asked for     | circumstances                                              | executor           |
 |---------------|------------------------------------------------------------|--------------------|
+| `auto`        | eager, gradients off, one loop at most, nobody wants plans | once               |
 | `auto`        | the same loops for every token (dense, k-loop)             | masked: no mask    |
 | `auto`        | eager, hard plan, gradients off                            | packed             |
 | `auto`        | eager, hard plan, gradients on, plain weights              | packed_training    |
@@ -43,6 +44,7 @@ from versatileffn.errors import ConfigError, PlanError
 from versatileffn.execution.kernels.custom_op import run_triton
 from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.masked import run_masked
+from versatileffn.execution.once import run_once
 from versatileffn.execution.operators import run_operator, why_no_operator
 from versatileffn.execution.packed import run_packed
 from versatileffn.execution.packed_training import (
@@ -52,6 +54,7 @@ from versatileffn.execution.packed_training import (
 )
 from versatileffn.execution.plain import why_called, why_stepwise
 from versatileffn.execution.stepwise import run_stepwise
+from versatileffn.ffn.one_loop import OneLoop
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.token_weights import TokenWeights
 from versatileffn.ffn.view import FFNView
@@ -100,6 +103,32 @@ def execute(
     choice = select_executor(execution, hidden_MD, view, weights)
     _remember(execution, choice.name, choice.reason, choice.fallback)
     return choice.run(hidden_MD, view, weights).view_as(hidden)
+
+
+def may_run_once(view: FFNView, execution: Execution) -> bool:
+    """Whether `execute_once` may carry out what is known to be one loop for every token."""
+    return (
+        execution in ("auto", "packed", "recompute")
+        and view.post_norm is None
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not _is_transformed()
+    )
+
+
+def execute_once(
+    x: Tensor, view: FFNView, weights: OneLoop, execution: Execution = "auto"
+) -> Tensor:
+    """Carry out one loop for every token, where `may_run_once` allows it.
+
+    Args:
+        x: norm(H), [..., D].
+
+    Returns:
+        (Y − H)/r, what the family adds to the residual stream.
+    """
+    _remember(execution, "once", "one loop for every token, and nobody wants its plan")
+    return run_once(x, view, weights)
 
 
 def select_executor(
@@ -214,7 +243,7 @@ def forget_choices() -> None:
 
 
 @torch.compiler.assume_constant_result  # so that it is called while a graph is traced, not in it
-def _remember(execution: Execution, name: str, reason: str, fallback: bool) -> None:
+def _remember(execution: Execution, name: str, reason: str, fallback: bool = False) -> None:
     """Record a choice, and say so the first time that it isn't what was expected."""
     if (name, reason) in _choices:
         return

@@ -10,6 +10,7 @@ from versatileffn.ffn.budget import charged
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.experts import ExpertSlices
 from versatileffn.ffn.loop_prior import draw_loops
+from versatileffn.ffn.one_loop import OneLoop, share_of_one_loop
 from versatileffn.ffn.open_loops import OpenLoops
 from versatileffn.ffn.plan import ReusePlan, width_share
 from versatileffn.ffn.plan_fields import one_hot_loops
@@ -80,23 +81,38 @@ class LinearController(OpenLoops, nn.Module):
             the plan, with the leading shape of `hidden`.
         """
         wide = at_least_float32(hidden)  # once, as autograd keeps it for each linear map
-
-        def logits(linear: nn.Module) -> Tensor:
-            # An adapter or a quantized map in its place expects, and returns, dtypes of its own.
-            return at_least_float32(linear(wide if isinstance(linear, WideLinear) else hidden))
-
         loop_logits = None
         if self.loop_head is not None:
-            loop_logits = charged(self.among_open(logits(self.loop_head)), self.loop_penalty)
+            loop_logits = wide_logits(self.loop_head, hidden, wide)
+            loop_logits = charged(self.among_open(loop_logits), self.loop_penalty)
         plan = self._decide_depth(wide, loop_logits, gumbel_noise)
         if self.router is None:
             return plan
-        plan.router_logits = plan.balance_logits = logits(self.router)
+        plan.router_logits = plan.balance_logits = wide_logits(self.router, hidden, wide)
         plan.balance_top_k = self.config.top_k
         plan.gates, plan.experts = select_experts(plan.router_logits, self.config.top_k)
         plan.slices = self.slices
         plan.shared = 1.0 if self.config.fusion == "width" else 0.0
         return plan
+
+    def one_loop(self, hidden: Tensor, learned: bool, width_gain: Tensor | None) -> OneLoop:
+        """What the plan of tokens comes to that may loop once only; not for training.
+
+        Args:
+            hidden: as `forward`'s.
+            learned: the layer has gains of its own.
+            width_gain: s, [1]; None means 1.
+        """
+        fusion = self.config.fusion
+        lam = share_of_one_loop(fusion, self.config.loops)
+        rest = 1.0 if learned or fusion == "width" else 1 - lam
+        if self.router is None or not lam:
+            return OneLoop(rest)
+        logits = wide_logits(self.router, hidden, at_least_float32(hidden))
+        gates, experts = select_experts(logits, self.config.top_k)
+        gates = gates if lam == 1 else gates.mul_(lam)
+        gates = gates if width_gain is None else gates.mul_(width_gain)
+        return OneLoop(rest, gates, experts, self.slices)
 
     def _decide_depth(
         self, wide: Tensor, logits: Tensor | None, gumbel_noise: Tensor | None
@@ -148,6 +164,22 @@ class ConstantController(nn.Module):
         probs = one_hot_loops(loop_count, self.num_loops).to(wide)
         lam = hidden.new_zeros(hidden.shape[:-1], dtype=wide)
         return ReusePlan(loop_count, probs, lam, fusion="depth", uniform=self.num_loops)
+
+    def one_loop(self, hidden: Tensor, learned: bool, width_gain: Tensor | None) -> OneLoop:
+        """What the plan of tokens comes to that may loop once only: the dense FFN."""
+        return OneLoop()
+
+
+def wide_logits(linear: nn.Module, hidden: Tensor, wide: Tensor) -> Tensor:
+    """What a linear map says that decides, in at least float32.
+
+    Args:
+        linear: a `WideLinear`, or an adapter or a quantized map in its place, which expects, and
+            returns, dtypes of its own.
+        hidden: what it reads, [..., D].
+        wide: the same, in at least float32.
+    """
+    return at_least_float32(linear(wide if isinstance(linear, WideLinear) else hidden))
 
 
 def loop_probabilities(logits_ML: Tensor, tau: float, gumbel_noise_ML: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ class NaiveFFN:
         up_FD, down_DF: W_proj and W_out; `gate_FD` is the gate half of a gated W_proj.
         norm_bias_D: makes the norm a LayerNorm, with this bias; otherwise it is an RMSNorm.
         post_norm_D: weight of the RMSNorm after W_out; None where there is none.
+        own_norm, own_post_norm: a family's own norms, which may compute others, in their place.
         scale: r, by which the FFN's output is multiplied on its way to the residual stream.
         residuals: for each loop after the first, (A, B) for gate (if any), up and down, whose
             product is added to the weight.
@@ -49,6 +50,8 @@ class NaiveFFN:
     down_bias_D: Tensor | None = None
     norm_bias_D: Tensor | None = None
     post_norm_D: Tensor | None = None
+    own_norm: Callable[[Tensor], Tensor] | None = None
+    own_post_norm: Callable[[Tensor], Tensor] | None = None
     scale: float = 1.0
     residuals: list[list[tuple[Tensor, Tensor]]] | None = None
     router_ND: Tensor | None = None
@@ -86,6 +89,8 @@ def rms_norm(weight_D: Tensor, h_D: Tensor, eps: float) -> Tensor:
 
 def norm(w: NaiveFFN, h_D: Tensor) -> Tensor:
     """The norm before the FFN."""
+    if w.own_norm is not None:
+        return w.own_norm(h_D)
     if w.norm_D is None:
         return h_D
     if w.norm_bias_D is None:
@@ -96,6 +101,8 @@ def norm(w: NaiveFFN, h_D: Tensor) -> Tensor:
 
 def post_norm(w: NaiveFFN, out_D: Tensor) -> Tensor:
     """The norm after the FFN."""
+    if w.own_post_norm is not None:
+        return w.own_post_norm(out_D)
     return out_D if w.post_norm_D is None else rms_norm(w.post_norm_D, out_D, w.eps)
 
 
@@ -161,7 +168,7 @@ def width_pathway(w: NaiveFFN, h_D: Tensor, router_input_D: Tensor) -> Tensor:
         neurons = expert_neurons(k, num_experts, w.d_expert, d_hidden)
         residual_D = residual_D + r * h_D
         routed_D = routed_D + g * projection(w, x_D, neurons)
-    if w.post_norm_D is None:
+    if w.post_norm_D is None and w.own_post_norm is None:
         update_D = with_bias(w, w.width_gain * routed_D + w.shared * full_D)
     else:
         update_D = w.width_gain * post_norm(w, with_bias(w, routed_D))

@@ -32,4 +32,4 @@ class WideLinear(nn.Linear):
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Widen half precision; leave float64 alone."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values.float() if values.dtype.itemsize < 4 else values

@@ -11,6 +11,7 @@ from transformers.utils import can_return_tuple
 
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
+from versatileffn.layer import OWN_CONTROLLERS
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.pretrained import ReusePreTrainedModel
 
@@ -78,10 +79,11 @@ class ReuseBaseModel(ReusePreTrainedModel):
 
     def _show(self, input_ids: Tensor | None) -> None:
         """Let controllers that want to know the tokens see them, see `ffn/registry.py`."""
-        for layer in self.reuse_layers():
-            see = getattr(layer.controller, "see", None)
-            if see is not None:
-                see(input_ids)
+        layers: Any = self.layers  # to look through all modules would take time at every token
+        for layer in layers:
+            controller = layer.controller
+            if type(controller) not in OWN_CONTROLLERS and hasattr(controller, "see"):
+                controller.see(input_ids)
 
     def _warn_of_lost_balance(self) -> None:
         """Say so where somebody else computes the training loss, without the balance loss."""

@@ -22,11 +22,11 @@ class LayerView:
     """
 
     def __init__(self, layer: nn.Module, parts: dict[str, Callable[[Tensor], Tensor]]) -> None:
-        self._layer, self._parts = layer, parts
+        self.__dict__.update(parts)
+        self._layer = layer
 
     def __getattr__(self, name: str) -> Any:
-        parts = self._parts
-        return parts[name] if name in parts else getattr(self._layer, name)
+        return getattr(self._layer, name)
 
 
 class ReuseLayer(Reuse):
@@ -101,8 +101,10 @@ class ReuseLayer(Reuse):
 
         def ffn(x: Tensor) -> Tensor:
             hidden = hidden_states if self.reads_stream else x
-            update, decided = self.reuse(hidden, self.ffn_view())
-            if decisions is not None:
+            if decisions is None:
+                update = self.update(hidden, self.ffn_view())
+            else:
+                update, decided = self.reuse(hidden, self.ffn_view())
                 decisions.add(decided)
             if self.family.dropout is None:
                 return update
