@@ -15,8 +15,11 @@ if not wants_words_only():
     from versatileffn.ffn.plan import ReusePlan
     from versatileffn.ffn.registry import register_controller
     from versatileffn.layer import VersatileFFN
+    from versatileffn.models.config import register_configs
     from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM
     from versatileffn.upcycle import upcycle
+
+    register_configs()
 
 __all__ = [
     "Dense",

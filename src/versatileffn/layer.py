@@ -13,7 +13,7 @@ from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.budget import Budget
 from versatileffn.ffn.config import MoE, Versatile
 from versatileffn.ffn.controller import ConstantController, LinearController
-from versatileffn.ffn.gains import ReuseGains, with_scale
+from versatileffn.ffn.gains import LearnedGains, with_scale
 from versatileffn.ffn.loop_weights import LowRankLoops
 from versatileffn.ffn.mlp import MLP
 from versatileffn.ffn.moe import Routing, SparseExperts
@@ -26,7 +26,7 @@ from versatileffn.ffn.view import FFNView
 
 NEW_TENSORS = ("controller.", "gains.", "loop_weights.", "experts.")
 """What the names of all tensors begin with that a variant adds to its layer."""
-OURS = (LinearController, ConstantController, TokenChoiceController)
+OWN_CONTROLLERS = (LinearController, ConstantController, TokenChoiceController)
 """Controllers whose plans are right without a look at them."""
 
 
@@ -80,7 +80,7 @@ class Reuse(nn.Module):
         self.reuse_config, self.reuse_d_hidden = config, d_hidden
         self.controller: Any = None
         self.experts: SparseExperts | None = None
-        self.gains: ReuseGains | None = None
+        self.gains: LearnedGains | None = None
         self.loop_weights: LowRankLoops | None = None
         if isinstance(config, MoE):
             self.experts = SparseExperts(
@@ -94,7 +94,7 @@ class Reuse(nn.Module):
             self.controller = ConstantController(config.loops)
         if getattr(config, "reuse_gains", "fixed") == "learned":
             start: float = getattr(config, "gain_init", 0.0)
-            self.gains = ReuseGains(config.loops, config.has_router, start)
+            self.gains = LearnedGains(config.loops, config.has_router, start)
         rank = getattr(config, "loop_rank", None)
         if rank is not None and config.loops > 1:
             fused = 2 if view.gated and len(view.proj) == 1 else 1
@@ -136,7 +136,7 @@ class Reuse(nn.Module):
         """
         normed = isinstance(self.reuse_config, Versatile) and self.reuse_config.normed_controller
         plan: ReusePlan = self.controller(view.norm(hidden) if normed else hidden)
-        if not isinstance(self.controller, OURS) and not torch.compiler.is_compiling():
+        if not isinstance(self.controller, OWN_CONTROLLERS) and not torch.compiler.is_compiling():
             plan.check(self.reuse_d_hidden)
         plan = plan if self.gains is None else self.gains(plan)
         scale: float = getattr(self.reuse_config, "loop_scale", 1.0)

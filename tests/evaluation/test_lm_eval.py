@@ -29,7 +29,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm_eval isn't installed"
 )
 
-COMMAND = "import versatileffn; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
 CONTEXT = 64  # tokens
 CHOICES, ITEMS = 4, 24
 
@@ -139,7 +138,7 @@ def theirs(folder: Path) -> Path:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "run", *words, "--log_samples"],
+        [sys.executable, "-m", "versatileffn.run", "lm_eval", "run", *words, "--log_samples"],
         env=environment, cwd=folder, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

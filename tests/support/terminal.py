@@ -27,11 +27,11 @@ def environment(**settings) -> dict[str, str]:
 class Terminal:
     """Reads what the program writes, and types."""
 
-    def __init__(self, *arguments, **settings) -> None:
+    def __init__(self, *arguments, program=VERSATILEFFN, **settings) -> None:
         self.screen, theirs = pty.openpty()
         self.shown = ""
         self.process = subprocess.Popen(
-            [*VERSATILEFFN, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
+            [*program, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
             env=environment(**settings), start_new_session=True, preexec_fn=hear_signals,
         )  # fmt: skip
         os.close(theirs)

@@ -22,7 +22,7 @@ from versatileffn.execution.select import execution_choices, forget_choices
 from versatileffn.ffn import naive
 from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.view import FFNView
-from versatileffn.layer import OURS, Reuse, VersatileFFN
+from versatileffn.layer import OWN_CONTROLLERS, Reuse, VersatileFFN
 
 WORKS = {"decode": (1, False), "prefill": (256, False), "training": (256, True)}
 """Tokens, and whether there are gradients."""
@@ -209,7 +209,7 @@ def _why_no_truth(subject: Subject) -> str | None:
     """Why Algorithms 1 and 2 don't say what a layer should compute."""
     if subject.layer.experts is not None:
         return "real experts are none of the paper's algorithms"
-    if type(subject.layer.controller) not in OURS:
+    if type(subject.layer.controller) not in OWN_CONTROLLERS:
         return f"how a {type(subject.layer.controller).__name__} decides is its own"
     return None if has_plain_linears(subject.view) else "its linear maps aren't plain ones"
 

@@ -14,6 +14,7 @@ from versatileffn.cli.calibrate import calibrate_command
 from versatileffn.cli.chat import chat_command
 from versatileffn.cli.doctor import doctor_command
 from versatileffn.cli.evaluate import evaluate_command
+from versatileffn.cli.export import export_command, push_command
 from versatileffn.cli.failures import DEBUG, debugging, explain, print_traceback
 from versatileffn.cli.flops import flops_command
 from versatileffn.cli.generate import generate_command
@@ -48,6 +49,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "flops": (loads_checkpoints(flops_command), "MODEL --measure held-out.txt"),
     "analyze": (loads_checkpoints(analyze_command), "tokens MODEL story.txt"),
     "reproduce": (reproduce_command, "--scale tiny --seeds 3 --out runs/tiny"),
+    "export": (loads_checkpoints(export_command), "MODEL OUT"),
+    "push": (push_command, "OUT owner/name"),
     "bench": (loads_checkpoints(bench_command), "MODEL DENSE --budget 1 --work decode"),
     "doctor": (loads_checkpoints(doctor_command), "MODEL"),
     "verify": (verify_command, "runs/tiny"),

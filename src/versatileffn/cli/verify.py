@@ -10,6 +10,7 @@ import typer
 RECORDS = {
     "meta.json": "tokens",
     "receipt.json": "converted model",
+    "export.json": "exported model",
     "contents.json": "training checkpoint",
     "run.json": "finished training",
     "stage.json": "stage",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from versatileffn.ffn.plan import ReusePlan
 
 
-class ReuseGains(nn.Module):
+class LearnedGains(nn.Module):
     """γ₂ … γ_L and s, learned, beside γ₁ = σ = 1: from 0, only loop 1 has an effect at the start.
 
     Args:

@@ -11,7 +11,7 @@ from transformers.utils import can_return_tuple
 
 from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
-from versatileffn.layer import OURS
+from versatileffn.layer import OWN_CONTROLLERS
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.pretrained import ReusePreTrainedModel
 
@@ -82,7 +82,7 @@ class ReuseBaseModel(ReusePreTrainedModel):
         layers: Any = self.layers  # to look through all modules would take time at every token
         for layer in layers:
             controller = layer.controller
-            if type(controller) not in OURS and hasattr(controller, "see"):
+            if type(controller) not in OWN_CONTROLLERS and hasattr(controller, "see"):
                 controller.see(input_ids)
 
     def _warn_of_lost_balance(self) -> None:

@@ -15,6 +15,7 @@ from transformers import logging as hf_logging
 from versatileffn.errors import CheckpointError, ConfigError, VersatileFFNError
 from versatileffn.memory import check_memory
 from versatileffn.models import weights as files
+from versatileffn.models.alignment import align
 from versatileffn.models.family import family_of
 from versatileffn.models.gguf import check_gguf
 from versatileffn.models.source import check_source, first_line, is_gguf, where_to_load
@@ -191,7 +192,7 @@ def load_checkpoint(
             f"{source} has {len(unexpected)} weights its config doesn't know, {unexpected[0]} "
             "among them: its config.json and weights don't belong together"
         )
-    files.align(model)
+    align(model)
     _check_finite(model, weights or (), source)
     return model.eval()
 

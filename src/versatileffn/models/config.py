@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -16,6 +17,7 @@ from versatileffn.ffn.base_config import VARIANTS, FFNConfig
 from versatileffn.ffn.controller import START_TAU
 from versatileffn.ffn.values import check_value
 from versatileffn.models.table import FAMILIES, OURS, Family, family_of
+from versatileffn.portable.source import MODELLING, modelling_source
 
 FLAT = {"ffn_variant": "variant", "num_experts_per_tok": "top_k"}
 """What older checkpoints, whose fields stand beside the dense model's, call knobs."""
@@ -57,9 +59,9 @@ class ReuseConfig:
         if isinstance(d_hidden, int):
             self.ffn().expert_size(d_hidden)
         # Auto classes are asked for a model with a config in hand: time to have one.
-        from versatileffn.models.family import make_classes
+        from versatileffn.models.family import announce
 
-        make_classes(self.model_type.removeprefix(OURS))  # type: ignore[attr-defined]
+        announce(self.model_type.removeprefix(OURS))  # type: ignore[attr-defined]
 
     def check_curve(self) -> None:
         """Refuse a curve that nothing can be looked up in.
@@ -97,6 +99,21 @@ class ReuseConfig:
     def ffn(self) -> FFNConfig:
         """How the FFN is reused."""
         return FFNConfig.from_dict(self.reuse or {})
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Transformers' own; where `auto_map` names a file of code, with this file."""
+        named: dict[str, str] | None = getattr(self, "auto_map", None)
+        if named:
+            # Of what was loaded from a hub, names begin with whose code it is: "owner/name--".
+            self.auto_map = {auto: name.rpartition("--")[2] for auto, name in named.items()}
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            code = Path(save_directory, f"{MODELLING}.py")
+            code.write_text(modelling_source(), encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: Transformers would copy the one module that this class stands in."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

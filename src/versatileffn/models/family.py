@@ -7,12 +7,12 @@ family's code for them. They are found by name, so they pickle, and FSDP's wrap 
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
-import transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -24,7 +24,6 @@ from versatileffn.models.config import (
     config_class,
     is_reuse,
     module_name,
-    register_configs,
     reuse_config,
 )
 from versatileffn.models.heads import ReuseForCausalLM, ReuseForSequenceClassification
@@ -83,8 +82,24 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
     copy_renamings(model_type, config.model_type)
     for cls in made.values():
         globals()[cls.__name__] = cls
-        setattr(transformers, cls.__name__, cls)  # where servers and trainers look for a name
     return made
+
+
+def announce(model_type: str) -> None:
+    """Make our classes of a family, and show them where servers and trainers look for a name.
+
+    That is the module `transformers`, of which there may be two: its `processing_utils` executes it
+    again, and who imported it before has another than who does so later.
+
+    Args:
+        model_type: the dense model's.
+    """
+    holders = [getattr(module, "__dict__", {}) for module in list(sys.modules.values())]
+    there = [sys.modules["transformers"], *(held.get("transformers") for held in holders)]
+    for module in there:
+        if isinstance(module, ModuleType) and module.__name__ == "transformers":
+            for cls in make_classes(model_type).values():
+                setattr(module, cls.__name__, cls)
 
 
 def copy_renamings(theirs: str, ours: str) -> None:
@@ -143,8 +158,8 @@ def model_class(config: Any) -> type[Any]:
     return dense
 
 
-def __getattr__(name: str) -> Any:
-    """Our classes, made when first asked for."""
+def find_class(name: str) -> Any:
+    """One of our classes by its name, made when first asked for."""
     for model_type, family in FAMILIES.items():
         if name == f"Versatile{family.prefix}{family.config}":
             return config_class(model_type)
@@ -155,4 +170,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-register_configs()
+__getattr__ = find_class

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from versatileffn import budget
+from versatileffn.budget import set_compute_budget
 from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.execution.select import Execution
 from versatileffn.ffn.controller import ConstantController
@@ -19,9 +19,9 @@ from versatileffn.ffn.registry import CONTROLLERS
 from versatileffn.ffn.router_bias import RouterBias
 from versatileffn.ffn.values import check_value
 from versatileffn.layer import NEW_TENSORS
+from versatileffn.models.alignment import align
 from versatileffn.models.decisions import Decisions
 from versatileffn.models.layer import ReuseLayer
-from versatileffn.models.weights import align
 
 OLD_TENSORS = {
     r"\.controller\.loop_gains$": ".gains.loop_gains",
@@ -167,7 +167,7 @@ class ReusePreTrainedModel(PreTrainedModel):
         Raises:
             ConfigError: a number is out of range, the model decides nothing, or has no curve.
         """
-        budget.set_compute_budget(self, max_loops, mean_loops)
+        set_compute_budget(self, max_loops, mean_loops)
 
     @torch.no_grad()
     @init.guard_torch_init_functions()
@@ -236,6 +236,10 @@ class ReusePreTrainedModel(PreTrainedModel):
         if any(getattr(generation, name, None) is not None for name in BUDGET):
             generation._from_model_config = False  # of derived ones a load keeps what it knows
         return super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: Transformers would copy the one module that this class stands in."""
 
     def check_balance_gradient(self, decisions: Decisions) -> None:
         """Reentrant checkpointing runs layers without gradients and would lose this one silently.

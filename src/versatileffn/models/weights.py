@@ -26,8 +26,6 @@ FLOATING = {"F64", "F32", "F16", "BF16", *map(str, (
 """What weights may be stored as, in safetensors' words and in torch's."""
 MASKS = {"BOOL", "U8", "I64", *map(str, (torch.bool, torch.uint8, torch.int64))}
 """What old checkpoints keep masks and positions as; nobody stores weights so."""
-ALIGNMENT = 16
-"""Bytes; what the widest vector loads of common CPU kernels expect at least."""
 SMALLEST_WEIGHT = 2
 """Bytes, where neither the caller nor the config says how the weights will be kept."""
 
@@ -100,17 +98,6 @@ def skeleton(config: PreTrainedConfig, model_class: Any = AutoModelForCausalLM) 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model that is loaded afterwards says the same
         return build(deepcopy(config), **options)
-
-
-def align(model: nn.Module) -> None:
-    """Put weights at aligned addresses, file by file where they lie in memory-mapped ones.
-
-    In such a file tensors start anywhere behind one that is a few bytes long, and matrix products
-    on unaligned addresses round differently.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone()
 
 
 def parameter_count(config: PreTrainedConfig) -> int:

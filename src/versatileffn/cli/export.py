@@ -1,0 +1,51 @@
+"""`versatileffn export` and `push`: a model for others, who needn't have this package."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OUT_HELP = "Folder to write; must not exist or be empty."
+
+
+def export_command(
+    model: Annotated[str, typer.Argument(help="Checkpoint of ours: a folder or a hub id.")],
+    out: Annotated[Path, typer.Argument(help=OUT_HELP)],
+    results: Annotated[
+        Path | None,
+        typer.Option(help="results.json of `versatileffn evaluate MODEL`, for the card."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if all in it is this command's.")
+    ] = False,
+) -> None:
+    """Write a folder that loads with trust_remote_code=True where this package isn't installed."""
+    from versatileffn.errors import ConfigError
+    from versatileffn.models.source import check_source
+    from versatileffn.publish.export import export
+    from versatileffn.workspace.manifest import read_record
+
+    check_source(model)
+    found = read_record(results) if results is not None else None
+    if results is not None and found is None:
+        raise ConfigError(f"{results} can't be read as JSON: name a results.json")
+    done = export(model, out, overwrite=overwrite, results=found)
+    typer.echo(f"written to {out}; it loads with trust_remote_code=True, see {out / 'README.md'}")
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="What `versatileffn export` wrote.")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hub; made if need be.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a repository that others don't see.")
+    ] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Upload although files were edited, as a card is.")
+    ] = False,
+) -> None:
+    """Upload an exported folder to the Hub, as whoever is logged in there."""
+    from versatileffn.publish.push import push
+
+    typer.echo(push(folder, repo, private=private, changed=changed))

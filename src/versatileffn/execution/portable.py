@@ -1,0 +1,50 @@
+"""Stands in for `select.py` in the portable file: plans are carried out by the masked executor."""
+
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from versatileffn.errors import PlanError
+from versatileffn.execution.masked import run_masked
+from versatileffn.execution.once import run_once
+from versatileffn.ffn.one_loop import OneLoop
+from versatileffn.ffn.plan import ReusePlan
+from versatileffn.ffn.view import FFNView
+
+Execution = Literal["auto", "masked"]
+"""Both are the same here; the others need the package."""
+
+
+def execute(
+    hidden: Tensor, view: FFNView, plan: ReusePlan, execution: Execution = "auto"
+) -> Tensor:
+    """Carry out a plan on hidden states of any leading shape, [..., D] -> [..., D].
+
+    Returns:
+        (Y − H)/r, what the family adds to the residual stream.
+
+    Raises:
+        PlanError: plan and hidden states differ in their leading shape.
+    """
+    if plan.loop_count.shape != hidden.shape[:-1]:
+        raise PlanError(
+            f"plan for tokens of shape {tuple(plan.loop_count.shape)} given hidden states of shape "
+            f"{tuple(hidden.shape)}: the leading dimensions must agree"
+        )
+    hidden_MD, weights = hidden.reshape(-1, hidden.shape[-1]), plan.flatten().weights()
+    if weights.max_loops == 1:
+        view = replace(view, loop_weights=None)  # all loops share those of the first
+    return run_masked(hidden_MD, view, weights).view_as(hidden)
+
+
+def may_run_once(view: FFNView, execution: Execution) -> bool:
+    """Never: what needs no plan is the package's affair."""
+    return False
+
+
+def execute_once(
+    x: Tensor, view: FFNView, weights: OneLoop, execution: Execution = "auto"
+) -> Tensor:
+    """As the package's own, for whoever asks without asking `may_run_once`."""
+    return run_once(x, view, weights)
