@@ -52,3 +52,38 @@ def test_the_confirmed_difference_is_the_committed_one():
     for page in ("README.md", "docs/evidence.md", "docs/depth.md"):
         assert quoted in re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8")), page
     assert found["p_holm"] < 0.001
+
+
+def difference(each: dict) -> str:
+    """A difference as the page writes it."""
+    signed = (f"{each[name]:+.3f}".replace("-", "−") for name in ("mean", "low", "high"))
+    return "{} ({} to {})".format(*signed)
+
+
+OPTIONS = json.loads((ROOT / "results/depth-options-8-seeds/results.json").read_text())["summary"]
+
+
+@pytest.mark.parametrize("each", OPTIONS["comparisons"], ids=lambda each: each["first"])
+def test_every_option_has_its_row(each):
+    assert difference(each) in PAGE
+    assert each["p_holm"] > 0.05  # or the page would say that it is left after correction
+
+
+def test_facts_and_the_unseen_depth_are_the_committed_ones():
+    found = {}
+    for name in ("facts", "unseen"):
+        summary = json.loads((ROOT / f"results/depth-{name}-3-seeds/results.json").read_text())
+        found[name] = {arm["arm"]: arm for arm in summary["summary"]["arms"]}
+        if name == "facts":
+            against = summary["summary"]["comparisons"][0]
+    stored = [found["facts"][arm]["mean_exact"]["mean"] for arm in ("dense-4f", "dense", "paper")]
+    assert [f"{value:.3f}" for value in stored] == ["1.000", "0.937", "0.831"]
+    text = re.sub(r"\s+", " ", PAGE)
+    assert "(1.000), dense with F = 64 0.937, the paper's form 0.831; 0.168 less" in text
+    low, high = -against["high"], -against["low"]
+    assert f"{-against['mean']:.3f} less than F = 256 ({low:.3f} to {high:.3f}, p = 0.03" in text
+    assert round(against["p_holm"], 2) == 0.03
+    deepest = {arm: record["exact"][4] for arm, record in found["unseen"].items()}
+    assert f"{deepest.pop('prescribed'):.2f}" == "0.72"
+    assert max(deepest.values()) < 0.045
+    assert f"{found['unseen']['paper']['loops'][4]:.1f}" == "1.4"

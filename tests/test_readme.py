@@ -40,6 +40,9 @@ def test_the_readme_has_commands():
         "bench",
         "verify",
         "generate",
+        "chat",
+        "doctor",
+        "export",
         "calibrate",
         "analyze",
     }

@@ -31,6 +31,29 @@ STATEMENTS = {
     "reuse_pays": "Reuse (`{}`) is better than four times the hidden neurons ({})",
     "loops_follow": "and its loops follow the need",
 }
+TITLES = {
+    "options": "What training options do",
+    "facts": "Does reuse store facts?",
+    "unseen": "Does reuse go deeper than it was trained to?",
+    "text": "Does a controller learn how deep to go, in the company of text?",
+}
+"""By scale; the others ask the question that this package begins with."""
+TITLE = "Does a controller learn how deep to go?"
+RULE_110 = (
+    "the answer is the state after k steps (k = 0 … {most}) of cellular automaton rule 110 on a "
+    "ring, and counts as right if every bit is."
+)
+QUESTIONS = {
+    "facts": "the answer is a state that was drawn for this question once and for all, and counts "
+    "as right if every bit is: nothing leads to it but memory. {known} states are asked about, all "
+    "of them in training, too.",
+    "unseen": RULE_110 + " The largest k is never trained on.",
+    "text": RULE_110 + " {text} bytes of text follow, and are predicted, too.",
+}
+HELD_OUT = (
+    " A tenth of the states is never trained on and asked about here; another tenth chose the "
+    "learning rates."
+)
 OPTION_STATEMENTS = {
     "helped": "Right more often",
     "hurt": "Right less often",
@@ -45,7 +68,7 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
     Returns:
         Path of the HTML report.
     """
-    summary = results["summary"]
+    summary, scale = results["summary"], results["protocol"]["scale"]
     judged = results["protocol"].get("judged", PAPER_BOTH)  # the first experiment doesn't say
     titles = {arm["arm"]: arm["title"] for arm in summary["arms"]}
     larger = ", ".join(f"`{name}`" for name in (DENSE_LARGE, DENSE_LARGE_K) if name in titles)
@@ -55,6 +78,9 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         "protocol": results["protocol"],
         "task": results["protocol"]["task"],
         "ks": list(ks),
+        "title": TITLES.get(scale, TITLE),
+        "answer": QUESTIONS.get(scale, RULE_110).format(**results["protocol"]["task"]),
+        "held_out": "" if scale == "facts" else HELD_OUT,
         "table": [_shown(arm) for arm in summary["arms"]],
         "comparisons": [_compared(each, titles) for each in summary["comparisons"]],
         "capped": [_compared(each, titles) for each in summary.get("capped", ())],
