@@ -81,6 +81,15 @@ def truth(layer, hidden):
         return naive.infer(weights, hidden)[0]
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 16), (2, 9, 16)], ids=str)
+@pytest.mark.parametrize("name", ONE)
+def test_any_leading_shape_is_the_same(name, shape):
+    layer, hidden = capped("swiglu", ONE[name]), make_hidden(*shape)
+    found = update(layer, hidden)
+    assert took_shortcut()
+    torch.testing.assert_close(found, update(layer, hidden.flatten(0, 1)).view(shape))
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if not FORMS[form].post_norm])
 @pytest.mark.parametrize("name", ONE)
 def test_it_is_the_paper_with_one_loop(form, name):

@@ -199,9 +199,15 @@ def test_pushing_uploads_the_folder_once(root, monkeypatch):
 
     monkeypatch.setattr("versatileffn.publish.push.get_token", lambda: "secret")
     monkeypatch.setattr("versatileffn.publish.push.HfApi", Hub)
+    (root / "moe" / "out" / "secret.env").write_text("TOKEN=1")
+    with pytest.raises(ConfigError, match=r"secret.env, which `versatileffn export` didn't write"):
+        push(root / "moe" / "out", "me/mine", changed=True)
+    (root / "moe" / "out" / "secret.env").unlink()
+    calls.clear()
     assert push(root / "moe" / "out", "me/mine", private=True) == "https://hub/commit"
     assert calls[1] == ("me/mine", {"private": True, "exist_ok": True})
     assert calls[2]["folder_path"] == root / "moe" / "out"
+    assert {"export.json", "config.json", "model.safetensors"} <= set(calls[2]["allow_patterns"])
     (root / "moe" / "out" / "README.md").write_text("another card")
     with pytest.raises(ConfigError, match=r"README.md isn't what was written.*--changed"):
         push(root / "moe" / "out", "me/mine")

@@ -23,13 +23,13 @@ def deciding_layers(model: Any, decisions: Sequence[ReusePlan | Routing]) -> dic
         return plans
     name = model.name_or_path or "the model"
     if any(isinstance(decision, Routing) for decision in decisions):
-        reason = "its experts are real and no token loops; `words` and `tokens` show its experts"
+        reason = "its experts are real and no token loops; `versatileffn analyze words` shows them"
     else:
         constant = {d.uniform for d in decisions if isinstance(d, ReusePlan)} or {1}
         most = max(loops or 1 for loops in constant)
         reason = "it is dense"
         if most > 1:
-            reason = f"every token takes {most} loops by design; `similarity` compares them"
+            reason = f"every token takes {most} loops by design; `analyze similarity` compares them"
     raise ConfigError(
         f"{name} decides no loops ({reason}), so there is nothing to see: give a versatile model, "
         "see `versatileffn upcycle` and `train`"

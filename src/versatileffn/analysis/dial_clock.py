@@ -59,7 +59,7 @@ def clock_budgets(
         half = max(1, ids_BT.shape[1] // 2)
         ids = ids_BT if work == "prefill" else ids_BT[:1, : min(PROMPT, half)]
         steps = min(NEW_TOKENS, half)
-        speed.check_fits({"reuse": model}, ids.numel(), work)
+        speed.check_fits({"reuse": model}, ids.numel(), work, "leave out --clock")
         with unchanged_budget(model):
             run = {DENSE: _checked(DENSE, work, dense, ids, steps, lambda: None)}
             for name, choose in budgets.items():

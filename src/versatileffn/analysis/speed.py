@@ -168,7 +168,7 @@ def subject(
     )
 
 
-def check_fits(models: Mapping[str, Any], tokens: int, work: str) -> None:
+def check_fits(models: Mapping[str, Any], tokens: int, work: str, remedy: str) -> None:
     """Refuse batches that can't fit before they are made.
 
     Raises:
@@ -177,7 +177,6 @@ def check_fits(models: Mapping[str, Any], tokens: int, work: str) -> None:
     training = work == "training"
     for model in models.values():
         needed = forward_bytes(model, tokens, tokens if training else 1, training)
-        remedy = "choose a smaller --batch or --length, or other --work"
         check_memory(needed, f"{work} of {tokens:,} tokens", remedy, model.device)
 
 

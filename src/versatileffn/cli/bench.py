@@ -12,6 +12,7 @@ from versatileffn.errors import ConfigError
 
 Work = StrEnum("Work", "PREFILL DECODE TRAINING")
 DType = StrEnum("DType", "FLOAT32 BFLOAT16")
+REMEDY = "choose a smaller --batch or --length, or other --work"
 TWIN = "the same weights, each FFN once, without what reuse adds"
 
 
@@ -99,7 +100,7 @@ def bench_command(
             pair = twin.load_pair(model, dense, configs, stored, where)
             if budget is not None:
                 set_compute_budget(pair["reuse"], budget)
-        speed.check_fits(pair, batch * length, each.value)
+        speed.check_fits(pair, batch * length, each.value, REMEDY)
         if not speeds:
             torch.manual_seed(seed)
             ids, read = twin.token_ids(model, configs[0].vocab_size, text, shape)

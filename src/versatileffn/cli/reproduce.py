@@ -26,7 +26,8 @@ def reproduce_command(
             "parameters outside the embeddings, each with 20 tokens to learn from; `small` wants a "
             "GPU. `354m`, `720m` and `1.21b`, the paper's, print the commands and what they cost. "
             "Of the task `depth`: `tiny` is the whole experiment, `confirm` asks again on other "
-            "seeds, `options` has an arm for each training option, `demo` has three arms."
+            "seeds, `options` has an arm for each training option, `text`, `facts` and `unseen` "
+            "change the questions, `demo` has three arms."
         ),
     ] = "tiny",
     out: Annotated[
@@ -52,7 +53,7 @@ def reproduce_command(
         typer.Option(
             help="What the base is continued as, separated by commas (default: the paper's); `all` "
             "adds `mor`, Mixture-of-Recursions' token choice. The dense control is always one. Of "
-            "the task `depth`: what is trained; `all` adds controls and options.",
+            "the task `depth`: what is trained; `all` adds controls.",
         ),
     ] = None,
     tokens: Annotated[

@@ -36,7 +36,7 @@ def train_command(
     """Train a model, or continue the unfinished run in its folder.
 
     Ctrl-C, SIGTERM and SIGHUP let it finish its step and save it; the same command goes on. Run
-    it under `torchrun --nproc_per_node N -m versatileffn.cli.main train ...` for N processes.
+    it under `torchrun --nproc_per_node N -m versatileffn train ...` for N processes.
     """
     from versatileffn.training.config import load_config
     from versatileffn.training.run import train

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 RECORDS = {
+    "analysis.json": "analysis",
     "meta.json": "tokens",
     "receipt.json": "converted model",
     "export.json": "exported model",

@@ -136,6 +136,7 @@ class Writer:
         from versatileffn.analysis.deciding import deciding_layers
         from versatileffn.budget import compute_budget
         from versatileffn.cli.loop_colours import LoopStreamer
+        from versatileffn.evaluation.observe import observe
         from versatileffn.evaluation.tasks.loading import load_subject
         from versatileffn.models.family import is_reuse
 
@@ -150,8 +151,9 @@ class Writer:
                 pass  # before anything is read
         self.loops: LoopStreamer | None = None
         if wishes.show_loops:
-            if not is_reuse(self.model.config):
-                deciding_layers(self.model, ())
+            probe = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
+            seen = observe(self.model, [probe]) if is_reuse(self.model.config) else ()
+            deciding_layers(self.model, next((each.decisions for each in seen), ()))
             self.loops = LoopStreamer(self.model, self.words)
         torch.manual_seed(wishes.seed)
 

@@ -28,7 +28,6 @@ def run_once(x_MD: Tensor, view: FFNView, weights: OneLoop) -> Tensor:
         gate_MF, up_MF = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
         a_MF = view.act(gate_MF) * up_MF  # memory of its own, which no hook has seen
     else:
-        a_MF = view.act(projected[0])
-        a_MF = a_MF.clone() if a_MF is projected[0] else a_MF
+        a_MF = view.act(projected[0]).clone()  # φ may return what it was given, or a view of it
     out_MD: Tensor = view.down(weights.weigh(a_MF))
     return out_MD

@@ -67,7 +67,7 @@ class ExpertSlices:
         activations_MF: Tensor,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Multiply the hidden activations of each expert by its weight, [M, F].
+        """Multiply the hidden activations of each expert by its weight, [M, F]; M may be any shape.
 
         Source: Eq. 6–7 in one product.
 
@@ -83,7 +83,7 @@ class ExpertSlices:
             out_MNf = None if out is None else out.unflatten(-1, by_expert)
             return torch.mul(blocks_MNf, weights_MN.unsqueeze(-1), out=out_MNf).flatten(-2)
         owners = self.owner_of_neuron(activations_MF.device)
-        weights_MF = torch.cat([weights_MN, rest_M1], dim=-1)[:, owners]
+        weights_MF = torch.cat([weights_MN, rest_M1], dim=-1)[..., owners]
         return torch.mul(activations_MF, weights_MF, out=out)
 
     def sum_neurons(self, values_MF: Tensor) -> Tensor:

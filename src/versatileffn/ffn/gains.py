@@ -56,4 +56,7 @@ def with_scale(plan: ReusePlan, scale: float) -> ReusePlan:
     Source: with 1/L, the residual scale of looped networks; here it keeps L loops at the size of
     one.
     """
-    return replace(plan, loop_gains=plan.loop_probs.new_full((plan.max_loops,), scale))
+    gains = plan.loop_gains
+    if gains is None:
+        gains = plan.loop_probs.new_ones(plan.max_loops)
+    return replace(plan, loop_gains=gains * scale)

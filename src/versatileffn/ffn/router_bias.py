@@ -18,7 +18,8 @@ class RouterBias(nn.Module):
 
     Loads are counted in each forward pass in training mode. `move`, after each optimizer step,
     makes an expert with more than the mean load less likely to be chosen, another more. Counting a
-    pass twice, as checkpointing does, changes no sign.
+    pass twice, as checkpointing does, changes no sign. Padding counts, unlike in the balance loss:
+    what is decided here doesn't know the mask.
 
     Args:
         num_experts: N.

@@ -102,10 +102,13 @@ class ReuseConfig:
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Transformers' own; where `auto_map` names a file of code, with this file."""
-        named: dict[str, str] | None = getattr(self, "auto_map", None)
+        named: dict[str, Any] | None = getattr(self, "auto_map", None)
         if named:
             # Of what was loaded from a hub, names begin with whose code it is: "owner/name--".
-            self.auto_map = {auto: name.rpartition("--")[2] for auto, name in named.items()}
+            self.auto_map = {
+                auto: name.rpartition("--")[2] if isinstance(name, str) else name
+                for auto, name in named.items()
+            }
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             code = Path(save_directory, f"{MODELLING}.py")
             code.write_text(modelling_source(), encoding="utf-8")

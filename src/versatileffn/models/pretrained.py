@@ -92,7 +92,7 @@ class ReusePreTrainedModel(PreTrainedModel):
 
         Args:
             open_loops: 1 to L.
-            newest: with which the last open loop's gain is multiplied, 0 to 1.
+            newest: with which the last open loop's gain is multiplied, 0 to 1; never the first's.
 
         Raises:
             ConfigError: it is none of 1 … L, or the factor is out of range.
@@ -107,7 +107,7 @@ class ReusePreTrainedModel(PreTrainedModel):
         for layer in self.reuse_layers():
             for decider in layer.deciders("open_loops"):
                 decider.open_loops = open_loops
-                layer.opened = open_loops - 1 + newest if newest < 1 else math.inf
+                layer.opened = max(1, open_loops - 1 + newest) if newest < 1 else math.inf
 
     def sample_loops(self, ratio: float | None) -> None:
         """Draw depths by lot in training; of the running model, never saved.

@@ -76,7 +76,7 @@ def export(
     cls = next((c for c in made.values() if c.__name__ == named), AutoModelForCausalLM)
     model = load_checkpoint(cls, source, config)
     if results is not None:
-        _check_results(results, cls, source)
+        _check_results(results, source)
     check_space(target, sum(t.numel() * t.dtype.itemsize for t in model.state_dict().values()))
     model.config.auto_map = auto_map(config)
     origin = origin_of(source)
@@ -95,7 +95,7 @@ def export(
         _write_papers(folder, card, origin)
         record = {
             "source": Path(source).name,
-            "receipt": origin.receipt,
+            "receipt": origin.receipt and origin.receipt | {"source": origin.base},
             "versions": versions("torch", "transformers"),
             FILES: digests(folder),
         }
@@ -133,7 +133,7 @@ def _check_controller(config: Any, source: str) -> None:
         )
 
 
-def _check_results(results: Mapping[str, Any], cls: Any, source: str) -> None:
+def _check_results(results: Mapping[str, Any], source: str) -> None:
     """Refuse results that aren't this model's.
 
     Raises:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from versatileffn.models.hub import hub_options
 from versatileffn.models.source import is_gguf
@@ -81,7 +83,9 @@ def _licences(folder: Path) -> Iterator[Path]:
 
 def _on_hub(name: str) -> tuple[bool, ModelCard | None]:
     """Whether the Hub, or what was downloaded from it, has a model, and its card."""
-    if name.count("/") > 1 or name.startswith(("/", ".", "~")):
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
         return False, None
     try:
         if hub_options(name) and not isinstance(try_to_load_from_cache(name, "config.json"), str):

@@ -8,7 +8,7 @@ from versatileffn.errors import ConfigError, ResourceError
 from versatileffn.models.source import first_line
 from versatileffn.publish.export import RECORD
 from versatileffn.workspace.lock import LOCK
-from versatileffn.workspace.manifest import damage, files_of, read_record
+from versatileffn.workspace.manifest import damage, files_of, read_record, strangers
 
 
 def push(folder: Path, repo: str, *, private: bool = False, changed: bool = False) -> str:
@@ -38,6 +38,12 @@ def push(folder: Path, repo: str, *, private: bool = False, changed: bool = Fals
         raise ConfigError(
             f"{folder} isn't as it was exported ({edited[0]}): export again, or pass --changed"
         )
+    foreign = [name for name in strangers(folder, files) if name not in (RECORD, LOCK)]
+    if foreign:
+        raise ConfigError(
+            f"{folder} holds {foreign[0]}, which `versatileffn export` didn't write: move it away, "
+            "so that nothing goes out with the model that shouldn't"
+        )
     token = get_token()
     if token is None:
         raise ConfigError(
@@ -50,7 +56,7 @@ def push(folder: Path, repo: str, *, private: bool = False, changed: bool = Fals
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
-            ignore_patterns=[LOCK],
+            allow_patterns=[*files, RECORD],
             commit_message="A model that versatileffn exported",
         )
     except (OSError, ValueError, RuntimeError) as error:  # the HTTP library's are of these

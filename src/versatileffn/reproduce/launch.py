@@ -19,7 +19,7 @@ UTILISATION = 0.4
 """Share of the peak that a good training run reaches; an assumption."""
 LOOP_SHARE = 3.1 / 4
 """Mean loops of L that tokens take. Source: what Table 2 implies at 354M, 3.05 to 3.22 of 4."""
-TORCHRUN = "torchrun --nproc-per-node 8 -m versatileffn.cli.main"
+TORCHRUN = "torchrun --nproc-per-node 8 -m versatileffn"
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,7 @@ QUESTIONS = {
     "unseen": RULE_110 + " The largest k is never trained on.",
     "text": RULE_110 + " {text} bytes of text follow, and are predicted, too.",
 }
-HELD_OUT = (
-    " A tenth of the states is never trained on and asked about here; another tenth chose the "
-    "learning rates."
-)
+HELD_OUT = " A tenth of the states is never trained on and asked about here; another tenth {}."
 OPTION_STATEMENTS = {
     "helped": "Right more often",
     "hurt": "Right less often",
@@ -80,7 +77,11 @@ def render(results: Mapping[str, Any], out: Path) -> Path:
         "ks": list(ks),
         "title": TITLES.get(scale, TITLE),
         "answer": QUESTIONS.get(scale, RULE_110).format(**results["protocol"]["task"]),
-        "held_out": "" if scale == "facts" else HELD_OUT,
+        "held_out": ""
+        if scale == "facts"
+        else HELD_OUT.format(
+            "chose the learning rates" if results["protocol"]["rule"] else "draws the curves"
+        ),
         "table": [_shown(arm) for arm in summary["arms"]],
         "comparisons": [_compared(each, titles) for each in summary["comparisons"]],
         "capped": [_compared(each, titles) for each in summary.get("capped", ())],
