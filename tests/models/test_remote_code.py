@@ -28,7 +28,7 @@ class AlienConfig(LlamaConfig):
 class AlienTokenizer(PreTrainedTokenizerFast):
     pass
 """
-WITHOUT_CHECKPOINTS = {"reproduce", "verify"}
+WITHOUT_CHECKPOINTS = {"push", "reproduce", "verify"}
 """Verbs that load no checkpoint, or none but those that versatileffn wrote."""
 
 
@@ -125,6 +125,7 @@ def commands(tmp_path, dense_folder):
         "chat": lambda source: ["chat", source],
         "doctor": lambda source: ["doctor", source],
         "analyze": lambda source: ["analyze", "loops", source, text, "--out", tmp_path / "views"],
+        "export": lambda source: ["export", source, tmp_path / "out"],
         "tokenize": tokenize,
         "train": train,
     }
@@ -138,7 +139,7 @@ def test_every_verb_is_walked(commands):
 @pytest.mark.parametrize(
     "verb",
     ["upcycle", "evaluate", "perplexity", "flops", "bench", "train", "calibrate", "generate",
-     "chat", "doctor", "analyze"],
+     "chat", "doctor", "analyze", "export"],
 )  # fmt: skip
 def test_a_model_of_its_own_is_refused(verb, commands, alien_model, canary, monkeypatch, capsys):
     before, after = commands
