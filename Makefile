@@ -33,7 +33,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 
 install: $(VENV)/.installed  ## virtual environment with the package
 
-demo: $(VENV)/.installed  ## two experiments side by side on two cores: reports in about ten minutes
+demo: $(VENV)/.installed  ## two experiments side by side on two cores: reports in about six minutes
 	@$(MAKE) --no-print-directory -j2 demo-language demo-depth
 	@sed -n "/^| model/,/^$$/p" $(OUT)-depth/report.md | head -20
 	@echo "how deep to go:  $(OUT)-depth/report.html"; echo "on language:     $(OUT)/report.html"

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,16 +75,40 @@ def test_every_file_the_readme_links_to_exists():
         assert (ROOT / target).exists(), target
 
 
+def tree() -> list[str]:
+    """Every file and room of the README's tree, relative to the package."""
+    text = README.split("src/versatileffn/\n")[1].split("```")[0]
+    listed, room = [], ""
+    for indent, names in re.findall(r"^  ( *)((?:[a-z_]+(?:\.py|/) ?)+)", text, re.MULTILINE):
+        for name in names.split():
+            if not indent:
+                room = name if name.endswith("/") else ""
+            listed.append(room + name if indent else name)
+    return listed
+
+
 def test_every_file_of_the_tree_exists():
-    tree = README.split("src/versatileffn/\n")[1].split("```")[0]
-    names = re.findall(r"^  ( *)((?:[a-z_]+(?:\.py|/) ?)+)", tree, re.MULTILINE)
-    room = Path()
-    for indent, entries in names:
-        for entry in entries.split():
-            if not indent and entry.endswith("/"):
-                room = Path(entry)
-            path = room / entry if indent else Path(entry)
-            assert (ROOT / "src" / "versatileffn" / path).exists(), path
+    assert len(tree()) > 40
+    for name in tree():
+        assert (ROOT / "src" / "versatileffn" / name).exists(), name
+
+
+def test_the_tree_stands_in_import_order():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = contracts["contracts"][0]["layers"]
+    heights = {
+        module.strip().removeprefix("versatileffn."): height
+        for height, layer in enumerate(reversed(layers))
+        for module in layer.split("|")
+    }
+    stands = []
+    for name in tree():
+        module = name.removesuffix(".py").rstrip("/").replace("/", ".")
+        within = [h for m, h in heights.items() if m == module or m.startswith(f"{module}.")]
+        if within:
+            stands.append((min(within), name))
+    assert len(stands) > 30
+    assert stands == sorted(stands, key=lambda each: each[0])
 
 
 def test_the_table_is_the_committed_run():

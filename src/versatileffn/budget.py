@@ -83,6 +83,18 @@ def unchanged_budget(model: nn.Module) -> Iterator[None]:
             part.loop_penalty = penalty
 
 
+def each_cap(model: nn.Module) -> Iterator[int]:
+    """Every cap in turn, 1 … L, in force while the caller's loop runs its body.
+
+    Nothing if no token can loop. Afterwards the budget is what it was before.
+    """
+    most = max((part.loops for part in model.modules() if isinstance(part, Reuse)), default=1)
+    with unchanged_budget(model):
+        for cap in range(1, most + 1) if most > 1 else ():
+            set_compute_budget(model, max_loops=cap)
+            yield cap
+
+
 def set_loop_penalty(model: nn.Module, penalty: float | None) -> None:
     """Let each loop after the first cost so much of its logit; None for nothing.
 

@@ -78,9 +78,9 @@ def test_what_models_without_loops_to_decide_can_show(root, tmp_path, variant, v
 
 
 NOTHING = {
-    ("moe", "loops"): "its experts are real and no token loops; `words` and `tokens` show",
+    ("moe", "loops"): "no token loops; `versatileffn analyze words` shows them",
     ("moe", "similarity"): "no two pathways to compare (its experts are real)",
-    ("k-loop", "loops"): "every token takes 2 loops by design; `similarity` compares them",
+    ("k-loop", "loops"): "every token takes 2 loops by design; `analyze similarity` compares",
     ("k-loop", "words"): "every token takes 2 loops by design",
     ("k-loop", "tokens"): "every token takes 2 loops by design",
 } | {("dense", view): "it is dense" for view in ("loops", "words", "tokens")} | {

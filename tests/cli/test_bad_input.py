@@ -94,6 +94,14 @@ def test_the_command_line(models, verb, name, extra, message):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["dense", "llama", "moe", "k-loop"])
+def test_a_conversation_without_loops_to_show_ends_before_it_begins(models, name):
+    done = CliRunner().invoke(app, ["chat", str(models[name]), "--show-loops"], input="Hello\n")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, VersatileFFNError)
+    assert done.stdout == ""
+
+
 TENSOR = torch.tensor
 PYTHON = [
     ("versatile", {"max_loops": 0}, "too few.*give 1 to 4"),

@@ -111,26 +111,32 @@ def test_overwrite_never_takes_the_source_or_a_stranger(dense_folder, tmp_path):
 
 def test_every_knob_of_every_variant_is_an_option(dense_folder, tmp_path):
     """Options are made from the records, so that a new knob is one, too."""
-    given = {
-        "versatile": vf.Versatile(
+    records = [
+        vf.Versatile(
             4, 1, 5, 3, "average", "soft", "learned", 2, "linear", True, 1e-3, (1,), 0.5, 0.7, 0.1
         ),
-        "k-loop": vf.KLoop(3, "learned", 2, (0, 1), 0.5),
-        "moe": vf.MoE(4, 1, 5, "fixed", 1e-3, (0,)),
-        "dense": vf.Dense(),
-    }
-    for variant, config in given.items():
-        for field in dataclasses.fields(config):
-            assert field.default != getattr(config, field.name) or field.name in (
-                "controller", "reuse_gains"
-            )  # fmt: skip
+        vf.Versatile(reuse_gains="fixed", loop_scale=0.5),
+        vf.Versatile(router_aux_loss_coef=0.0, router_bias_rate=1e-3),
+        vf.KLoop(3, "learned", 2, (0, 1), 0.5),
+        vf.KLoop(3, "fixed", 2, (0, 1), loop_scale=0.5),
+        vf.MoE(4, 1, 5, "fixed", 1e-3, (0,)),
+        vf.MoE(4, 1, 5, "fixed", 0.0, (0,), router_bias_rate=1e-3),
+        vf.Dense(),
+    ]
+    for kind in {type(config) for config in records}:
+        of_kind = [config for config in records if type(config) is kind]
+        for field in dataclasses.fields(kind):
+            values = {getattr(config, field.name) for config in of_kind}
+            assert values - {field.default} or field.name in ("controller", "reuse_gains")
+    for number, config in enumerate(records):
         options = []
         for name, value in dataclasses.asdict(config).items():
             option = "--gains" if name == "reuse_gains" else f"--{name.replace('_', '-')}"
             for each in value if isinstance(value, tuple) else [value]:
-                options += [option] if value is True else [option, str(each)]
-        out = tmp_path / variant
-        line = ["upcycle", str(dense_folder), str(out), "--to", variant, *options]
+                if each is not None and each is not False:
+                    options += [option] if each is True else [option, str(each)]
+        out = tmp_path / str(number)
+        line = ["upcycle", str(dense_folder), str(out), "--to", config.variant, *options]
         result = CliRunner().invoke(app, line)
         assert result.exit_code == 0, result.output
         receipt = json.loads((out / "receipt.json").read_text())

@@ -1,6 +1,7 @@
 """One loop for every token: what the shortcut computes, when it is taken, what it dispatches."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,10 +143,13 @@ def test_lambda_is_the_plans(fusion, max_loops):
 def test_activations_that_somebody_keeps_are_left_alone():
     kept = []
     layer, hidden = capped("plain-biases", PLANS["paper"]), make_hidden(7, 16)
-    for module in (*layer.proj, layer.down):
+    view = replace(view_of(layer), act=nn.GELU())
+    for module in (*layer.proj, view.act, layer.down):
         module.register_forward_hook(lambda _, given, out: kept.append((out, out.clone())))
-    update(layer, hidden)
+    with torch.no_grad():
+        layer.update(hidden, view)
     assert took_shortcut()
+    assert len(kept) == 3
     assert all(torch.equal(now, then) for now, then in kept)
 
 

@@ -35,6 +35,7 @@ from versatileffn.layer import VersatileFFN
         ({"variant": "moe", "top_k": 9}, "top_k=9 exceeds num_experts=8"),
         ({"loop_scale": 0.0}, "loop_scale=0.0 must be positive"),
         ({"loop_scale": 0.5, "reuse_gains": "learned"}, "gain_init says where learned gains start"),
+        ({"loop_scale": 0.5, "fusion": "width"}, "fusion=.width. runs none: leave it out"),
         ({"router_bias_rate": 1e-3}, "set router_aux_loss_coef=0"),
         ({"router_bias_rate": -1.0}, "router_bias_rate=-1.0 is negative"),
         ({"router_bias_rate": 1e-3, "fusion": "depth"}, "no effect where no experts are chosen"),

@@ -8,6 +8,7 @@ from support.families import tiny_dense
 from support.models import make_config, make_ids
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.ffn.gains import with_scale
 from versatileffn.models.family import model_class
 from versatileffn.training.init import truncated_init
 from versatileffn.upcycle import EXACT
@@ -51,6 +52,12 @@ def test_with_a_scale_of_a_quarter_four_loops_add_a_quarter_each(config):
     plan.check()
     assert not vf.KLoop(1, loop_scale=0.25).starts_exactly
     assert vf.KLoop(1).starts_exactly
+
+
+def test_a_scale_multiplies_the_gains_that_a_plan_has_already():
+    plan = vf.VersatileFFN(16, 32, vf.Versatile()).eval().controller(torch.randn(7, 16))
+    own = torch.tensor([1.0, 2.0, 0.0, -3.0])
+    assert with_scale(plan.with_gains(own, None), 0.25).loop_gains.tolist() == [0.25, 0.5, 0, -0.75]
 
 
 def test_a_model_from_scratch_keeps_the_start_and_a_checkpoint_its_values(tmp_path):

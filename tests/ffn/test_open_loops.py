@@ -81,6 +81,19 @@ def test_a_model_sets_all_its_layers_and_refuses_what_it_has_not():
         model.set_open_loops(0)
 
 
+def test_a_first_loop_is_never_multiplied():
+    """With one loop open the newest is the first, without which an FFN would do nothing."""
+    model, ids = make_model().eval(), make_ids(2, 9)
+    model.set_open_loops(1)
+    whole = model(ids).logits
+    model.set_open_loops(1, newest=0.0)
+    assert torch.equal(model(ids).logits, whole)
+    model.set_open_loops(2)
+    both = model(ids).logits
+    model.set_open_loops(2, newest=0.5)  # the control
+    assert not torch.allclose(model(ids).logits, both)
+
+
 def test_a_saved_model_has_all_loops_open(tmp_path):
     model = make_model()
     model.set_open_loops(1)

@@ -18,8 +18,9 @@ from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.ffn.controller import LinearController
 from versatileffn.models.checkpoint import load_checkpoint, read_config
 from versatileffn.publish.export import RECORD, export
+from versatileffn.publish.origin import origin_of
 from versatileffn.publish.push import push
-from versatileffn.upcycle import save_upcycled, upcycle
+from versatileffn.upcycle import RECEIPT, save_upcycled, upcycle
 from versatileffn.workspace.manifest import damage, files_of, read_record
 
 ELSEWHERE = Path(__file__).with_name("elsewhere.py")
@@ -130,6 +131,24 @@ def test_a_conversion_carries_what_is_known_of_its_base(tmp_path):
     assert reloaded.generation_config.eos_token_id == [3, 7]
     ids = make_ids(1, 8)
     torch.testing.assert_close(reloaded(ids).logits, dense.eval()(ids).logits)
+
+
+def test_no_record_has_a_local_path(tmp_path):
+    """Of the base, the conversion or the training: names go out, folders don't."""
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(tmp_path / "dense")
+    model, receipt = upcycle(tmp_path / "dense")
+    save_upcycled(model, receipt, tmp_path / "reused")
+    export(str(tmp_path / "reused"), tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.*"):
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    assert read_record(tmp_path / "out" / RECORD)["receipt"]["source"] == "dense"
+
+
+@pytest.mark.parametrize("gone", ["/srv/models/gone", "../gone", "a/b/c", "two words"])
+def test_a_base_that_is_gone_and_could_be_no_hub_id_is_a_name(tmp_path, gone):
+    (tmp_path / RECEIPT).write_text(json.dumps({"source": gone}))
+    origin = origin_of(str(tmp_path))
+    assert (origin.base, origin.base_id, origin.base_card) == (Path(gone).name, None, None)
 
 
 def test_a_budget_curve_stands_in_the_card(tmp_path):

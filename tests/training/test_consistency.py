@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from support.models import make_ids, make_model
 from versatileffn.budget import compute_budget
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.router_bias import RouterBias
 from versatileffn.training import consistency as consistency_module
 from versatileffn.training.consistency import consistency_loss
 from versatileffn.training.run import train
@@ -48,6 +49,17 @@ def test_nothing_is_asked_of_tokens_that_loop_once():
             once = model(ids).logits
         assert consistency_loss(model, inputs, once, model).item() == pytest.approx(0, abs=1e-4)
     assert apart > 1e-2
+
+
+def test_the_capped_pass_is_no_load_of_the_biases():
+    ffn = {"max_loops": 3, "router_bias_rate": 0.01, "router_aux_loss_coef": 0.0}
+    model, ids = make_model(**ffn).train(), make_ids(4, 7)
+    free = model(ids).logits
+    biases = [part for part in model.modules() if isinstance(part, RouterBias)]
+    loads = [bias.load.clone() for bias in biases]
+    consistency_loss(model, {"input_ids": ids, "labels": ids}, free, model)
+    assert len(loads) == 2
+    assert all(bias.load.equal(load) for bias, load in zip(biases, loads, strict=True))
 
 
 def entries(run):

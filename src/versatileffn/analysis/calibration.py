@@ -14,7 +14,7 @@ from versatileffn.analysis.drawing import INK, figure, inked, legend_below, plai
 from versatileffn.analysis.reuse import measure_reuse
 from versatileffn.budget import (
     check_priced,
-    reused_layers,
+    each_cap,
     set_loop_penalty,
     unchanged_budget,
 )
@@ -77,13 +77,7 @@ def measure_caps(model: Any, batches: Sequence[Tensor]) -> list[dict[str, float]
     Args:
         model, batches: as of `calibrate`.
     """
-    most = max(layer.loops for layer in reused_layers(model))
-    caps = []
-    with unchanged_budget(model):
-        for cap in range(1, most + 1):
-            model.set_compute_budget(max_loops=cap)
-            caps.append({"max_loops": cap, **_cost(model, batches)})
-    return caps
+    return [{"max_loops": cap, **_cost(model, batches)} for cap in each_cap(model)]
 
 
 def _cost(model: Any, batches: Sequence[Tensor]) -> dict[str, float]:

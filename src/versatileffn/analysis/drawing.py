@@ -24,6 +24,8 @@ WIDTH = 4.9
 """Inches."""
 CROWD = 14
 """More bars than this have no room for numbers that lie flat."""
+SHOWN = 64
+"""Tokens of a sequence that a map has room for, from its start."""
 _THEME = "<style>svg{color:#20262d}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"
 _INKED: tuple[Any, ...] = (
     "text.color",
@@ -104,14 +106,14 @@ def cosine_maps(panels: Mapping[str, np.ndarray], layers: Sequence[str]) -> byte
     """Cosines along one sequence as colours, a row for each layer and a panel for each title.
 
     Args:
-        panels: [R, T] each, by title.
+        panels: [R, T] each, by title; the first `SHOWN` tokens are drawn.
         layers: what stands beside each row.
     """
     with inked():
         drawn = figure(1.6 + 0.34 * len(layers))
         all_axes = drawn.subplots(len(panels), 1, sharex=True)
         for axes, (title, values) in zip(all_axes, panels.items(), strict=True):
-            image = axes.imshow(values, cmap="coolwarm", vmin=-1, vmax=1,
+            image = axes.imshow(values[:, :SHOWN], cmap="coolwarm", vmin=-1, vmax=1,
                                 aspect="auto", interpolation="nearest")  # fmt: skip
             axes.set_yticks(range(len(layers)), layers)
             axes.set_title(title, fontsize=9)

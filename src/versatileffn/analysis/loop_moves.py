@@ -24,8 +24,6 @@ from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.view import FFNView
 
-SHOWN = 64
-"""Tokens of the picture: the first ones of the longest sequence."""
 MEASURES = ("cosine", "cosine_moves", "size")
 
 
@@ -127,7 +125,7 @@ def loop_moves_outcome(
         for place, text in enumerate(texts)
     ]
     panels = {
-        title: np.stack([values_L3T[-1, index, :SHOWN] for values_L3T in shown.values()])
+        title: np.stack([values_L3T[-1, index] for values_L3T in shown.values()])
         for index, title in enumerate(("after the last loop and before it", "the last two moves"))
     }
     return Outcome(

@@ -23,8 +23,6 @@ from versatileffn.ffn.moe import Routing
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.view import FFNView
 
-SHOWN = 64
-"""Tokens of the picture: the first ones of the longest sequence."""
 MEASURES = ("cosine", "cosine_updates", "width_size", "depth_size", "width_share")
 
 
@@ -164,4 +162,4 @@ def similarity_outcome(
 def draw_similarity(shown: dict[str, np.ndarray], layers: Sequence[str]) -> bytes:
     """Cosine along one sequence, layer by layer: of the outputs, and of the updates; as SVG."""
     panels = {"cosine": "Y_width and Y_depth", "cosine_updates": "without H"}
-    return cosine_maps({title: shown[name][:, :SHOWN] for name, title in panels.items()}, layers)
+    return cosine_maps({title: shown[name] for name, title in panels.items()}, layers)

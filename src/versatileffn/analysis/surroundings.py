@@ -6,7 +6,6 @@ import shutil
 import tomllib
 from collections.abc import Iterable
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -40,7 +39,6 @@ def surroundings() -> dict[str, Any]:
         },
         "devices": devices(),
         "compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
-        "triton": find_spec("triton") is not None,
     }
 
 

@@ -29,9 +29,9 @@ def export_command(
     found = read_record(results) if results is not None else None
     if results is not None and found is None:
         raise ConfigError(f"{results} can't be read as JSON: name a results.json")
-    done = export(model, out, overwrite=overwrite, results=found)
+    notes = export(model, out, overwrite=overwrite, results=found)
     typer.echo(f"written to {out}; it loads with trust_remote_code=True, see {out / 'README.md'}")
-    for note in done.notes:
+    for note in notes:
         typer.echo(f"note: {note}", err=True)
 
 

@@ -1,11 +1,10 @@
 """Stands in for `select.py` in the portable file: plans are carried out by the masked executor."""
 
-from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 
-from versatileffn.errors import PlanError
+from versatileffn.execution.flat import flatten_tokens
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.once import run_once
 from versatileffn.ffn.one_loop import OneLoop
@@ -27,14 +26,7 @@ def execute(
     Raises:
         PlanError: plan and hidden states differ in their leading shape.
     """
-    if plan.loop_count.shape != hidden.shape[:-1]:
-        raise PlanError(
-            f"plan for tokens of shape {tuple(plan.loop_count.shape)} given hidden states of shape "
-            f"{tuple(hidden.shape)}: the leading dimensions must agree"
-        )
-    hidden_MD, weights = hidden.reshape(-1, hidden.shape[-1]), plan.flatten().weights()
-    if weights.max_loops == 1:
-        view = replace(view, loop_weights=None)  # all loops share those of the first
+    hidden_MD, view, weights = flatten_tokens(hidden, view, plan)
     return run_masked(hidden_MD, view, weights).view_as(hidden)
 
 

@@ -32,7 +32,6 @@ traces.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -40,7 +39,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from versatileffn.errors import ConfigError, PlanError
+from versatileffn.errors import ConfigError
+from versatileffn.execution.flat import flatten_tokens
 from versatileffn.execution.kernels.custom_op import run_triton
 from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.masked import run_masked
@@ -92,14 +92,7 @@ def execute(
         ConfigError: the execution asked for isn't valid here.
         PlanError: plan and hidden states differ in their leading shape.
     """
-    if plan.loop_count.shape != hidden.shape[:-1]:
-        raise PlanError(
-            f"plan for tokens of shape {tuple(plan.loop_count.shape)} given hidden states of shape "
-            f"{tuple(hidden.shape)}: the leading dimensions must agree"
-        )
-    hidden_MD, weights = hidden.reshape(-1, hidden.shape[-1]), plan.flatten().weights()
-    if weights.max_loops == 1:
-        view = replace(view, loop_weights=None)  # all loops share those of the first
+    hidden_MD, view, weights = flatten_tokens(hidden, view, plan)
     choice = select_executor(execution, hidden_MD, view, weights)
     _remember(execution, choice.name, choice.reason, choice.fallback)
     return choice.run(hidden_MD, view, weights).view_as(hidden)

@@ -74,6 +74,10 @@ class FFNConfig:
                 f"loop_scale={scale!r} fixes what reuse_gains='learned' learns: leave one of them "
                 "out; gain_init says where learned gains start"
             )
+        if scale != 1 and getattr(self, "fusion", None) == "width":
+            raise ConfigError(
+                f"loop_scale={scale!r} scales loops, and fusion='width' runs none: leave it out"
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "FFNConfig":

@@ -8,9 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from versatileffn.publish.origin import Origin
 
-HEADS = {"ForCausalLM": "CausalLM", "ForSequenceClassification": "SequenceClassification"}
-"""How Auto classes are called, by the end of a class's name."""
 TASKS = {"CausalLM": "text-generation", "SequenceClassification": "text-classification"}
+"""What the Hub calls each kind of model, by the end of its class's name."""
 
 
 def model_card(
@@ -24,9 +23,7 @@ def model_card(
         origin: what is known of it.
         results: of `versatileffn evaluate`, of this very model.
     """
-    head = next(
-        (auto for end, auto in HEADS.items() if type(model).__name__.endswith(end)), "CausalLM"
-    )
+    head = next((end for end in TASKS if type(model).__name__.endswith(end)), "CausalLM")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASKS[head],

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +27,13 @@ RECORD = "export.json"
 BASE_CARD = "base_card.md"
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written.
-
-    Args:
-        folder: where.
-        record: what export.json says.
-        notes: what a reader has to know, a line each.
-    """
-
-    folder: Path
-    record: dict[str, Any]
-    notes: list[str]
-
-
 def export(
     source: str,
     out: Path,
     *,
     overwrite: bool = False,
     results: Mapping[str, Any] | None = None,
-) -> Exported:
+) -> list[str]:
     """Write a checkpoint of ours as a folder that loads with `trust_remote_code=True` anywhere.
 
     Args:
@@ -57,6 +41,9 @@ def export(
         out: the folder to write; it appears whole or not at all.
         overwrite: replace an older export.
         results: of `versatileffn evaluate`, for the card.
+
+    Returns:
+        What its reader has to know, a line each.
 
     Raises:
         CheckpointError: the checkpoint can't be read, or is none of ours.
@@ -100,7 +87,7 @@ def export(
             FILES: digests(folder),
         }
         write_json(folder / RECORD, record)
-    return Exported(out, record, notes)
+    return notes
 
 
 def auto_map(config: Any) -> dict[str, str]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from versatileffn.analysis.flops import model_cost
 from versatileffn.analysis.reuse import measure_reuse
-from versatileffn.budget import compute_budget
+from versatileffn.budget import each_cap
 from versatileffn.data.meta import TokenMeta
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
@@ -26,7 +26,6 @@ from versatileffn.errors import DivergedError
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.evaluation.task_scores import TaskScores
 from versatileffn.ffn.config import Dense
-from versatileffn.models.family import is_reuse
 from versatileffn.reproduce.arms import Arm
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.results import finite
@@ -173,14 +172,8 @@ def measure(context: Context, model_folder: Path) -> dict[str, Any]:
 
 def capped_losses(model: Any, context: Context) -> dict[str, float]:
     """Held-out nats per token where no token loops more than 1, 2, … L times; {} without loops."""
-    most = model.config.ffn().loops if is_reuse(model.config) else 1
-    found = {}
-    for cap in range(1, most + 1) if most > 1 else ():
-        with compute_budget(model, max_loops=cap):
-            loss = _loss(model, context)
-        if loss is not None:
-            found[str(cap)] = loss["nats_per_token"]
-    return found
+    losses = {str(cap): _loss(model, context) for cap in each_cap(model)}
+    return {cap: loss["nats_per_token"] for cap, loss in losses.items() if loss is not None}
 
 
 def score(context: Context, model_folder: Path) -> dict[str, Any]:

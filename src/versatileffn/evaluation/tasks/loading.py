@@ -58,7 +58,10 @@ def load_subject(
         try:
             words = load_own_tokenizer(source)
         except DataError as error:
-            raise DataError(f"{error}: copy the one it was trained with into its folder") from None
+            raise DataError(
+                f"{error}: copy the one it was trained with into its folder (`evaluate` takes "
+                "another by --tokenizer, too)"
+            ) from None
     return Subject(source, model.to(device).eval(), words)
 
 

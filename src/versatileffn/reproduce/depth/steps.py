@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from versatileffn.analysis.reuse import measure_reuse
+from versatileffn.budget import each_cap
 from versatileffn.errors import DivergedError
 from versatileffn.ffn.config import Dense, Versatile
 from versatileffn.models.checkpoint import without_progress_bars
@@ -246,9 +247,4 @@ def _caps(model: Any, task: DepthTask, arm: DepthArm) -> dict[str, list[float]] 
     """Exact match by k under each cap on the loops, where the model decides them."""
     if not isinstance(arm.ffn, Versatile):
         return None
-    found = {}
-    for cap in range(1, arm.ffn.loops + 1):
-        model.set_compute_budget(max_loops=cap)
-        found[str(cap)] = answer(model, task, task.held_out(TEST)).exact
-    model.set_compute_budget()
-    return found
+    return {str(cap): answer(model, task, task.held_out(TEST)).exact for cap in each_cap(model)}
