@@ -17,6 +17,7 @@ if not wants_words_only():
     from versatileffn.layer import VersatileFFN
     from versatileffn.models.config import register_configs
     from versatileffn.models.family import VersatileLlamaConfig, VersatileLlamaForCausalLM
+    from versatileffn.to_dense import to_dense
     from versatileffn.upcycle import upcycle
 
     register_configs()
@@ -33,5 +34,6 @@ __all__ = [
     "VersatileLlamaForCausalLM",
     "compute_budget",
     "register_controller",
+    "to_dense",
     "upcycle",
 ]
