@@ -9,6 +9,7 @@ if is_command_line():  # what follows takes seconds
     end_while_importing()
 
 if not wants_words_only():
+    from versatileffn.adapters import lora_config
     from versatileffn.budget import compute_budget
     from versatileffn.ffn.base_config import FFNConfig
     from versatileffn.ffn.config import Dense, KLoop, MoE, Versatile
@@ -33,6 +34,7 @@ __all__ = [
     "VersatileLlamaConfig",
     "VersatileLlamaForCausalLM",
     "compute_budget",
+    "lora_config",
     "register_controller",
     "to_dense",
     "upcycle",

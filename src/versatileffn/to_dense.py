@@ -70,12 +70,9 @@ def _what_is_added(layer: ReuseLayer) -> str | None:
     Loops after the first, and the experts, only ever act through their gains. Where these are
     fixed there must be one loop, and no share for the width pathway.
     """
-    if layer.experts is not None:
-        return "experts.down_proj isn't 0" if layer.experts.down_proj.any() else None
-    if layer.gains is not None:
-        names = [name for name, gain in layer.gains.named_parameters() if gain.any()]
-        return f"gains.{names[0]} isn't 0" if names else None
-    ffn = layer.reuse_config
+    outlets, ffn = layer.outlets(), layer.reuse_config
+    if outlets:
+        return next((f"{name} isn't 0" for name, weight in outlets.items() if weight.any()), None)
     if type(layer.controller) not in (LinearController, ConstantController):
         return f"its gains are fixed, and a {type(layer.controller).__name__} decides"
     if layer.loops > 1:
