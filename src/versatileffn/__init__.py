@@ -3,6 +3,8 @@
 Importing this package registers its models with Transformers' Auto classes.
 """
 
+from typing import Any
+
 from versatileffn.signals import end_while_importing, is_command_line, wants_words_only
 
 if is_command_line():  # what follows takes seconds
@@ -23,7 +25,18 @@ if not wants_words_only():
 
     register_configs()
 
+
+def __getattr__(name: str) -> Any:
+    """What is needed beside a Trainer only; Transformers takes seconds to import what it needs."""
+    if name == "AnnealTau":
+        from versatileffn.training.anneal_tau import AnnealTau
+
+        return AnnealTau
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
+    "AnnealTau",
     "Dense",
     "FFNConfig",
     "KLoop",
