@@ -4,6 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 from versatileffn.errors import ConfigError
+from versatileffn.ffn.config import Versatile
 from versatileffn.ffn.controller import ConstantController, LinearController
 from versatileffn.ffn.one_loop import share_of_one_loop
 from versatileffn.layer import NEW_TENSORS
@@ -77,7 +78,7 @@ def _what_is_added(layer: ReuseLayer) -> str | None:
         return f"its gains are fixed, and a {type(layer.controller).__name__} decides"
     if layer.loops > 1:
         return f"it loops {layer.loops} times with fixed gains"
-    if ffn.has_router and share_of_one_loop(ffn.fusion, 1):
+    if isinstance(ffn, Versatile) and ffn.uses_width and share_of_one_loop(ffn.fusion, 1):
         return f"its experts have a fixed share (fusion={ffn.fusion!r})"
     scale = getattr(ffn, "loop_scale", 1.0)
     return None if scale == 1 else f"loop_scale={scale:g} scales its FFN"
