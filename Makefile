@@ -11,7 +11,7 @@ ARMS ?= versatile,versatile-learned
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo demo-language demo-depth test check format clean
+.PHONY: help install demo demo-language demo-depth test check docs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
-	$(pip) -e '.[dev,eval,gguf,lm-eval,words]'
+	$(pip) -e '.[dev,docs,eval,gguf,lm-eval,words]'
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed  ## virtual environment with the package
@@ -53,6 +53,9 @@ check: $(VENV)/.dev  ## lint, format, types, layers
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+docs: $(VENV)/.dev  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev  ## rewrite the sources in the project's format
 	$(bin)/ruff check --fix .
