@@ -5,6 +5,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from portable.trainers import TOOLS
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
 ROWS = json.loads((ROOT / "docs" / "tools.json").read_text(encoding="utf-8"))
@@ -24,6 +26,12 @@ def test_the_oldest_supported_transformers_was_walked():
     assert len(walked) > 1
 
 
+def test_trainers_were_walked():
+    assert {row["tool"] for row in ROWS} >= set(TOOLS)
+
+
 def test_every_tool_is_shown_with_the_folder_it_was_given():
-    for words in {row["tool"] for row in ROWS} - {"Auto classes"}:
+    commands = {row["tool"] for row in ROWS if row["tool"] == row["tool"].lower()}
+    assert len(commands) == 3
+    for words in commands:
         assert re.search(rf"^{words}\b", PAGE, re.MULTILINE), words

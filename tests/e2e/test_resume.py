@@ -26,12 +26,12 @@ SOURCE = Path(__file__).parents[2] / "src"
 # Trains, and kills itself with SIGKILL the n-th time that the named function is entered.
 KILLED_RUN = """
 import os, signal, sys
-from versatileffn.training import callbacks, record, trainer
+from versatileffn.training import anneal_tau, callbacks, record, trainer
 from versatileffn.training.config import load_config
 
 path, moment, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 owner, name = {
-    "in a step": (callbacks.TauCallback, "on_step_begin"),
+    "in a step": (anneal_tau.AnnealTau, "on_step_begin"),
     "in a save": (trainer.ReuseTrainer, "_save_optimizer_and_scheduler"),
     "at the end": (record, "write_json"),
 }[moment]

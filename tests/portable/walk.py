@@ -5,6 +5,9 @@
 For each version a virtual environment is made under --work (one that is there is used), with torch,
 that Transformers and lm_eval from the package index. Then each tool's own command runs, in a
 process without this package, and the outcome is written down. It takes minutes, most of them pip's.
+
+Trainers are Python and need the package: --trainers walks PEFT and TRL in one more environment,
+which has it (`trainers.py`). Rows of OUT that aren't walked again stay.
 """
 
 import argparse
@@ -178,18 +181,53 @@ def walk(version: str, work: Path) -> list[dict[str, str]]:
     return [*found, {"tool": "lm_eval run --model hf", "version": name, "outcome": scored}]
 
 
+def trainers(work: Path) -> list[dict[str, str]]:
+    """PEFT and TRL, in an environment that has this package."""
+    python = work / "trainers" / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(work / "trainers")], check=True)
+        for wanted in (["torch"], ["trl", "peft", str(HERE.parents[1])]):
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
+    done = subprocess.run(
+        [str(python), str(HERE / "trainers.py")],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
+        cwd=work, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    beside = f"beside Transformers {found['versions']['transformers']}"
+    return [
+        {
+            "tool": tool,
+            "version": f"{found['versions'][tool.split()[0].lower()]}, {beside}",
+            "outcome": outcome,
+        }
+        for tool, outcome in found["outcomes"].items()
+    ]
+
+
 def main() -> None:
     """Walk, and write the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--transformers", action="append", required=True, metavar="VERSION")
+    parser.add_argument("--transformers", action="append", default=[], metavar="VERSION")
+    parser.add_argument("--trainers", action="store_true", help="walk PEFT and TRL")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--work", type=Path, default=Path("runs/tools").absolute())
     options = parser.parse_args()
+    kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else []
     rows = [row for version in options.transformers for row in walk(version, options.work)]
+    rows += trainers(options.work) if options.trainers else []
+    rows = [row for row in kept if not any(_same(row, new) for new in rows)] + rows
     options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         print(f"{row['tool']:24} {row['version']:36} {row['outcome']}")
     sys.exit(any(not row["outcome"].startswith("works") for row in rows))
+
+
+def _same(first: dict[str, str], second: dict[str, str]) -> bool:
+    """Whether two rows are of one tool beside one Transformers, or of one trainer."""
+    beside = [row["version"].rpartition(" ")[2] for row in (first, second)]
+    trained = first["tool"].startswith(("PEFT", "TRL"))
+    return first["tool"] == second["tool"] and (trained or beside[0] == beside[1])
 
 
 if __name__ == "__main__":

@@ -15,22 +15,39 @@ def export_command(
         Path | None,
         typer.Option(help="results.json of `versatileffn evaluate MODEL`, for the card."),
     ] = None,
+    dense: Annotated[
+        bool,
+        typer.Option(
+            "--dense", help="Write the dense model instead; only where all learned gains are 0."
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if all in it is this command's.")
     ] = False,
 ) -> None:
-    """Write a folder that loads with trust_remote_code=True where this package isn't installed."""
+    """Write a folder that loads with trust_remote_code=True where this package isn't installed.
+
+    With --dense it holds the dense model that the reuse model computes, and needs no code.
+    """
     from versatileffn.errors import ConfigError
     from versatileffn.models.source import check_source
-    from versatileffn.publish.export import export
+    from versatileffn.publish.export import export, export_dense
     from versatileffn.workspace.manifest import read_record
 
     check_source(model)
+    if dense and results is not None:
+        raise ConfigError("--dense writes no card that --results could go into: leave one out")
     found = read_record(results) if results is not None else None
     if results is not None and found is None:
         raise ConfigError(f"{results} can't be read as JSON: name a results.json")
-    notes = export(model, out, overwrite=overwrite, results=found)
-    typer.echo(f"written to {out}; it loads with trust_remote_code=True, see {out / 'README.md'}")
+    if dense:
+        notes = export_dense(model, out, overwrite=overwrite)
+        typer.echo(f"written to {out}; it is a dense model and needs no code of this package")
+    else:
+        notes = export(model, out, overwrite=overwrite, results=found)
+        typer.echo(
+            f"written to {out}; it loads with trust_remote_code=True, see {out / 'README.md'}"
+        )
     for note in notes:
         typer.echo(f"note: {note}", err=True)
 

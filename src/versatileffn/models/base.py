@@ -32,6 +32,8 @@ class ReuseModelOutput(BaseModelOutputWithPast):
 class ReuseBaseModel(ReusePreTrainedModel):
     """Mixin for a family's base model, whose layers are `ReuseLayer`s."""
 
+    _looked_for_dead = False
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         first = self.reuse_layers()[0].ffn_view().down
@@ -58,6 +60,8 @@ class ReuseBaseModel(ReusePreTrainedModel):
             ConfigError: the balance loss should train a router but will have no gradient.
         """
         self._show(kwargs.get("input_ids", args[0] if args else None))
+        if self.training and not self._looked_for_dead and not torch.compiler.is_compiling():
+            self._warn_of_dead_reuse()
         if decisions is not None:
             return super().forward(*args, decisions=decisions, return_dict=True, **kwargs)
         if output_router_logits is None:
@@ -84,6 +88,24 @@ class ReuseBaseModel(ReusePreTrainedModel):
             controller = layer.controller
             if type(controller) not in OWN_CONTROLLERS and hasattr(controller, "see"):
                 controller.see(input_ids)
+
+    def _warn_of_dead_reuse(self) -> None:
+        """Say once that training pays for a reuse which adds nothing, and can't learn to.
+
+        So it is after adapters were put on a fresh conversion as on any other model.
+        """
+        weights = [w for layer in self.reuse_layers() for w in layer.outlets().values()]
+        if not weights or not torch.is_grad_enabled() or any(w.requires_grad for w in weights):
+            return
+        self._looked_for_dead = True
+        if not any(bool(weight.any()) for weight in weights):
+            warnings.warn(
+                "all learned gains are 0 and none of them is trained, so loops and experts are "
+                "paid for and have no effect: train them too (PEFT: "
+                "get_peft_model(model, versatileffn.lora_config(model))), or fine-tune "
+                "versatileffn.to_dense(model)",
+                stacklevel=2,
+            )
 
     def _warn_of_lost_balance(self) -> None:
         """Say so where somebody else computes the training loss, without the balance loss."""

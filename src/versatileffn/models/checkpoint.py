@@ -150,12 +150,12 @@ def load_checkpoint(
     """
     bar = redirect_stderr(io.StringIO()) if is_gguf(source) else nullcontext()
     try:
-        where: str | None
-        where, options = where_to_load(source)
+        where: str | None = None
+        options: dict[str, Any] = {"state_dict": weights}
+        if weights is None:
+            where, options = where_to_load(source)
         with quiet_transformers(), bar:
             _check_before(model_class, source, where, options, config, dtype, weights)
-            if weights is not None:
-                where, options = None, {"state_dict": weights}
             model, info = model_class.from_pretrained(
                 where,
                 **options,
@@ -200,7 +200,7 @@ def load_checkpoint(
 def _check_before(
     model_class: Any,
     source: str | Path,
-    where: str,
+    where: str | None,
     options: dict[str, Any],
     config: PreTrainedConfig,
     dtype: torch.dtype | str,
@@ -212,7 +212,7 @@ def _check_before(
     if is_gguf(source):
         check_gguf(Path(source).expanduser())
         kept = torch.float32
-    elif weights is None:
+    elif where is not None:
         stored = files.stored_as(files.weight_files(where, options))
     model = files.skeleton(config, model_class)
     if getattr(config, "quantization_config", None) is None:

@@ -215,6 +215,13 @@ def reuse_config(dense: PreTrainedConfig, ffn: FFNConfig) -> Any:
     return cls(**(kept | {"reuse": ffn.to_dict()}))
 
 
+def dense_config(config: Any) -> Any:
+    """The dense model's config that one of ours was made from, without anything of the reuse."""
+    ours = {*OWN_NAMES, *(f.name for f in dataclasses.fields(ReuseConfig))}
+    theirs = next(c for c in type(config).__mro__ if not issubclass(c, ReuseConfig))
+    return theirs(**{name: value for name, value in config.to_dict().items() if name not in ours})
+
+
 def register_configs() -> None:
     """Make all configs known to `AutoConfig`, of the families that this Transformers has."""
     for model_type, family in FAMILIES.items():

@@ -70,6 +70,14 @@ class ReuseLayer(Reuse):
         chooser = self.controller if self.experts is None else self.experts.router
         return any(weight.requires_grad for weight in chooser.parameters())
 
+    def outlets(self) -> dict[str, Tensor]:
+        """The learned weights through which all of the reuse acts, by name; with these at 0 it is
+        the dense FFN. None where gains are fixed."""
+        if self.experts is not None:
+            return {"experts.down_proj": self.experts.down_proj}
+        gains = () if self.gains is None else self.gains.named_parameters()
+        return {f"gains.{name}": gain for name, gain in gains}
+
     def ffn_view(self) -> FFNView:
         """The dense FFN as executors see it."""
         family, mlp = self.family, getattr(self, self.family.mlp)

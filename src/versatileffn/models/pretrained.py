@@ -222,7 +222,8 @@ class ReusePreTrainedModel(PreTrainedModel):
             ConfigError: a controller couldn't be found again by the name in the config.
         """
         ffn = self.config.ffn()
-        for index, decider in enumerate(layer.controller for layer in self.reuse_layers()):
+        for index, layer in enumerate(self.reuse_layers()):
+            decider = getattr(layer.controller, "original_module", layer.controller)  # PEFT wraps
             named = getattr(ffn.at_layer(index), "controller", None)
             expected = ConstantController if named is None else CONTROLLERS.get(named)
             if decider is not None and type(decider) is not expected:

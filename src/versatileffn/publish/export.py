@@ -1,4 +1,4 @@
-"""A folder that loads where this package isn't installed."""
+"""A folder that loads where this package isn't installed: with its code, or as a dense model."""
 
 import shutil
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from versatileffn.portable.source import MODELLING
 from versatileffn.provenance import versions
 from versatileffn.publish.card import model_card
 from versatileffn.publish.origin import CARD, Origin, origin_of
+from versatileffn.to_dense import to_dense
 from versatileffn.workspace.durable import check_space, write_bytes, write_json, writing
 from versatileffn.workspace.folder import check_free, new_folder
 from versatileffn.workspace.manifest import FILES, digests
@@ -51,30 +52,71 @@ def export(
             another model's.
     """
     target = check_free(out, RECORD, overwrite, source=source)
+    config = _read_reuse_config(source)
+    _check_controller(config, source)
+    model, origin = _load(source, config), origin_of(source)
+    if results is not None:
+        _check_results(results, source)
+    model.config.auto_map = auto_map(config)
+    card = str(model_card(target.name, model, origin, results))
+    notes = _write(model, source, out, overwrite, origin, card)
+    if origin.receipt is not None and origin.licence is None:
+        notes.append(f"no card of {origin.base} says its licence: write it into {CARD}")
+    return notes
+
+
+def export_dense(source: str, out: Path, *, overwrite: bool = False) -> list[str]:
+    """Write a checkpoint of ours as the dense model that it computes, of Transformers' own class.
+
+    Args:
+        source, out, overwrite: as for `export`.
+
+    Returns:
+        What its reader has to know, a line each.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read, or is none of ours.
+        ConfigError: the place is taken, or the reuse adds something, see `to_dense`.
+    """
+    check_free(out, RECORD, overwrite, source=source)
+    model = to_dense(_load(source, _read_reuse_config(source)))
+    return _write(model, source, out, overwrite, origin_of(source))
+
+
+def _read_reuse_config(source: str) -> Any:
+    """The config of a checkpoint of ours.
+
+    Raises:
+        CheckpointError: it is dense already.
+    """
     config = read_config(source)
     if not is_reuse(config):
         raise CheckpointError(
             f"{source} is a dense {config.model_type} model, which Transformers loads everywhere: "
             "give what `versatileffn upcycle` or `train` wrote"
         )
-    _check_controller(config, source)
+    return config
+
+
+def _load(source: str, config: Any) -> Any:
+    """A checkpoint of ours, with the head that it was saved with."""
     made = make_classes(config.model_type.removeprefix(OURS))
     named = (config.architectures or [None])[0]
     cls = next((c for c in made.values() if c.__name__ == named), AutoModelForCausalLM)
-    model = load_checkpoint(cls, source, config)
-    if results is not None:
-        _check_results(results, source)
+    return load_checkpoint(cls, source, config)
+
+
+def _write(
+    model: Any, source: str, out: Path, overwrite: bool, origin: Origin, card: str | None = None
+) -> list[str]:
+    """Write a model, its tokenizer and its papers, and last the record of all files."""
+    target = check_free(out, RECORD, overwrite, source=source)
     check_space(target, sum(t.numel() * t.dtype.itemsize for t in model.state_dict().values()))
-    model.config.auto_map = auto_map(config)
-    origin = origin_of(source)
     tokenizer, notes = None, []
     try:
         tokenizer = load_own_tokenizer(source)
     except DataError as error:
         notes.append(f"no tokenizer was copied ({error})")
-    if origin.receipt is not None and origin.licence is None:
-        notes.append(f"no card of {origin.base} says its licence: write it into {CARD}")
-    card = str(model_card(target.name, model, origin, results))
     with new_folder(out, RECORD, overwrite) as folder, writing(out), without_progress_bars():
         model.save_pretrained(folder)
         if tokenizer is not None:
@@ -139,9 +181,10 @@ def _check_results(results: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _write_papers(folder: Path, card: str, origin: Origin) -> None:
+def _write_papers(folder: Path, card: str | None, origin: Origin) -> None:
     """The card, the dense model's card, and terms of use; the dense model's win over others."""
-    write_bytes(folder / CARD, card.encode())
+    if card is not None:
+        write_bytes(folder / CARD, card.encode())
     if origin.base_card is not None:
         write_bytes(folder / BASE_CARD, str(origin.base_card).encode())
     for path in reversed(origin.licences):

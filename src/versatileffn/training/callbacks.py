@@ -1,4 +1,4 @@
-"""What is set around the steps: the temperature τ, router biases, the last step's log line."""
+"""What is set around the steps: router biases, the last step's log line. For τ: `anneal_tau.py`."""
 
 from typing import Any
 
@@ -6,46 +6,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from versatileffn.models.family import is_reuse
 from versatileffn.training.batches import BatchPlan
-from versatileffn.training.config import TauSection
-from versatileffn.training.schedules import tau_at
 
 
 def deciders(model: Any, name: str) -> list[Any]:
     """The controllers of a model that have an attribute of that name; of a dense one none."""
     layers = model.reuse_layers() if is_reuse(model.config) else []
     return [decider for layer in layers for decider in layer.deciders(name)]
-
-
-class TauCallback(TrainerCallback):
-    """Sets the temperature of every layer at the beginning of each step.
-
-    Source: Algorithm 1; see `tau_at`.
-
-    Args:
-        schedule: how it falls.
-        schedule_steps: over how many steps.
-    """
-
-    def __init__(self, schedule: TauSection, schedule_steps: int) -> None:
-        self.schedule = schedule
-        self.schedule_steps = schedule_steps
-
-    def _set(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Set the temperature of the coming step; at the end, the one that is saved."""
-        schedule = self.schedule
-        kwargs["model"].set_tau(
-            tau_at(
-                state.global_step,
-                self.schedule_steps,
-                schedule.start,
-                schedule.end,
-                schedule.anneal_fraction,
-            )
-        )
-
-    on_train_begin = on_step_begin = on_train_end = _set
 
 
 class RouterBiasCallback(TrainerCallback):

@@ -15,12 +15,12 @@ from versatileffn.evaluation.task_scores import TaskScores
 from versatileffn.execution.select import forget_choices
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.models.family import is_reuse
+from versatileffn.training.anneal_tau import AnnealTau
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.callbacks import (
     LastStepCallback,
     RouterBiasCallback,
-    TauCallback,
     deciders,
 )
 from versatileffn.training.checkpoint_store import CheckpointStore
@@ -186,7 +186,8 @@ def _add_callbacks(
     resumed_step: int,
 ) -> None:
     if deciders(trainer.unwrapped, "tau"):
-        trainer.add_callback(TauCallback(config.optim.tau, trainer.schedule_steps))
+        tau = config.optim.tau.model_dump()
+        trainer.add_callback(AnnealTau(**tau, steps=trainer.schedule_steps))
     if is_reuse(trainer.unwrapped.config):
         trainer.add_callback(RouterBiasCallback())
     curriculum = config.optim.loop_curriculum
