@@ -28,7 +28,7 @@ from versatileffn.models.config import (
 )
 from versatileffn.models.heads import ReuseForCausalLM, ReuseForSequenceClassification
 from versatileffn.models.layer import ReuseLayer
-from versatileffn.models.pretrained import FLOAT32
+from versatileffn.models.pretrained import FLOAT32, FLOAT32_FLAGS
 from versatileffn.models.table import FAMILIES, OURS, Family, family_of
 
 __all__ = ["FAMILIES", "Family", "family_of", "is_reuse", "model_class", "reuse_config"]
@@ -72,9 +72,7 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
                 name, mixin, config_class=config,
                 own_init=staticmethod(rebound(dense.__init__, made)),
                 _no_split_modules=[made[layer].__name__],
-                _keep_in_fp32_modules_strict=[
-                    *(dense._keep_in_fp32_modules_strict or ()), *FLOAT32
-                ],
+                **{flag: [*(getattr(dense, flag) or ()), *FLOAT32] for flag in FLOAT32_FLAGS},
             )  # fmt: skip
             model.forward = signed(model, mixin.forward, dense.forward)
             auto.register(config, model, exist_ok=True)
