@@ -2,10 +2,10 @@
 
     python tests/portable/wheel.py --out dist [--first torch==2.13.0]
 
-The last commit is cloned and built; every file of the package has to be in the wheel, and the sdist
-has to build the same wheel. Then the wheel is installed, from the index with all that it needs, in
-a virtual environment that has nothing but what --first names, outside of the clone; there the
-README's Python block runs, and `versatileffn` with `--version`, `doctor` and `export`.
+The last commit is cloned; an sdist is made of it, and the wheel of the sdist, which has to have
+every file of the package. Then the wheel is installed, from the index with all that it needs, in a
+virtual environment that has nothing but what --first names, outside of the clone; there the README's
+Python block runs, and `versatileffn` with `--version`, `doctor`, `export` and `verify`.
 """
 
 import argparse
