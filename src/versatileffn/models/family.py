@@ -7,6 +7,7 @@ family's code for them. They are found by name, so they pickle, and FSDP's wrap 
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -27,7 +28,7 @@ from versatileffn.models.config import (
     reuse_config,
 )
 from versatileffn.models.heads import ReuseForCausalLM, ReuseForSequenceClassification
-from versatileffn.models.layer import ReuseLayer
+from versatileffn.models.layer import HeldFFN, ReuseLayer
 from versatileffn.models.pretrained import FLOAT32, FLOAT32_FLAGS
 from versatileffn.models.table import FAMILIES, OURS, Family, family_of
 
@@ -59,8 +60,10 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
         made[name] = type(f"Versatile{name}", (mixin, dense), body)
         return made[name]
 
+    mlps = [name for name in vars(theirs) if re.fullmatch(rf"{family.prefix}\w*MLP", name)]
     make(
         layer, ReuseLayer, family=family,
+        held={getattr(theirs, name): make(name, HeldFFN) for name in mlps},
         own_forward=staticmethod(inspect.unwrap(getattr(theirs, layer).forward)),
     )  # fmt: skip
     models: dict[str, tuple[Any, Any]] = {base: (AutoModel, ReuseBaseModel)}
