@@ -1,4 +1,4 @@
-"""docs/support.md says what pyproject.toml and constraints.txt say, and the wheel has every file."""
+"""docs/support.md says what the project states, and the wheel has every file."""
 
 import re
 import shutil

@@ -1,16 +1,18 @@
 """Quantized models beside the one that they were made from: loaded, saved, generating, training.
 
 Controllers, routers and gains keep their float32 weights, so that equal hidden states are decided
-upon equally; the control is a model all of whose linear maps are quantized, which decides
-otherwise. `walk` runs each tool in a process of its own; as a script, with a tool's name and a saved
-model, this file is that process and prints the outcome.
+upon equally, to the bit; the control is the same model with quantized controllers, which decides
+otherwise. `walk` runs each tool in a process of its own; as a script, with a tool's name and a
+saved model, this file is that process and prints the outcome.
 """
 
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -45,11 +47,6 @@ TOOLS: dict[str, tuple[str, int, Callable[[], Any]]] = {
     "torchao int8": ("torchao", 8, int8),
     "torchao int4": ("torchao", 4, int4),
     "bitsandbytes int8": ("bitsandbytes", 8, lambda: BitsAndBytesConfig(load_in_8bit=True)),
-    "bitsandbytes nf4": (
-        "bitsandbytes",
-        4,
-        lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    ),
 }
 """The package whose version the table names, bits, and what Transformers is given."""
 
@@ -97,11 +94,13 @@ def look(tool: str, saved: Path) -> str:
     ids = torch.load(saved / "held-out.pt")
     plain = AutoModelForCausalLM.from_pretrained(saved).eval()
     model = AutoModelForCausalLM.from_pretrained(saved, quantization_config=asked()).eval()
-    everything = asked()
-    everything.modules_to_not_convert = ["lm_head"]
-    everything.llm_int8_skip_modules = ["lm_head"]
+    with ExitStack() as control:
+        for cls in (type(plain), type(plain.base_model)):
+            control.enter_context(mock.patch.object(cls, "_keep_in_fp32_modules", None))
+        wrong = AutoModelForCausalLM.from_pretrained(saved, quantization_config=asked()).eval()
     with torch.no_grad():
         assert alike(model, plain), "a controller lost precision"
+        assert not alike(wrong, plain), "a quantized controller decides as if it weren't"
         before, (after, running) = executors(plain, ids)[0], executors(model, ids)
         moved = after - before
         assert abs(moved) <= BOUNDS[bits], f"the loss moved by {moved:+.3f}: {before:.3f} before"

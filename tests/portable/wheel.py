@@ -4,8 +4,8 @@
 
 The last commit is cloned; an sdist is made of it, and the wheel of the sdist, which has to have
 every file of the package. Then the wheel is installed, from the index with all that it needs, in a
-virtual environment that has nothing but what --first names, outside of the clone; there the README's
-Python block runs, and `versatileffn` with `--version`, `doctor`, `export` and `verify`.
+virtual environment that has nothing but what --first names, outside of the clone. There run the
+README's Python block, and `versatileffn` with `--version`, `doctor`, `export` and `verify`.
 """
 
 import argparse
