@@ -15,7 +15,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c const
 NEWEST ?= .venv-newest
 NEWEST_TESTS ?= tests/models tests/parity tests/portable tests/test_upcycle.py
 
-.PHONY: help install demo demo-language demo-depth test test-newest check format dist try-dist clean
+.PHONY: help install demo demo-language demo-depth test test-newest check docs format dist try-dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
-	$(pip) -e '.[dev,eval,gguf,lm-eval,words]'
+	$(pip) -e '.[dev,docs,eval,gguf,lm-eval,words]'
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed  ## virtual environment with the package
@@ -69,6 +69,9 @@ check: $(VENV)/.dev  ## lint, format, types, layers
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+docs: $(VENV)/.dev  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev  ## rewrite the sources in the project's format
 	$(bin)/ruff check --fix .

@@ -89,3 +89,52 @@ def test_facts_and_the_unseen_depth_are_the_committed_ones():
     assert f"{deepest.pop('prescribed'):.2f} ({each})" in text
     assert max(deepest.values()) < 0.045
     assert f"{found['unseen']['paper']['loops'][4]:.1f}" == "1.4"
+
+
+def suite() -> dict:
+    return json.loads((ROOT / "results/language/results.json").read_text())
+
+
+def signed(difference: dict) -> str:
+    """A mean and its interval; bold where the verdict is that there is a difference."""
+    text = "{:+.3f} ({:+.3f} to {:+.3f})".format(
+        *(difference["difference"][name] for name in ("mean", "low", "high"))
+    ).replace("-", "−")
+    return f"**{text}**" if difference["verdict"] in ("lower", "higher") else text
+
+
+def test_the_language_suite_is_the_committed_one():
+    columns = [("tokens", "from scratch"), ("flops", "from scratch"), ("time", "from scratch"),
+               ("tokens", "continued"), ("flops", "continued")]  # fmt: skip
+    found = {}
+    for each in suite()["comparisons"]:
+        if each["question"] != "curriculum":
+            title = each["title"].removesuffix(", from scratch")
+            found.setdefault(title, {})[each["question"], each["phase"]] = each
+    rows = [
+        f"| {title} | " + " | ".join(signed(of[c]) if c in of else "–" for c in columns) + " |"
+        for title, of in found.items()
+    ]
+    block = PAGE.split("<!-- language: results/language -->\n")[1].split("\n<!-- end")[0]
+    assert block.splitlines()[2:] == rows
+    assert len(rows) > 6
+
+
+def test_what_the_page_says_of_the_language_suite():
+    content = suite()
+    assert len(content["seeds"]) == 3
+    assert content["missing"] == []
+    verdicts = {}
+    for each in content["comparisons"]:
+        verdicts.setdefault((each["question"], each["phase"]), {})[each["arm"]] = each["verdict"]
+    for phase in ("from scratch", "continued"):
+        lower = {arm for arm, verdict in verdicts["tokens", phase].items() if verdict == "lower"}
+        assert lower <= {"moe"}
+    assert set(verdicts["curriculum", "all"].values()) == {"none"}
+    behind = [e["difference"]["mean"] for e in content["comparisons"] if e["question"] == "time"]
+    assert (round(min(behind), 2), round(max(behind), 2)) == (0.02, 0.17)
+    (longer,) = (a for a in content["summary"] if a["arm"] == "scratch-dense-longer")
+    (moe,) = (a for a in content["summary"] if a["arm"] == "moe")
+    assert round(longer["difference"]["mean"], 2) == -0.18
+    assert f"{-moe['difference']['mean']:.3f}" == "0.037"
+    assert round(moe["parameters"] / content["summary"][0]["parameters"], 1) == 1.5

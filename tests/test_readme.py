@@ -1,4 +1,4 @@
-"""What the README says is what the code does and what the committed results hold."""
+"""What the README and its pages say is what the code does and what the committed results hold."""
 
 import json
 import re
@@ -18,18 +18,22 @@ from versatileffn.reproduce.report import short_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS, LANGUAGE, ROOMS = (
+    (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for page in ("commands", "language", "rooms")
+)
 RESULTS = ROOT / "results" / "tiny-3-seeds" / "results.json"
 
 
 def commands() -> list[str]:
-    """Every `versatileffn VERB ...` line of the README's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    """Every `versatileffn VERB ...` line of the shell blocks of the README and of its page."""
+    blocks = re.findall(r"```sh\n(.*?)```", README + COMMANDS, re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     pattern = re.compile(r"(?:^|/|-m )versatileffn(?:\.cli\.main)? (?=[a-z])")
     return [line[match.end() :] for line in lines if (match := pattern.search(line))]
 
 
-def test_the_readme_has_commands():
+def test_every_verb_is_shown():
     assert {command.split()[0] for command in commands()} == {
         "upcycle",
         "tokenize",
@@ -50,7 +54,7 @@ def test_the_readme_has_commands():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_readme_parses(command):
+def test_every_command_parses(command):
     """Verb, options and their types exist; nothing is run."""
     verb, *arguments = shlex.split(command)
     parser = get_command(app).commands[verb]
@@ -76,8 +80,8 @@ def test_every_file_the_readme_links_to_exists():
 
 
 def tree() -> list[str]:
-    """Every file and room of the README's tree, relative to the package."""
-    text = README.split("src/versatileffn/\n")[1].split("```")[0]
+    """Every file and room of the tree, relative to the package."""
+    text = ROOMS.split("src/versatileffn/\n")[1].split("```")[0]
     listed, room = [], ""
     for indent, names in re.findall(r"^  ( *)((?:[a-z_]+(?:\.py|/) ?)+)", text, re.MULTILINE):
         for name in names.split():
@@ -113,7 +117,7 @@ def test_the_tree_stands_in_import_order():
 
 def test_the_table_is_the_committed_run():
     results = json.loads(RESULTS.read_text())
-    assert short_table(results) in README
-    assert results["command"] in README
+    assert short_table(results) in LANGUAGE
+    assert results["command"] in LANGUAGE
     assert len(results["seeds"]) >= 3
     assert any(record["arm"] == "dense" for record in results["summary"])

@@ -206,6 +206,7 @@ def all_cases(folder: Path) -> list[Case]:
     other = ["tokenize", texts, "--out", "tokens", "--vocab-size", "310", "--val-documents", "1"]
     train = ["train", str(folder / "train.yaml")]
     upcycle = ["upcycle", model, "up", "--gains", "learned"]
+    export = ["export", "up", "out"]
     evaluate = ["evaluate", model, "--tasks", "sciq,arc_easy", "--limit", "2", "--out", "scores"]
     calibrate = ["calibrate", "up", f"{texts}/0.jsonl", "--points", "2", "--limit", "2"]
     analyze = ["analyze", "loops", "up", f"{texts}/0.jsonl", "--limit", "2", "--out", "seen"]
@@ -224,6 +225,9 @@ def all_cases(folder: Path) -> list[Case]:
         Case("upcycle", upcycle, finished="already exists"),
         Case("upcycle --overwrite", [*upcycle, "--overwrite"], (["upcycle", model, "up", "--gains",
              "fixed"],), "up"),
+        Case("export", export, (upcycle,), finished="already exists"),
+        Case("export --overwrite", [*export, "--overwrite"],
+             ([*upcycle[:-1], "fixed"], export, [*upcycle, "--overwrite"]), "out"),
         Case("evaluate", evaluate, needs="olmo_eval"),
         Case("calibrate", calibrate, (upcycle,), function="crash.cases:with_any_text"),
         Case("analyze", analyze, (upcycle,), finished="already exists"),

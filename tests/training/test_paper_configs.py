@@ -1,5 +1,6 @@
 """The commands printed in configs/paper/ train on as many tokens as the paper did."""
 
+import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
@@ -86,3 +87,19 @@ def test_continuing_reads_the_same_tokens_in_the_same_order(name):
     assert again.run.output_dir != base.run.output_dir
     assert again.model.ffn.variant == "versatile"
     assert again.run.schedule_steps is None
+
+
+SCALE = (CONFIGS.parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_commands_are_those_of_the_comment():
+    """Of data, base and reuse; the page adds a launcher and the control."""
+    launched = re.findall(r"-m (versatileffn train .*)$", SCALE, re.MULTILINE)
+    written = [
+        shlex.split(line) for line in re.findall(r"^(versatileffn .*)$", SCALE, re.MULTILINE)
+    ]
+    given = commands("354m")
+    assert given[0] in written
+    assert shlex.split(launched[1]) == given[1]
+    for line in launched:
+        assert config_of(shlex.split(line)).run.max_steps == 25431

@@ -21,6 +21,7 @@ PURPOSES = {
     "gguf": "GGUF checkpoints",
     "lm-eval": "scores by lm-eval",
     "words": "clouds of words",
+    "docs": "the documentation as a site",
     "dev": "the tests",
 }
 """What each extra is for."""
