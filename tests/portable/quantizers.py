@@ -88,7 +88,7 @@ def executors(model: Any, ids: Tensor) -> tuple[float, str]:
 
 def look(tool: str, saved: Path) -> str:
     """What one quantizer makes of a saved model."""
-    _, bits, asked = TOOLS[tool]
+    package, bits, asked = TOOLS[tool]
     told = Told()
     logging.getLogger("versatileffn").addHandler(told)
     ids = torch.load(saved / "held-out.pt")
@@ -100,7 +100,8 @@ def look(tool: str, saved: Path) -> str:
         wrong = AutoModelForCausalLM.from_pretrained(saved, quantization_config=asked()).eval()
     with torch.no_grad():
         assert alike(model, plain), "a controller lost precision"
-        assert not alike(wrong, plain), "a quantized controller decides as if it weren't"
+        if package == "torchao":  # bitsandbytes takes no subclass of nn.Linear, asked or not
+            assert not alike(wrong, plain), "a quantized controller decides as if it weren't"
         before, (after, running) = executors(plain, ids)[0], executors(model, ids)
         moved = after - before
         assert abs(moved) <= BOUNDS[bits], f"the loss moved by {moved:+.3f}: {before:.3f} before"
