@@ -11,10 +11,14 @@ ARMS ?= versatile,versatile-learned
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo demo-language demo-depth test check docs format clean
+# Beside the newest Transformers that resolves: what touches Transformers most.
+NEWEST ?= .venv-newest
+NEWEST_TESTS ?= tests/models tests/parity tests/portable tests/test_upcycle.py
+
+.PHONY: help install demo demo-language demo-depth test test-newest check docs format dist try-dist clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +52,18 @@ demo-depth: $(VENV)/.installed
 test: $(VENV)/.dev  ## the default test suite
 	$(bin)/python -m pytest
 
+$(NEWEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt) \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+		$$(grep '^torch==' constraints.txt) -e '.[dev]'
+	touch $@
+
+test-newest: $(NEWEST)/.installed  ## part of the tests beside the newest Transformers that resolves
+	$(NEWEST)/bin/python -m pip list 2> /dev/null | grep -E '^(torch|transformers|accelerate) '
+	$(NEWEST)/bin/python -m pytest $(NEWEST_TESTS)
+
 check: $(VENV)/.dev  ## lint, format, types, layers
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
@@ -61,5 +77,11 @@ format: $(VENV)/.dev  ## rewrite the sources in the project's format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
+dist:  ## wheel and sdist of the last commit, looked into
+	$(PYTHON) tests/portable/wheel.py --build-only --out dist
+
+try-dist:  ## the same, and the wheel installed and used in an empty environment
+	$(PYTHON) tests/portable/wheel.py --out dist --first $$(grep '^torch==' constraints.txt)
+
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(NEWEST) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

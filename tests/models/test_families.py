@@ -10,6 +10,8 @@ import pickle
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 import versatileffn as vf
 from support.families import tiny_dense
@@ -167,8 +169,13 @@ def test_pickles(model):
 
 
 def test_decides_in_float32(model, tmp_path):
-    """In half precision too; and what is new is drawn at the family's scale."""
+    """In half precision too, and quantized; and what is new is drawn at the family's scale."""
     model.save_pretrained(tmp_path)
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            quantized = should_convert_module(f"{name}.weight", kept)
+            assert quantized != (".controller." in name), name
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for layer in half.reuse_layers():
         new = [*layer.controller.parameters(), *layer.gains.parameters()]

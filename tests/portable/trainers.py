@@ -1,16 +1,14 @@
 """Other people's trainers, a few steps each, on tiny models; as a script it says what came of it.
 
-    python tests/portable/trainers.py
+    python tests/portable/trainers.py "TRL DPOTrainer"
 
-It needs peft and trl, and this package importable; its last line is JSON, with each tool's outcome.
+It needs peft and trl, and this package importable.
 """
 
-import json
 import math
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "src")]
+HERE = Path(__file__)
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "src")]
 
 import versatileffn as vf  # noqa: E402
 from support.models import make_ids, make_model  # noqa: E402
@@ -147,19 +145,29 @@ TOOLS: dict[str, Callable[[str], str]] = {
 }  # fmt: skip
 
 
-def main() -> None:
-    """Try each tool."""
-    outcomes = {}
-    for name, tool in TOOLS.items():
-        torch.manual_seed(0)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                outcomes[name] = tool(folder)
-            except Exception as error:  # whatever another's tool says is what there is to tell
-                outcomes[name] = f"fails: {type(error).__name__}: {str(error)[:200]}"
-    versions = {name: version(name) for name in ("transformers", "peft", "trl")}
-    print(json.dumps({"outcomes": outcomes, "versions": versions}))
+def look(name: str) -> str:
+    """What came of one tool."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        return TOOLS[name](folder)
+
+
+def walk(version: str, place: Path) -> list[dict[str, str]]:
+    """Rows of the table.
+
+    Args:
+        version: of Transformers.
+        place: a folder for it.
+    """
+    from portable.environment import with_package
+
+    there = with_package(place / "venv-trainers", place, version, "peft", "trl")
+    rows = []
+    for tool in TOOLS:
+        beside = f"{there.version(tool.split()[0].lower())}, beside Transformers {version}"
+        rows.append({"tool": tool, "version": beside, "outcome": there.outcome(HERE, tool)})
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    print(look(sys.argv[1]))

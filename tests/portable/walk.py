@@ -1,30 +1,30 @@
-"""Exported models under other people's tools, in environments that have never had this package.
+"""Our models under other people's tools, and what came of it.
 
     python tests/portable/walk.py --transformers 5.12.0 --transformers 5.23.0 --out docs/tools.json
 
-For each version a virtual environment is made under --work (one that is there is used), with torch,
-that Transformers and lm_eval from the package index. Then each tool's own command runs, in a
-process without this package, and the outcome is written down. It takes minutes, most of them pip's.
-
-Trainers are Python and need the package: --trainers walks PEFT and TRL in one more environment,
-which has it (`trainers.py`). Rows of OUT that aren't walked again stay.
+For each version virtual environments are made under --work (those that are there are used), with
+torch, that Transformers and the tools from the package index. Then each tool runs, in a process
+without this package where it loads a model by its name, and the outcome is written down; rows of
+tools that weren't asked for stay. It takes minutes, most of them pip's; compilers take longer.
 """
 
 import argparse
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "src")]
 
+from portable import compilers, quantizers, trainers  # noqa: E402
 from portable.cases import models, write_case  # noqa: E402
+from portable.environment import Environment  # noqa: E402
 from support.terminal import Terminal  # noqa: E402
 
 REQUEST = {"messages": [{"role": "user", "content": "some words"}], "max_tokens": 8}
@@ -39,42 +39,6 @@ doc_to_text: "{{{{context}}}}"
 doc_to_target: label
 doc_to_choice: "{{{{choices}}}}"
 """
-
-
-class Environment:
-    """A virtual environment with one version of Transformers.
-
-    Args:
-        folder: of the environment.
-        version: of Transformers.
-        work: where processes run.
-    """
-
-    def __init__(self, folder: Path, version: str, work: Path) -> None:
-        self.bin, self.work = folder / "bin", work
-        if not (self.bin / "lm_eval").is_file():
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-            wanted = ["torch", f"transformers[serving]=={version}", "accelerate", "lm_eval"]
-            subprocess.run([str(self.bin / "pip"), "install", "-q", *wanted], check=True)
-        names = ("PYTHONPATH", "HF_HUB_OFFLINE", "VIRTUAL_ENV")
-        self.variables = {k: v for k, v in os.environ.items() if k not in names} | {
-            "HF_HOME": str(work / "hf"), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        asked = "import importlib.metadata as m; print(m.version('versatileffn'))"
-        assert self.run("python", "-c", asked).returncode, "the package is installed there"
-
-    def run(self, program: str, *words: str, offline: bool = True) -> subprocess.CompletedProcess:
-        """A program of the environment, to its end."""
-        variables = self.variables | ({"HF_HUB_OFFLINE": "1"} if offline else {})
-        return subprocess.run(
-            [str(self.bin / program), *words],
-            env=variables, cwd=self.work, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-
-    def version(self, name: str) -> str:
-        """Of an installed package."""
-        asked = f"import importlib.metadata as m; print(m.version({name!r}))"
-        return self.run("python", "-c", asked).stdout.strip()
 
 
 def load(there: Environment, root: Path) -> str:
@@ -162,14 +126,15 @@ def lm_eval(there: Environment, model: Path, work: Path) -> str:
     return f"works: 4 questions are scored (accuracy {accuracy:g})"
 
 
-def walk(version: str, work: Path) -> list[dict[str, str]]:
-    """All tools beside one version of Transformers."""
-    place = work / version
+def by_name(version: str, place: Path) -> list[dict[str, str]]:
+    """The tools that load a model by its name, without this package."""
     root = place / "models"
     if not root.is_dir():
         for name, model in models().items():
             write_case(root, name, model)
-    there = Environment(place / "venv", version, place)
+    wanted = ["torch", f"transformers[serving]=={version}", "accelerate", "lm_eval"]
+    there = Environment(place / "venv", place, wanted)
+    assert not there.version("versatileffn"), "the package is installed there"
     spoken = root / "learned" / "out"
     outcomes = {"Auto classes": load(there, root)}
     outcomes |= serve_and_chat(there, spoken)
@@ -181,53 +146,40 @@ def walk(version: str, work: Path) -> list[dict[str, str]]:
     return [*found, {"tool": "lm_eval run --model hf", "version": name, "outcome": scored}]
 
 
-def trainers(work: Path) -> list[dict[str, str]]:
-    """PEFT and TRL, in an environment that has this package."""
-    python = work / "trainers" / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(work / "trainers")], check=True)
-        for wanted in (["torch"], ["trl", "peft", str(HERE.parents[1])]):
-            subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
-    done = subprocess.run(
-        [str(python), str(HERE / "trainers.py")],
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
-        cwd=work, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found = json.loads(done.stdout.splitlines()[-1])
-    beside = f"beside Transformers {found['versions']['transformers']}"
-    return [
-        {
-            "tool": tool,
-            "version": f"{found['versions'][tool.split()[0].lower()]}, {beside}",
-            "outcome": outcome,
-        }
-        for tool, outcome in found["outcomes"].items()
-    ]
+TOOLS: dict[str, Callable[[str, Path], list[dict[str, str]]]] = {
+    "by-name": by_name,
+    "compilers": compilers.walk,
+    "quantizers": quantizers.walk,
+    "trainers": trainers.walk,
+}
+"""Each takes a version of Transformers and a folder for it, and gives rows of the table."""
+
+
+def with_new(kept: list[dict[str, str]], new: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows written down before, those of the same tool and version replaced."""
+    rows = {(row["tool"], row["version"]): row for row in kept}
+    return list((rows | {(row["tool"], row["version"]): row for row in new}).values())
 
 
 def main() -> None:
     """Walk, and write the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--transformers", action="append", default=[], metavar="VERSION")
-    parser.add_argument("--trainers", action="store_true", help="walk PEFT and TRL")
-    parser.add_argument("--out", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--work", type=Path, default=Path("runs/tools").absolute())
+    parser.add_argument("--transformers", action="append", required=True, metavar="VERSION")
+    parser.add_argument("--tool", action="append", choices=list(TOOLS), help="all, if not given")
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write, or to add to")
+    parser.add_argument("--work", type=Path, default=Path("runs/tools"))
     options = parser.parse_args()
-    kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else []
-    rows = [row for version in options.transformers for row in walk(version, options.work)]
-    rows += trainers(options.work) if options.trainers else []
-    rows = [row for row in kept if not any(_same(row, new) for new in rows)] + rows
-    options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    for row in rows:
+    new = []
+    for version in options.transformers:
+        place = options.work.absolute() / version
+        place.mkdir(parents=True, exist_ok=True)
+        for tool in options.tool or TOOLS:
+            new += TOOLS[tool](version, place)
+    kept = json.loads(options.out.read_text("utf-8")) if options.out.is_file() else []
+    options.out.write_text(json.dumps(with_new(kept, new), indent=2) + "\n", encoding="utf-8")
+    for row in new:
         print(f"{row['tool']:24} {row['version']:36} {row['outcome']}")
-    sys.exit(any(not row["outcome"].startswith("works") for row in rows))
-
-
-def _same(first: dict[str, str], second: dict[str, str]) -> bool:
-    """Whether two rows are of one tool beside one Transformers, or of one trainer."""
-    beside = [row["version"].rpartition(" ")[2] for row in (first, second)]
-    trained = first["tool"].startswith(("PEFT", "TRL"))
-    return first["tool"] == second["tool"] and (trained or beside[0] == beside[1])
+    sys.exit(any(not row["outcome"].startswith("works") for row in new))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ family's code for them. They are found by name, so they pickle, and FSDP's wrap 
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -27,8 +28,8 @@ from versatileffn.models.config import (
     reuse_config,
 )
 from versatileffn.models.heads import ReuseForCausalLM, ReuseForSequenceClassification
-from versatileffn.models.layer import ReuseLayer
-from versatileffn.models.pretrained import FLOAT32
+from versatileffn.models.layer import HeldFFN, ReuseLayer
+from versatileffn.models.pretrained import FLOAT32, FLOAT32_FLAGS
 from versatileffn.models.table import FAMILIES, OURS, Family, family_of
 
 __all__ = ["FAMILIES", "Family", "family_of", "is_reuse", "model_class", "reuse_config"]
@@ -59,8 +60,10 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
         made[name] = type(f"Versatile{name}", (mixin, dense), body)
         return made[name]
 
+    mlps = [name for name in vars(theirs) if re.fullmatch(rf"{family.prefix}\w*MLP", name)]
     make(
         layer, ReuseLayer, family=family,
+        held={getattr(theirs, name): make(name, HeldFFN) for name in mlps},
         own_forward=staticmethod(inspect.unwrap(getattr(theirs, layer).forward)),
     )  # fmt: skip
     models: dict[str, tuple[Any, Any]] = {base: (AutoModel, ReuseBaseModel)}
@@ -72,9 +75,7 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
                 name, mixin, config_class=config,
                 own_init=staticmethod(rebound(dense.__init__, made)),
                 _no_split_modules=[made[layer].__name__],
-                _keep_in_fp32_modules_strict=[
-                    *(dense._keep_in_fp32_modules_strict or ()), *FLOAT32
-                ],
+                **{flag: [*(getattr(dense, flag) or ()), *FLOAT32] for flag in FLOAT32_FLAGS},
             )  # fmt: skip
             model.forward = signed(model, mixin.forward, dense.forward)
             auto.register(config, model, exist_ok=True)

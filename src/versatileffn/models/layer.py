@@ -29,6 +29,18 @@ class LayerView:
         return getattr(self._layer, name)
 
 
+class HeldFFN(nn.Module):
+    """Mixin for a family's mlp whose layer carries it out, part by part.
+
+    vLLM knows a gated FFN by the source of its class's `forward`: it fuses gate and up into one
+    map, splits that over ranks, and deletes the two. In this one it finds nothing to fuse.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The family's own."""
+        return super().forward(*args, **kwargs)
+
+
 class ReuseLayer(Reuse):
     """Mixin for a family's decoder layer.
 
@@ -38,10 +50,12 @@ class ReuseLayer(Reuse):
     Attributes:
         family: how the family calls its parts.
         own_forward: the family's, a plain function.
+        held: what mlps of which class become.
     """
 
     family: ClassVar[Family]
     own_forward: ClassVar[Callable[..., Any]]
+    held: ClassVar[dict[type[nn.Module], type[nn.Module]]]
 
     def __init__(self, config: Any, layer_idx: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, layer_idx, *args, **kwargs)
@@ -52,6 +66,7 @@ class ReuseLayer(Reuse):
                 f"a {type(mlp).__name__} of {config.model_type} has no {lacking[0]}: only dense "
                 "FFNs are reused, so give a model without experts of its own"
             )
+        mlp.__class__ = self.held.get(type(mlp), type(mlp))
         beside = family.parallel or getattr(config, "use_parallel_residual", False)
         self.reads_stream = family.shared_norm is not None and beside
         self.norm_name = family.shared_norm if self.reads_stream else family.norm

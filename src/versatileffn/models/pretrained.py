@@ -31,6 +31,8 @@ OLD_TENSORS = {
 FLOAT32 = (".*controller", ".*experts.router", ".*gains")
 """Decisions need more than 8 bits: a checkpoint that is loaded in half precision, or quantized,
 keeps these few weights in float32."""
+FLOAT32_FLAGS = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+"""Where Transformers looks for them: quantizers in the first, half precision in the second."""
 BUDGET = ("max_loops", "mean_loops")
 """What a budget is made of."""
 _DRAWN = ContextVar("versatileffn_new_tensors_drawn", default=False)
