@@ -138,3 +138,31 @@ def test_what_the_page_says_of_the_language_suite():
     assert round(longer["difference"]["mean"], 2) == -0.18
     assert f"{-moe['difference']['mean']:.3f}" == "0.037"
     assert round(moe["parameters"] / content["summary"][0]["parameters"], 1) == 1.5
+
+
+def test_fewer_loops_on_text_are_the_committed_ones():
+    folder = ROOT / "results/budgets-tiny-3-seeds"
+    block = PAGE.split("<!-- budgets: results/budgets-tiny-3-seeds -->\n")[1].split("\n<!-- end")[0]
+    assert block in (folder / "report.md").read_text(encoding="utf-8")
+    content = json.loads((folder / "results.json").read_text())
+    plain, consistent = content["budgets"]["arms"]
+    cost = [arm["loss"]["1"] - arm["loss"]["4"] for arm in (consistent, plain)]
+    assert [f"{nats:.2f}" for nats in cost] == ["0.02", "0.16"]
+    assert difference(consistent["difference"]["1"]) + ", p = 0.069" in PAGE.replace(
+        " nats (", " ("
+    )
+    assert round(consistent["difference"]["1"]["p_holm"], 3) == 0.069
+    assert len(content["seeds"]) == 3
+
+
+def test_the_depth_task_with_text_is_the_committed_one():
+    content = json.loads((ROOT / "results/depth-text-3-seeds/results.json").read_text())
+    (against,) = content["summary"]["comparisons"]
+    for page in (PAGE, (ROOT / "docs/depth.md").read_text(encoding="utf-8")):
+        assert difference(against) in re.sub(r"\s+", " ", page)
+    means = {
+        arm: [round(sum(r["exact"]) / 5, 2) for r in content["rows"] if r["arm"] == arm]
+        for arm in ("paper", "dense-4f")
+    }
+    assert sorted(means["paper"]) == [0.81, 1.0, 1.0]
+    assert sorted(means["dense-4f"]) == [0.93, 0.93, 0.94]
