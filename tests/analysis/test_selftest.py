@@ -36,6 +36,18 @@ def test_a_layer_of_any_family_is_right(family, ffn):
         assert 0 < found["errors"]["output"] < 1e-5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_just_converted_is_right(seed):
+    """Its gains are 0, so that the loop predictor's gradient is rounding, here and in the truth."""
+    torch.manual_seed(seed)
+    config = reuse_config(tiny_config("llama"), Versatile(reuse_gains="learned"))
+    for subject in selftest.subjects_of(model_class(config)(config).eval()):
+        found = selftest.numerics(subject)
+        assert not any(gain.any() for gain in subject.layer.gains.parameters())
+        assert found["ok"], found
+        assert "gradients" in found["errors"]
+
+
 @pytest.mark.parametrize("dtype", selftest.LIMITS, ids=str)
 def test_our_own_layer_is_right(dtype):
     subject = selftest.own_subject(48, 96, dtype, CPU)

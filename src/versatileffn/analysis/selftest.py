@@ -32,6 +32,8 @@ EXACT, USUAL = torch.float64, torch.float32
 LIMITS = {EXACT: 1e-10, USUAL: 1e-4}
 """Norm of the error over that of the truth. Tests hold float32 to 1e-5 at their sizes; here a sum
 goes over all neurons of a real layer, and a wrong executor is off by more than 1e-2."""
+LEAST = 1e-3
+"""Of the largest gradient: one that is smaller by more is held to that."""
 MOST_WEIGHTS = 2**24
 """Of a layer whose gradients are checked: the truth copies them for each token and loop."""
 PATIENCE = 2.5
@@ -246,7 +248,11 @@ def _output_error(subject: Subject, caps: list[int]) -> float:
 
 @torch.enable_grad()
 def _gradient_error(subject: Subject, caps: list[int]) -> float:
-    """The largest, of the gradients of H and of every weight of the layer's FFN and reuse."""
+    """The largest, of the gradients of H and of every weight of the layer's FFN and reuse.
+
+    Each relative to its own size, or to `LEAST` of the largest one: with gains of 0, as after a
+    conversion, nothing depends on how often a token loops, and that gradient is rounding alone.
+    """
     hidden_MD = subject.hidden(len(caps)).requires_grad_()
     parts = [subject.layer.controller, subject.layer.gains, subject.layer.loop_weights]
     modules = [part for part in (*parts, *subject.view.linears) if part is not None]
@@ -259,12 +265,13 @@ def _gradient_error(subject: Subject, caps: list[int]) -> float:
             subject.run(hidden_MD), _truth(subject, hidden_MD, caps, training=True)
         )
     ]  # fmt: skip
-    return max(_relative(ours, truth) for ours, truth in zip(*gradients, strict=True))
+    least = LEAST * max(truth.double().norm().item() for truth in gradients[1])
+    return max(_relative(ours, truth, least) for ours, truth in zip(*gradients, strict=True))
 
 
-def _relative(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the error over that of the truth; infinite where it isn't a number."""
+def _relative(actual: Tensor, expected: Tensor, least: float = 0.0) -> float:
+    """Norm of the error over that of the truth, at least `least`; infinite if it is no number."""
     error = (actual - expected).double().norm().item()
-    size = expected.double().norm().item()
+    size = max(expected.double().norm().item(), least)
     ratio = error / size if size else (0.0 if error == 0 else float("inf"))
     return ratio if ratio == ratio else float("inf")
