@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from support.families import TYPICAL, tiny_config
 from support.models import VARIANTS, make_model
@@ -38,9 +39,11 @@ def test_a_layer_of_any_family_is_right(family, ffn):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_just_converted_is_right(seed):
-    """Its gains are 0, so that the loop predictor's gradient is rounding, here and in the truth."""
+    """Its gains are 0, so that the controller's gradient is rounding, here and in the truth."""
     torch.manual_seed(seed)
-    config = reuse_config(tiny_config("llama"), Versatile(reuse_gains="learned"))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    dense = LlamaConfig(vocab_size=300, num_hidden_layers=2, **sizes)
+    config = reuse_config(dense, Versatile(reuse_gains="learned"))
     for subject in selftest.subjects_of(model_class(config)(config).eval()):
         found = selftest.numerics(subject)
         assert not any(gain.any() for gain in subject.layer.gains.parameters())

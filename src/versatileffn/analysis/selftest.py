@@ -32,8 +32,8 @@ EXACT, USUAL = torch.float64, torch.float32
 LIMITS = {EXACT: 1e-10, USUAL: 1e-4}
 """Norm of the error over that of the truth. Tests hold float32 to 1e-5 at their sizes; here a sum
 goes over all neurons of a real layer, and a wrong executor is off by more than 1e-2."""
-LEAST = 1e-3
-"""Of the largest gradient: one that is smaller by more is held to that."""
+LEAST = 0.1
+"""Of the largest gradient: smaller ones are held to that, since what cancels leaves rounding."""
 MOST_WEIGHTS = 2**24
 """Of a layer whose gradients are checked: the truth copies them for each token and loop."""
 PATIENCE = 2.5
