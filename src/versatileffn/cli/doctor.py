@@ -50,6 +50,8 @@ def doctor_command(
     _print_surroundings(found)
     where = choose_device(device)
     tested = [selftest.own_subject(48, 96, selftest.EXACT, where)]
+    if native.load() is not None:  # which float64 doesn't take
+        tested.append(selftest.own_subject(48, 96, selftest.USUAL, where))
     layers = [selftest.own_subject(512, 2048, selftest.USUAL, where)]
     if model is not None:
         layers = _layers_of(model, where)
