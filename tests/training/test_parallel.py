@@ -1,0 +1,166 @@
+"""Weights divided among processes: the same training as one process, in less memory.
+
+`pytest tests/training/test_parallel.py --ranks 4` takes four processes and all cases; without it
+two take those that are enough to notice that something broke.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from support.launch import torchrun
+from training.conftest import TINY, ranks
+from training.parallel_worker import noise_by_tokens
+from versatileffn.errors import ConfigError
+from versatileffn.training.config import TrainConfig
+from versatileffn.training.run import train
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+LEARNED = {"variant": "versatile", "num_experts": 4, "reuse_gains": "learned", "gain_init": 0.1}
+PAPER = {"variant": "versatile", "num_experts": 4}
+TIED = {"architecture": TINY | {"tie_word_embeddings": True}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run, as changes of the tiny one.
+
+    Args:
+        model, optim, run, parallel: of these sections.
+        wide: only with `--ranks`.
+        close: relative difference that rounding may make.
+    """
+
+    model: dict[str, Any]
+    optim: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    parallel: dict[str, Any] = field(default_factory=dict)
+    wide: bool = True
+    close: float = 1e-4
+
+
+CASES = {
+    "learned gains, tied": Case({"ffn": LEARNED} | TIED, wide=False),
+    "paper's form, bf16": Case({"ffn": PAPER}, run={"bf16": True}, wide=False, close=2e-2),
+    "dense": Case({}),
+    "recompute": Case({"ffn": LEARNED}, run={"execution": "recompute"}),
+    "masked": Case({"ffn": PAPER}, run={"execution": "masked"}),
+    "checkpointing": Case({"ffn": LEARNED}, run={"gradient_checkpointing": True}),
+    "loops of their own": Case({"ffn": LEARNED | {"loop_rank": 2}}),
+    "k-loop": Case({"ffn": {"variant": "k-loop"}}),
+    "experts": Case({"ffn": {"variant": "moe", "num_experts": 4, "router_bias_rate": 0.01}}),
+    "frozen": Case({"ffn": LEARNED}, {"frozen": [r"mlp\.", "gains"]}),
+    "consistency": Case({"ffn": {"variant": "k-loop"}}, {"consistency": {}}),
+    "curriculum": Case({"ffn": PAPER}, {"loop_curriculum": {"share": 0.5}}),
+    "gathered once": Case({"ffn": LEARNED}, parallel={"reshard_after_forward": False}),
+    "replicas": Case({"ffn": LEARNED} | TIED, parallel={"replicas": 2}),
+}
+
+
+def configure(case: Case, tokens: Path, folder: Path, **parallel: Any) -> TrainConfig:
+    """A run of a case; `parallel` is its section, none without."""
+    return TrainConfig.model_validate({
+        "model": {"architecture": TINY} | case.model,
+        "data": {"tokens": str(tokens), "seq_len": 32},
+        "optim": {"learning_rate": 1e-2, "max_grad_norm": 0.5} | case.optim,
+        "run": {
+            "output_dir": str(folder), "max_steps": 6, "tokens_per_batch": 8 * 32,
+            "per_device_train_batch_size": 1, "eval_steps": 3, "eval_windows": 10,
+            "save_steps": 2, "logging_steps": 2, "use_cpu": True, "report_to": [],
+        } | case.run,
+        "parallel": parallel or None,
+    })  # fmt: skip
+
+
+def write(config: TrainConfig) -> Path:
+    """The file beside the run's folder that holds its configuration."""
+    path = Path(config.run.output_dir).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    return path
+
+
+def launch(paths: list[Path], count: int) -> str:
+    """Run configurations one after the other in as many processes; what they said."""
+    result = torchrun(*paths, ranks=count, script=WORKER)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def names_of(count: int) -> list[str]:
+    return [name for name, case in CASES.items() if not case.wide or count]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", names_of(ranks(metafunc.config)))
+
+
+@pytest.fixture(scope="module")
+def together(tokens: Path, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Path:
+    """The folder of all cases' runs, each in a folder of its name."""
+    folder, asked = tmp_path_factory.mktemp("together"), ranks(request.config)
+    paths = [
+        write(configure(CASES[name], tokens, folder / name, strategy="fsdp2",
+                        **CASES[name].parallel))
+        for name in names_of(asked)
+    ]  # fmt: skip
+    said = launch(paths, asked or 2)
+    assert said.count("of weights each (fsdp2)") == len(paths)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def count(request: Any) -> int:
+    return ranks(request.config) or 2
+
+
+def test_divided_weights_train_as_whole_ones(name, together, count, tokens, tmp_path):
+    case, ours = CASES[name], together / name
+    with noise_by_tokens():
+        alone = train(configure(case, tokens, tmp_path / "alone"))
+    for one, many in zip(read_log(alone), read_log(ours), strict=True):
+        for key in one.keys() - {"tokens_crc32", "eval_model_preparation_time"}:
+            assert many[key] == pytest.approx(one[key], rel=case.close, abs=case.close), key
+    losses = [entry["loss"] for entry in read_log(ours) if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.1
+    expected, found = weights(alone), weights(ours)
+    assert expected.keys() == found.keys()
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=case.close, atol=10 * case.close)
+    configs = [json.loads((run / "model" / "config.json").read_text()) for run in (alone, ours)]
+    assert configs[0] == configs[1]
+
+    record = json.loads((ours / "run.json").read_text())
+    held = json.loads((alone / "run.json").read_text())["weight_bytes_per_process"]
+    shares = count // case.parallel.get("replicas", 1)
+    assert record["processes"] == count
+    assert held / shares <= record["weight_bytes_per_process"] < held / shares * 1.1
+
+
+def test_tokens_of_one_step_loop_differently_in_each_process(together, count):
+    """Otherwise what is compared here would say little."""
+    entry = [e for e in read_log(together / "learned gains, tied") if "loss" in e][-1]
+    shares = [entry[f"layer_1/loop_share_{loops}"] for loops in (1, 2, 3, 4)]
+    assert sum(share > 0.05 for share in shares) >= 2
+    assert entry["layer_1/loop_gain_2"] != 0.1
+
+
+@pytest.mark.parametrize("others", [1, 4])
+def test_other_processes_go_on(others, together, count, tokens, tmp_path):
+    """A run that stopped after step 4 goes on with other processes to the same end."""
+    if others == 4 and count == 2:
+        pytest.skip("with --ranks 4")
