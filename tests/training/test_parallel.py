@@ -5,6 +5,7 @@ two take those that are enough to notice that something broke.
 """
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from support.launch import torchrun
@@ -54,13 +56,23 @@ CASES = {
     "checkpointing": Case({"ffn": LEARNED}, run={"gradient_checkpointing": True}),
     "loops of their own": Case({"ffn": LEARNED | {"loop_rank": 2}}),
     "k-loop": Case({"ffn": {"variant": "k-loop"}}),
-    "experts": Case({"ffn": {"variant": "moe", "num_experts": 4, "router_bias_rate": 0.01}}),
+    "experts": Case(
+        {
+            "ffn": {
+                "variant": "moe",
+                "num_experts": 4,
+                "router_bias_rate": 0.01,
+                "router_aux_loss_coef": 0.0,
+            }
+        }
+    ),
     "frozen": Case({"ffn": LEARNED}, {"frozen": [r"mlp\.", "gains"]}),
     "consistency": Case({"ffn": {"variant": "k-loop"}}, {"consistency": {}}),
     "curriculum": Case({"ffn": PAPER}, {"loop_curriculum": {"share": 0.5}}),
     "gathered once": Case({"ffn": LEARNED}, parallel={"reshard_after_forward": False}),
     "replicas": Case({"ffn": LEARNED} | TIED, parallel={"replicas": 2}),
 }
+BASE = "learned gains, tied"
 
 
 def configure(case: Case, tokens: Path, folder: Path, **parallel: Any) -> TrainConfig:
@@ -100,25 +112,28 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
-def names_of(count: int) -> list[str]:
-    return [name for name, case in CASES.items() if not case.wide or count]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = ranks(metafunc.config)
+    if "pair" in metafunc.fixturenames:
+        metafunc.parametrize("pair", ["N to 1", "1 to N", *(["N to N", "N to 2"] if every else [])])
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", names_of(ranks(metafunc.config)))
+        metafunc.parametrize(
+            "name", [name for name, case in CASES.items() if every or not case.wide]
+        )
 
 
 @pytest.fixture(scope="module")
-def together(tokens: Path, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Path:
-    """The folder of all cases' runs, each in a folder of its name."""
-    folder, asked = tmp_path_factory.mktemp("together"), ranks(request.config)
+def together(count: int, tokens: Path, tmp_path_factory: Any, request: Any) -> Path:
+    """The folder of the chosen cases' runs, each in a folder of its name."""
+    folder = tmp_path_factory.mktemp("together")
+    chosen = [getattr(item, "callspec", None) for item in request.session.items]
+    names = {BASE, *(spec.params["name"] for spec in chosen if spec and "name" in spec.params)}
     paths = [
-        write(configure(CASES[name], tokens, folder / name, strategy="fsdp2",
-                        **CASES[name].parallel))
-        for name in names_of(asked)
-    ]  # fmt: skip
-    said = launch(paths, asked or 2)
+        write(configure(case, tokens, folder / name, strategy="fsdp2", **case.parallel))
+        for name, case in CASES.items()
+        if name in names
+    ]
+    said = launch(paths, count)
     assert said.count("of weights each (fsdp2)") == len(paths)
     return folder
 
@@ -153,14 +168,70 @@ def test_divided_weights_train_as_whole_ones(name, together, count, tokens, tmp_
 
 def test_tokens_of_one_step_loop_differently_in_each_process(together, count):
     """Otherwise what is compared here would say little."""
-    entry = [e for e in read_log(together / "learned gains, tied") if "loss" in e][-1]
+    entry = [e for e in read_log(together / BASE) if "loss" in e][-1]
     shares = [entry[f"layer_1/loop_share_{loops}"] for loops in (1, 2, 3, 4)]
     assert sum(share > 0.05 for share in shares) >= 2
     assert entry["layer_1/loop_gain_2"] != 0.1
 
 
-@pytest.mark.parametrize("others", [1, 4])
-def test_other_processes_go_on(others, together, count, tokens, tmp_path):
-    """A run that stopped after step 4 goes on with other processes to the same end."""
-    if others == 4 and count == 2:
-        pytest.skip("with --ranks 4")
+def interrupted(run: Path, folder: Path) -> Path:
+    """A copy of a finished run as it was after step 4."""
+    shutil.copytree(run, folder)
+    (folder / "run.json").unlink()
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    return folder
+
+
+def run_with(processes: int, tokens: Path, folder: Path, capfd: Any) -> str:
+    """Train the base case; what was said."""
+    config = configure(CASES[BASE], tokens, folder, strategy="fsdp2")
+    if processes > 1:
+        return launch([write(config)], processes)
+    capfd.readouterr()
+    with noise_by_tokens():
+        train(config)
+    return capfd.readouterr().out
+
+
+def test_any_number_of_processes_goes_on(pair, together, count, tokens, tmp_path, capfd):
+    before, after = [count if number == "N" else int(number) for number in pair.split(" to ")]
+    if before == 1:
+        run_with(1, tokens, tmp_path / "alone", capfd)
+    whole = together / BASE if before > 1 else tmp_path / "alone"
+    parted = interrupted(whole, tmp_path / "parted")
+    shares = parted / "checkpoints" / "checkpoint-4" / "optimizer"
+    assert len(list(shares.iterdir())) == before
+    said = run_with(after, tokens, parted, capfd)
+    assert "resumed after step 4" in said
+    assert (f"goes on with {after} processes, before it had {before}" in said) == (before != after)
+    assert ("one process has nothing to share" in said) == (after == 1)
+    close = {"rtol": 0, "atol": 0} if before == after else {"rtol": 1e-4, "atol": 1e-4}
+    expected, found = weights(whole), weights(parted)
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, **close)
+    for one, other in zip(read_log(whole), read_log(parted), strict=True):
+        for key in {"loss", "eval_loss", "grad_norm", "learning_rate"} & one.keys():
+            assert other[key] == pytest.approx(one[key], rel=1e-4), key
+    record = json.loads((parted / "run.json").read_text())
+    assert record["processes"] == after
+    assert record["processes_before"] == ([before] if before != after else [])
+
+
+@pytest.mark.parametrize(("section", "run", "says"), [
+    ({"strategy": "ddp", "replicas": 2}, {}, "replicas has no effect with strategy ddp"),
+    ({"strategy": "fsdp2"}, {"torch_compile": True}, "exclude each other"),
+    ({"strategy": "fsdp"}, {}, "fsdp2"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(section, run, says, tokens, tmp_path):
+    with pytest.raises(ValidationError, match=says):
+        configure(Case({}, run=run), tokens, tmp_path / "run", **section)
+
+
+def test_another_engine_of_the_launcher_is_refused(tokens, tmp_path, monkeypatch):
+    config = configure(Case({}), tokens, tmp_path / "run", strategy="fsdp2", replicas=3)
+    with pytest.raises(ConfigError, match="replicas=3 doesn't divide 1 processes"):
+        train(config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="accelerate launch was told to use FSDP"):
+        train(config)

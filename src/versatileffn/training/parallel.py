@@ -39,6 +39,11 @@ def shards(section: ParallelSection | None) -> bool:
     return section is not None and section.strategy == "fsdp2"
 
 
+def shares_of(section: ParallelSection | None, processes: int) -> int:
+    """Into how many parts the weights are divided."""
+    return processes // section.replicas if section is not None and shards(section) else 1
+
+
 def check_launch(section: ParallelSection | None, processes: int) -> None:
     """See that the launcher doesn't ask for another engine than the configuration.
 

@@ -5,7 +5,9 @@ unpickled, and any number of processes, one without a process group too, reads w
 number has written.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 def save_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write this process's shares; all processes call this, into the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    dcp.save(dict(tensors), storage_writer=Writer(str(folder), save_distributed=True))
+    writer = Writer(str(folder), save_distributed=True)
+    with _alone_too():
+        dcp.save(dict(tensors), storage_writer=writer)
 
 
 def load_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -69,4 +73,13 @@ def load_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
         found = tuple(stored[name].size)  # type: ignore[union-attr]
         if found != tuple(tensor.shape):
             raise ValueError(f"{name} has the shape {found}, not {tuple(tensor.shape)}")
-    dcp.load(dict(tensors), storage_reader=reader)
+    with _alone_too():
+        dcp.load(dict(tensors), storage_reader=reader)
+
+
+@contextmanager
+def _alone_too() -> Iterator[None]:
+    """One process is meant, where there is but one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield

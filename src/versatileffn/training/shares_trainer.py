@@ -63,7 +63,8 @@ class SharesTrainer(ReuseTrainer):
             tokenizer.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        assert self.optimizer is not None and self.lr_scheduler is not None
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
         save_shares(moments_of(self.unwrapped, self.optimizer), Path(output_dir) / OPTIMIZER)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -79,7 +80,8 @@ class SharesTrainer(ReuseTrainer):
         self._load_window(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        assert self.optimizer is not None and self.lr_scheduler is not None
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
         if checkpoint is None:
             return
         folder = Path(checkpoint)
