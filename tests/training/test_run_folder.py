@@ -122,7 +122,7 @@ def test_a_new_folder_then_the_same_run_then_another(folder):
     assert fresh.check(INPUTS) is None
     assert not fresh.path.exists()
     assert folder.check(INPUTS).name == "checkpoint-4"
-    with pytest.raises(ConfigError, match="imports.a is 'b', was None"):
+    with pytest.raises(ConfigError, match=r"imports\.a is 'b', was None"):
         folder.check(INPUTS | {"imports": {"a": "b"}})
 
 
