@@ -4,7 +4,9 @@
 two take those that are enough to notice that something broke.
 """
 
+import errno
 import json
+import pickle
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,11 @@ from safetensors.torch import load_file
 from support.launch import torchrun
 from training.conftest import TINY, ranks
 from training.parallel_worker import noise_by_tokens
-from versatileffn.errors import ConfigError
+from versatileffn.errors import CheckpointError, ConfigError
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.restoring import reading
 from versatileffn.training.run import train
+from versatileffn.training.shares import load_shares, save_shares
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 LEARNED = {"variant": "versatile", "num_experts": 4, "reuse_gains": "learned", "gain_init": 0.1}
@@ -235,3 +239,31 @@ def test_another_engine_of_the_launcher_is_refused(tokens, tmp_path, monkeypatch
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="accelerate launch was told to use FSDP"):
         train(config)
+
+
+def test_damaged_shares_are_told_and_nothing_is_unpickled(tmp_path):
+    tensors = {"a": torch.arange(6.0).view(2, 3)}
+    save_shares(tensors, tmp_path)
+    (file,) = tmp_path.iterdir()
+    load_shares(read := {"a": torch.zeros(2, 3)}, tmp_path)
+    assert torch.equal(read["a"], tensors["a"])
+    for other, says in (
+        ({"b": torch.zeros(2)}, "b isn't there"),
+        ({"a": torch.zeros(3, 2)}, r"a has the shape \(2, 3\), not \(3, 2\)"),
+    ):
+        with pytest.raises(CheckpointError, match=says), reading(tmp_path):
+            load_shares(other, tmp_path)
+    file.write_bytes(pickle.dumps({"a": torch.ones(2, 3)}))
+    with pytest.raises(CheckpointError, match="can't be read"), reading(tmp_path):
+        load_shares({"a": torch.zeros(2, 3)}, tmp_path)
+
+
+def test_a_full_disk_is_an_ordinary_error(tmp_path, monkeypatch):
+    """torch's own is no Exception, so that what cleans up after a failed save would miss it."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.distributed.checkpoint.filesystem.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_shares({"a": torch.zeros(2)}, tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as Reader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as Writer
 
@@ -50,7 +51,7 @@ def save_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write this process's shares; all processes call this, into the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = Writer(str(folder), save_distributed=True)
-    with _alone_too():
+    with _plainly():
         dcp.save(dict(tensors), storage_writer=writer)
 
 
@@ -73,13 +74,16 @@ def load_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
         found = tuple(stored[name].size)  # type: ignore[union-attr]
         if found != tuple(tensor.shape):
             raise ValueError(f"{name} has the shape {found}, not {tuple(tensor.shape)}")
-    with _alone_too():
+    with _plainly():
         dcp.load(dict(tensors), storage_reader=reader)
 
 
 @contextmanager
-def _alone_too() -> Iterator[None]:
-    """One process is meant, where there is but one."""
+def _plainly() -> Iterator[None]:
+    """One process is meant, where there is but one; what failed is raised, not that it did."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
+        try:
+            yield
+        except CheckpointException as error:  # no Exception, so nobody would look at it
+            raise next(iter(error.failures.values()))[0] from None
