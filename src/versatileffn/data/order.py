@@ -1,8 +1,35 @@
 """In which order training sees the windows: a pure function of seed and epoch."""
 
+from collections.abc import Callable
+
 import numpy as np
 
+from versatileffn.data.permutation import Permutation
 from versatileffn.errors import ConfigError
+
+LARGEST_TABLE = 2**22
+"""Windows whose order is held as a table, 32 MiB at most. The order of more is computed; it is
+another one, so a run's record names it."""
+COMPUTED = "computed-1"
+
+
+def computed_order(num_windows: int) -> str | None:
+    """The name of the order of so many windows, where it isn't a table."""
+    return COMPUTED if num_windows > LARGEST_TABLE else None
+
+
+def epoch_order(num_windows: int, seed: int, epoch: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives the windows at places of one epoch, in memory that doesn't grow with the corpus.
+
+    Args:
+        num_windows, seed, epoch: see `window_order`.
+
+    Returns:
+        A function of places, int64 of shape (places,) in 0 … num_windows-1, to windows.
+    """
+    if computed_order(num_windows) is None:
+        return window_order(num_windows, seed, epoch).take
+    return Permutation(num_windows, seed, epoch)
 
 
 def window_order(num_windows: int, seed: int, epoch: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from versatileffn.data.order import computed_order
 from versatileffn.errors import ConfigError
 from versatileffn.imports import import_modules
 from versatileffn.training.batches import BatchPlan
@@ -16,7 +17,10 @@ _FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers"
 # What says how long the run is; `steps` and `schedule_steps` say what came of it.
 _LENGTH = ("max_steps", "num_train_epochs", "schedule_steps")
 # What each step depends on; the number of steps is left out.
-_BINDING = ("format", "config", "imports", "tokens_meta_sha256", "world_size", "schedule_steps")
+_BINDING = (
+    "format", "config", "imports", "tokens_meta_sha256", "world_size", "schedule_steps",
+    "window_order",
+)  # fmt: skip
 FORMAT = 2
 """Of a run's checkpoints: a run that was started with another can't go on."""
 
@@ -34,6 +38,9 @@ def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
     settings = config.model_dump(mode="json")
     for key in (*_FREE, *_LENGTH):
         del settings["run"][key]
+    if not config.data.repetition_filter:  # unknown to runs that go on from before it
+        del settings["data"]["repetition_filter"]
+    order = computed_order(plan.num_windows) if plan.shuffled else None
     return {
         "format": FORMAT,
         "config": settings,
@@ -42,12 +49,12 @@ def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
         "world_size": plan.world_size,
         "schedule_steps": config.run.schedule_steps or plan.max_steps,
         "steps": plan.max_steps,
-    }
+    } | ({} if order is None else {"window_order": order})
 
 
 def inputs_sha256(inputs: Inputs) -> str:
     """Digest of what a run's steps depend on, whatever their number."""
-    binding = {key: inputs[key] for key in _BINDING}
+    binding = {key: inputs[key] for key in _BINDING if key in inputs}
     return hashlib.sha256(json.dumps(binding, sort_keys=True).encode()).hexdigest()
 
 

@@ -82,7 +82,9 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
         evaluate_tasks = TaskScores(config.eval.tasks, config.eval.tasks_limit)
     folder = RunFolder(Path(config.run.output_dir))
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
+    data = PackedDataset(
+        config.data.tokens, "train", config.data.seq_len, config.data.repetition_filter
+    )
     held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
     plan = plan_batches(config, len(data), world_size, data.shuffled)
     inputs = run_inputs(config, plan)
