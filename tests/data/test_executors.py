@@ -122,6 +122,13 @@ def test_two_processes_are_never_at_one_task(tmp_path: Path) -> None:
         RemoteTask(stage, [0])(None, 0, 1)
     assert not stage.records.exists(0)
     assert isinstance(failure(stage), ResourceError)
+    with (
+        locked(stage.folder / "00000", "the task"),
+        pytest.raises(ResourceError, match="another run is using task 0"),
+    ):
+        choose_executor("local", 1, {}, print).run(stage, [0], lambda: None)
+    choose_executor("local", 1, {}, print).run(stage, [0], lambda: None)
+    assert stage.records.exists(0)
 
 
 def test_a_task_whose_files_changed_has_no_record(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from versatileffn.data.stage import Stage
 from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.workspace.durable import make_folder, remove, write_json, writing
-from versatileffn.workspace.lock import locked
 from versatileffn.workspace.manifest import read_record
 
 POLL_SECONDS = 5.0
@@ -38,19 +37,17 @@ class RemoteTask:
         stage, rank = self.stage, self.ranks[index]
         os.chdir(self.directory)
         os.environ.setdefault("RAYON_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        folder = stage.folder / f"{rank:05d}"
-        make_folder(folder)
+        make_folder(stage.task_folder(rank))
         if failure(stage) is not None:
             return
         try:
-            # What an earlier call started elsewhere may still be at it.
-            with locked(folder, f"task {rank} of {stage.folder}", ResourceError):
-                if not stage.records.finished(rank):
-                    with writing(stage.records.root, DataError):
-                        stage.task(rank)
+            with writing(stage.records.root, DataError):
+                stage.run(rank)
         except Exception as error:
             said = str(error) if type(error).__name__ in _KINDS else f"task {rank}: {error!r}"
-            write_json(folder / _ERROR, {"kind": type(error).__name__, "text": said})
+            write_json(
+                stage.task_folder(rank) / _ERROR, {"kind": type(error).__name__, "text": said}
+            )
             raise
 
 

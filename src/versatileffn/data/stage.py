@@ -1,11 +1,15 @@
 """One pass over a corpus, task by task, and what runs its tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from versatileffn.data.shards import TaskRecords
+from versatileffn.errors import ResourceError
+from versatileffn.workspace.durable import make_folder
+from versatileffn.workspace.lock import locked
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,31 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """Where an executor keeps what it needs: logs, locks, numbers of jobs."""
+        """Where tasks that aren't children of ours leave logs, locks, and what they raise."""
         return self.records.folder.with_name(f"{self.records.folder.name}-tasks")
+
+    def task_folder(self, rank: int) -> Path:
+        """The part of it that is one task's."""
+        return self.folder / f"{rank:05d}"
+
+    def run(self, rank: int) -> None:
+        """Do one task, unless it has a record by now.
+
+        Raises:
+            ResourceError: another process is at it, which an earlier call started elsewhere.
+        """
+        with self._alone(rank):
+            if not self.records.finished(rank):
+                self.task(rank)
+
+    @contextmanager
+    def _alone(self, rank: int) -> Iterator[None]:
+        if not self.folder.is_dir():  # no task was ever run elsewhere
+            yield
+            return
+        make_folder(self.task_folder(rank))
+        with locked(self.task_folder(rank), f"task {rank} of {self.folder}", ResourceError):
+            yield
 
 
 class Executor(Protocol):

@@ -35,10 +35,10 @@ class LocalExecutor:
         """See `Executor`; what a task raises ends the others."""
         workers = min(self.workers, len(ranks))
         if workers > 1:
-            run_in_processes(stage.task, ranks, workers, _PRELOAD, done)
+            run_in_processes(stage.run, ranks, workers, _PRELOAD, done)
             return
         for rank in ranks:
-            stage.task(rank)
+            stage.run(rank)
             done()
 
     def close(self) -> None:
