@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from versatileffn.data import order
 from versatileffn.errors import ConfigError
 from versatileffn.training.batches import BatchPlan, WindowBatches, plan_batches
-from versatileffn.training.inputs import inputs_sha256, run_inputs
+from versatileffn.training.inputs import check_same_run, inputs_sha256, run_inputs
 
 PLAN = BatchPlan(
     num_windows=22, windows_per_step=8, micro_batch=2, world_size=1, max_steps=11, seed=3
@@ -80,16 +81,19 @@ def test_another_number_of_ranks_goes_on_where_the_first_stopped(
         assert {count - epochs for count in counts.values()} <= {0, 1}
 
 
-def test_the_run_says_where_its_order_is_computed(make_config, monkeypatch):
+def test_the_run_says_which_order_it_reads_in(make_config, monkeypatch):
+    """Another one wouldn't go on where the first stopped."""
     config = make_config()
-    small = run_inputs(config, plan_batches(config, 100, 1))
-    assert "window_order" not in small  # so that runs of earlier versions go on
-    monkeypatch.setattr(order, "LARGEST_TABLE", 99)
-    large = run_inputs(config, plan_batches(config, 100, 1))
-    assert large["window_order"] == "computed-1"
-    assert inputs_sha256(large) != inputs_sha256(small)
+    table = run_inputs(config, plan_batches(config, 100, 1))
+    assert table["window_order"] == "table-1"
     stored = run_inputs(config, plan_batches(config, 100, 1, shuffled=False))
-    assert "window_order" not in stored
+    assert stored["window_order"] == "stored"
+    monkeypatch.setattr(order, "LARGEST_TABLE", 99)
+    computed = run_inputs(config, plan_batches(config, 100, 1))
+    assert computed["window_order"] == "computed-1"
+    assert len({inputs_sha256(inputs) for inputs in (table, stored, computed)}) == 3
+    with pytest.raises(ConfigError, match="window_order is 'computed-1', was 'table-1'"):
+        check_same_run(computed, table, Path("run"))
 
 
 def test_epochs_become_steps(make_config):

@@ -12,7 +12,6 @@ from versatileffn.data.meta import TokenMeta
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.repetition import repeats
 from versatileffn.training.batches import WindowBatches, plan_batches
-from versatileffn.training.inputs import run_inputs
 from versatileffn.training.run import train
 from versatileffn.workspace.manifest import sha256
 
@@ -50,13 +49,3 @@ def test_it_teaches_nothing_and_is_told(make_config, half_repeated):
     for entry, share in zip(steps, shares, strict=True):
         assert (entry["loss"] == 0) == (share == 1)
         assert share == 1 or entry["loss"] > 2.5  # the repeated token would be learned at once
-
-
-def test_runs_of_before_go_on(make_config):
-    """Without the filter a run's record is what it was."""
-    config = make_config()
-    assert (
-        "repetition_filter" not in run_inputs(config, plan_batches(config, 9, 1))["config"]["data"]
-    )
-    config = make_config(data__repetition_filter=True)
-    assert run_inputs(config, plan_batches(config, 9, 1))["config"]["data"]["repetition_filter"]

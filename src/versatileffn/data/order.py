@@ -8,14 +8,12 @@ from versatileffn.data.permutation import Permutation
 from versatileffn.errors import ConfigError
 
 LARGEST_TABLE = 2**22
-"""Windows whose order is held as a table, 32 MiB at most. The order of more is computed; it is
-another one, so a run's record names it."""
-COMPUTED = "computed-1"
+"""Windows whose order is held as a table, of 32 MiB at most; the order of more is computed."""
 
 
-def computed_order(num_windows: int) -> str | None:
-    """The name of the order of so many windows, where it isn't a table."""
-    return COMPUTED if num_windows > LARGEST_TABLE else None
+def order_name(num_windows: int) -> str:
+    """What a run's record calls the order of so many windows; it changes if the order ever does."""
+    return "table-1" if num_windows <= LARGEST_TABLE else "computed-1"
 
 
 def epoch_order(num_windows: int, seed: int, epoch: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -27,7 +25,7 @@ def epoch_order(num_windows: int, seed: int, epoch: int) -> Callable[[np.ndarray
     Returns:
         A function of places, int64 of shape (places,) in 0 … num_windows-1, to windows.
     """
-    if computed_order(num_windows) is None:
+    if num_windows <= LARGEST_TABLE:
         return window_order(num_windows, seed, epoch).take
     return Permutation(num_windows, seed, epoch)
 

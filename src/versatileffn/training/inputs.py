@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from versatileffn.data.order import computed_order
+from versatileffn.data.order import order_name
 from versatileffn.errors import ConfigError
 from versatileffn.imports import import_modules
 from versatileffn.training.batches import BatchPlan
@@ -17,11 +17,9 @@ _FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers"
 # What says how long the run is; `steps` and `schedule_steps` say what came of it.
 _LENGTH = ("max_steps", "num_train_epochs", "schedule_steps")
 # What each step depends on; the number of steps is left out.
-_BINDING = (
-    "format", "config", "imports", "tokens_meta_sha256", "world_size", "schedule_steps",
-    "window_order",
-)  # fmt: skip
-FORMAT = 2
+_BINDING = ("format", "config", "imports", "tokens_meta_sha256", "schedule_steps", "window_order")
+_LENGTHS = ("steps", "schedule_steps")
+FORMAT = 3
 """Of a run's checkpoints: a run that was started with another can't go on."""
 
 Inputs = dict[str, Any]
@@ -38,9 +36,6 @@ def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
     settings = config.model_dump(mode="json")
     for key in (*_FREE, *_LENGTH):
         del settings["run"][key]
-    if not config.data.repetition_filter:  # unknown to runs that go on from before it
-        del settings["data"]["repetition_filter"]
-    order = computed_order(plan.num_windows) if plan.shuffled else None
     return {
         "format": FORMAT,
         "config": settings,
@@ -49,12 +44,13 @@ def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
         "world_size": plan.world_size,
         "schedule_steps": config.run.schedule_steps or plan.max_steps,
         "steps": plan.max_steps,
-    } | ({} if order is None else {"window_order": order})
+        "window_order": order_name(plan.num_windows) if plan.shuffled else "stored",
+    }
 
 
 def inputs_sha256(inputs: Inputs) -> str:
     """Digest of what a run's steps depend on, whatever their number."""
-    binding = {key: inputs[key] for key in _BINDING if key in inputs}
+    binding = {key: inputs[key] for key in _BINDING}
     return hashlib.sha256(json.dumps(binding, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,10 +72,10 @@ def check_same_run(ours: Inputs, theirs: Inputs, folder: Path) -> None:
             "finish it with that version, or start another run, in another folder, with "
             f"model.init_from={folder / 'model'} or one of its checkpoints"
         )
-    lengths = ("steps", "schedule_steps")
+    free = (*_LENGTHS, "world_size")  # with other processes a run goes on, to rounding
     differing = differences(
-        {key: value for key, value in ours.items() if key not in lengths},
-        {key: theirs.get(key) for key in ours if key not in lengths},
+        {key: value for key, value in ours.items() if key not in free},
+        {key: theirs.get(key) for key in ours if key not in free},
     )
     if differing:
         raise ConfigError(
