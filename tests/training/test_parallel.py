@@ -17,15 +17,19 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from support.launch import torchrun
 from training.conftest import TINY, ranks
 from training.parallel_worker import noise_by_tokens
 from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.models.checkpoint import load_checkpoint, read_config
+from versatileffn.models.family import model_class
+from versatileffn.models.shares import load_shares, save_shares
+from versatileffn.publish.export import export, export_dense
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.restoring import reading
 from versatileffn.training.run import train
-from versatileffn.training.shares import load_shares, save_shares
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 LEARNED = {"variant": "versatile", "num_experts": 4, "reuse_gains": "learned", "gain_init": 0.1}
@@ -239,6 +243,30 @@ def test_another_engine_of_the_launcher_is_refused(tokens, tmp_path, monkeypatch
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="accelerate launch was told to use FSDP"):
         train(config)
+
+
+def test_a_checkpoint_in_shares_loads_and_is_exported(together, tmp_path):
+    checkpoint = together / BASE / "checkpoints" / "checkpoint-6"
+    config, expected = read_config(str(checkpoint)), weights(together / BASE)
+    loaded = load_checkpoint(model_class(config), str(checkpoint), config).state_dict()
+    export(str(checkpoint), tmp_path / "plain")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert plain.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(loaded[name], weight)
+        assert torch.equal(plain[name], weight)
+    assert (tmp_path / "plain" / "tokenizer.json").is_file()
+
+
+def test_a_dense_checkpoint_in_shares_is_put_together(tokens, tmp_path):
+    run = train(configure(Case({}), tokens, tmp_path / "run", strategy="fsdp2"))
+    checkpoint = str(run / "checkpoints" / "checkpoint-6")
+    with pytest.raises(CheckpointError, match="give --dense"):
+        export(checkpoint, tmp_path / "plain")
+    export_dense(checkpoint, tmp_path / "plain")
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "plain").state_dict()
+    for name, weight in weights(run).items():
+        assert torch.equal(again[name], weight)
 
 
 def test_damaged_shares_are_told_and_nothing_is_unpickled(tmp_path):
