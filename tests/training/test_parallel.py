@@ -17,14 +17,15 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.launch import torchrun
 from training.conftest import TINY, ranks
 from training.parallel_worker import noise_by_tokens
 from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.models.checkpoint import load_checkpoint, read_config
-from versatileffn.models.family import model_class
+from versatileffn.models.family import model_class, reuse_config
 from versatileffn.models.shares import load_shares, save_shares
 from versatileffn.publish.export import export, export_dense
 from versatileffn.training.config import TrainConfig
@@ -295,3 +296,13 @@ def test_a_full_disk_is_an_ordinary_error(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.distributed.checkpoint.filesystem.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_shares({"a": torch.zeros(2)}, tmp_path)
+
+
+def test_tensor_parallelism_leaves_the_ffn_whole(tmp_path, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    config = reuse_config(LlamaConfig(vocab_size=64, **TINY), FFNConfig.from_dict(PAPER))
+    model_class(config)(config).save_pretrained(tmp_path / "model")
+    result = torchrun(tmp_path / "model", script=WORKER.with_name("tensor_parallel_worker.py"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("tensor parallelism can't divide model.layers.*.mlp.up_proj") == 2
