@@ -29,6 +29,7 @@ from versatileffn.models.family import model_class, reuse_config
 from versatileffn.models.shares import load_shares, save_shares
 from versatileffn.publish.export import export, export_dense
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.parallel import check_launch
 from versatileffn.training.restoring import reading
 from versatileffn.training.run import train
 
@@ -241,6 +242,8 @@ def test_another_engine_of_the_launcher_is_refused(tokens, tmp_path, monkeypatch
     config = configure(Case({}), tokens, tmp_path / "run", strategy="fsdp2", replicas=3)
     with pytest.raises(ConfigError, match="replicas=3 doesn't divide 1 processes"):
         train(config)
+    with pytest.raises(ConfigError, match="replicas=3 leaves nothing to divide"):
+        check_launch(config.parallel, 3)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="accelerate launch was told to use FSDP"):
         train(config)
@@ -306,3 +309,28 @@ def test_tensor_parallelism_leaves_the_ffn_whole(tmp_path, request):
     result = torchrun(tmp_path / "model", script=WORKER.with_name("tensor_parallel_worker.py"))
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("tensor parallelism can't divide model.layers.*.mlp.up_proj") == 2
+
+
+def test_filled_piece_by_piece_it_is_the_model_that_is_built_whole(together, count, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    run = together / BASE
+    sources = [run / "model", run / "checkpoints" / "checkpoint-6"]
+    script = WORKER.with_name("piecewise_worker.py")
+    result = torchrun(*sources, ranks=count, script=script)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_a_conversion_is_built_whole_and_then_divided(tokens, tmp_path, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    dense = LlamaForCausalLM(LlamaConfig(vocab_size=64, eos_token_id=63, **TINY))
+    dense.save_pretrained(tmp_path / "dense")
+    converted = Case({"architecture": None, "init_from": str(tmp_path / "dense"),
+                      "ffn": {"variant": "k-loop", "reuse_gains": "learned", "gain_init": 0.1}})  # fmt: skip
+    alone = train(configure(converted, tokens, tmp_path / "alone"))
+    config = configure(converted, tokens, tmp_path / "many", strategy="fsdp2")
+    result = torchrun(write(config))
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name, weight in weights(alone).items():
+        torch.testing.assert_close(weights(tmp_path / "many")[name], weight, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
@@ -57,6 +58,22 @@ def load_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
             raise ValueError(f"{name} has the shape {found}, not {tuple(tensor.shape)}")
     with _plainly():
         dcp.load(dict(tensors), storage_reader=reader)
+
+
+def stored_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the floating-point tensors in a folder's safetensors files.
+
+    Nothing where there are none, or one can't be read.
+    """
+    try:
+        stored = Reader(str(folder)).read_metadata().state_dict_metadata
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return {}
+    return {
+        name: tuple(found.size)  # type: ignore[union-attr]
+        for name, found in stored.items()
+        if found.properties.dtype.is_floating_point  # type: ignore[union-attr]
+    }
 
 
 def read_shares(folder: Path) -> dict[str, Tensor]:
