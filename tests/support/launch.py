@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-SOURCES = f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}"
+SOURCE = TESTS.parent / "src"
 
 
 def torchrun(
@@ -18,7 +18,7 @@ def torchrun(
     command += ["-m", "versatileffn.cli.main", "train"] if script is None else [str(script)]
     return subprocess.run(
         [*command, str(config), *arguments],
-        env=os.environ | {"PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": f"{SOURCE}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

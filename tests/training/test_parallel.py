@@ -326,8 +326,9 @@ def test_a_conversion_is_built_whole_and_then_divided(tokens, tmp_path, request)
         pytest.skip("with --ranks")
     dense = LlamaForCausalLM(LlamaConfig(vocab_size=64, eos_token_id=63, **TINY))
     dense.save_pretrained(tmp_path / "dense")
-    converted = Case({"architecture": None, "init_from": str(tmp_path / "dense"),
-                      "ffn": {"variant": "k-loop", "reuse_gains": "learned", "gain_init": 0.1}})  # fmt: skip
+    ffn = {"variant": "k-loop", "reuse_gains": "learned", "gain_init": 0.1}
+    source = {"architecture": None, "init_from": str(tmp_path / "dense")}
+    converted = Case(source | {"ffn": ffn})
     alone = train(configure(converted, tokens, tmp_path / "alone"))
     config = configure(converted, tokens, tmp_path / "many", strategy="fsdp2")
     result = torchrun(write(config))
