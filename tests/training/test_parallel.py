@@ -335,3 +335,15 @@ def test_a_conversion_is_built_whole_and_then_divided(tokens, tmp_path, request)
     assert result.returncode == 0, result.stderr[-3000:]
     for name, weight in weights(alone).items():
         torch.testing.assert_close(weights(tmp_path / "many")[name], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_of_whole_weights_goes_on_with_two_processes(tokens, tmp_path, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    alone = train(configure(CASES["dense"], tokens, tmp_path / "alone"))
+    parted = interrupted(alone, tmp_path / "parted")
+    result = torchrun(write(configure(CASES["dense"], tokens, parted)))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "goes on with 2 processes, before it had 1" in result.stdout
+    for name, weight in weights(alone).items():
+        torch.testing.assert_close(weights(parted)[name], weight, rtol=1e-4, atol=1e-4)
