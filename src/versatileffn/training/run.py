@@ -34,6 +34,7 @@ from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogCallback
 from versatileffn.training.open_loops import OpenLoopsCallback, notes, prepare_loops
 from versatileffn.training.parallel import check_launch, shards
+from versatileffn.training.piecewise import Unfilled, can_fill
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
@@ -104,16 +105,21 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     planned = model_config(
         config.model, data.meta.vocab_size, data.meta.eos_token_id, config.data.seq_len
     )
-    checkpoint_bytes = check_sizes(planned, config, plan)
-    model = build_model(config.model, planned, config.run.seed)
+    divides = shards(config.parallel) and world_size > 1
+    piecewise = divides and can_fill(config.model, planned)
+    checkpoint_bytes = check_sizes(planned, config, plan, piecewise)
+    unfilled = Unfilled(config.model, planned, config.run.seed) if piecewise else None
+    model = unfilled.model if unfilled else build_model(config.model, planned, config.run.seed)
     set_execution(model, config.run.execution)
     freeze(model, config.optim.frozen)
     prepare_loops(model, config.optim)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
         args = training_arguments(config, plan, folder.checkpoints)
-        if config.parallel is not None and shards(config.parallel) and world_size > 1:
+        if config.parallel is not None and divides:
             shard(model, config.parallel, args.device, world_size)
+        if unfilled is not None:
+            unfilled.fill(args.device)
         trainer = (SharesTrainer if shards(config.parallel) else ReuseTrainer)(
             model,
             args,
