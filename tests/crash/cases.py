@@ -63,7 +63,7 @@ class Case:
         name: for the table.
         command: arguments of `versatileffn`; relative paths are below the root.
         before: commands that make what is there at first.
-        replaces: the output in the root that must be whole, old or new, at every moment.
+        output: what must be whole at every moment, or not there: the old one or the new one.
         finished: what the command says, with exit code 1, where its output is there already.
         unstable: files, as a pattern, that hold times and need only be there.
         lost: a complaint about a state, given the disk at the point, what the crash left of it,
@@ -77,7 +77,7 @@ class Case:
     name: str
     command: list[str]
     before: tuple[list[str], ...] = ()
-    replaces: str | None = None
+    output: str | None = None
     finished: str | None = None
     unstable: str = "^$"
     lost: Callable[[Tree, Tree, str], str | None] = nothing_lost
@@ -214,23 +214,23 @@ def all_cases(folder: Path) -> list[Case]:
     perplexity = ["perplexity", model, f"{texts}/0.jsonl", "--limit", "1", "--json", "p.json"]
     of_checkpoint = r"checkpoints/.*/(training_args.bin|contents.json)$"
     return [
-        Case("tokenize", tokenize, finished="already exists"),
+        Case("tokenize", tokenize, (), "tokens", finished="already exists"),
         Case("tokenize --overwrite", [*tokenize, "--overwrite"], (other,), "tokens"),
-        Case("tokenize --workers 2", [*tokenize, "--workers", "2"],
+        Case("tokenize --workers 2", [*tokenize, "--workers", "2"], (), "tokens",
              finished="already exists", function="crash.cases:in_two_tasks"),
-        Case("train", train, unstable=of_checkpoint, lost=training_lost),
+        Case("train", train, (), "run/model", unstable=of_checkpoint, lost=training_lost),
         Case("train, extended", [*train, "--set", "run.schedule_steps=4"],
              ([*train, "--set", "run.max_steps=4"],), "run/model",
              unstable=of_checkpoint, lost=training_lost),
-        Case("upcycle", upcycle, finished="already exists"),
+        Case("upcycle", upcycle, (), "up", finished="already exists"),
         Case("upcycle --overwrite", [*upcycle, "--overwrite"], (["upcycle", model, "up", "--gains",
              "fixed"],), "up"),
-        Case("export", export, (upcycle,), finished="already exists"),
+        Case("export", export, (upcycle,), "out", finished="already exists"),
         Case("export --overwrite", [*export, "--overwrite"],
              ([*upcycle[:-1], "fixed"], export, [*upcycle, "--overwrite"]), "out"),
         Case("evaluate", evaluate, needs="olmo_eval"),
         Case("calibrate", calibrate, (upcycle,), function="crash.cases:with_any_text"),
-        Case("analyze", analyze, (upcycle,), finished="already exists"),
+        Case("analyze", analyze, (upcycle,), "seen", finished="already exists"),
         Case("analyze --overwrite", [*analyze, "--overwrite"], (upcycle, seen), "seen"),
         Case("perplexity --json", perplexity, (perplexity,), "p.json"),
         Case("reproduce", ["reproduce", "--scale", "smoke", "--corpus", texts, "--out", "out"],
