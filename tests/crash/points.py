@@ -124,6 +124,8 @@ class Driver:
             channel, _ = self.listener.accept()
             with channel:
                 text = channel.recv(1 << 14).decode(errors="surrogateescape")
+                if not text:
+                    continue  # its process ended, with a thread in the middle of asking
                 call, number, path, other = text.split("\0")
                 said = answer(Message(call, int(number), path, other, _sender(channel)))
                 if said is not None:

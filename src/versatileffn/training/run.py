@@ -17,6 +17,7 @@ from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.models.family import is_reuse
 from versatileffn.training.anneal_tau import AnnealTau
 from versatileffn.training.arguments import check_trackers, training_arguments
+from versatileffn.training.bad_steps import BadSteps
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.callbacks import (
     LastStepCallback,
@@ -51,8 +52,8 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
     finished run is left as it is, or made longer, see `run.schedule_steps`. Under `torchrun` every
     process calls this.
 
-    Ctrl-C, SIGTERM and SIGHUP, to any of the processes, end the run after the step it is in, with
-    a checkpoint; a second Ctrl-C ends it at once.
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, to any of the processes, and `run.deadline`, end the run
+    after the step it is in, with a checkpoint; a second Ctrl-C ends it at once.
 
     Args:
         config: the run, see `TrainConfig`.
@@ -70,7 +71,8 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
         DivergedError: training ran into numbers that aren't finite, now or before.
         ResourceError: memory or disk is too small.
         KeyboardInterrupt: the run was stopped by Ctrl-C, and can be continued.
-        SystemExit: it was stopped by SIGTERM or SIGHUP (code 143, 129), and can be continued.
+        SystemExit: it was stopped by SIGTERM, SIGHUP or SIGUSR1 (code 143, 129, 138), and can be
+            continued.
     """
     with without_progress_bars():
         return _train(config, evaluate_tasks)
@@ -130,6 +132,9 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
                 folder.log,
                 checkpoint_bytes,
             )
+            if config.optim.bad_steps is not None:
+                rule = config.optim.bad_steps
+                trainer.bad_steps = BadSteps(rule, plan, folder.log, rank == 0)
             if rank == 0:
                 prune(folder.checkpoints, config.run.save_total_limit)  # as the last save would
             trainer.store.make_room()
@@ -152,7 +157,7 @@ def _run(
     resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer.args.eval_on_start = resumed_step == 0
     speed = SpeedCallback(config.run.tokens_per_batch)
-    stop = StopRequest()
+    stop = StopRequest(config.run.deadline)
     stop_callback = StopCallback(stop)
     _add_callbacks(trainer, config, folder, speed, resumed_step)
     trainer.add_callback(stop_callback)  # after all that a step is followed by
