@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crash.cases import all_cases
+from crash.damage import KINDS, REDONE, REFUSED, Damages
 from crash.disk import MODES
 from crash.enumerate import OUTCOMES, Enumeration
 from crash.enumerate_faults import DIED, SAID, WENT_ON, Faults
@@ -93,6 +94,18 @@ def fault_row(found: Faults, stride: int, allocation_stride: int) -> dict:
     }
 
 
+def damage_row(found: Damages, stride: int, step: int) -> dict:
+    """What came of the damages of a case."""
+    return {
+        "case": found.case,
+        "stride": stride,
+        "byte_stride": step,
+        "files": found.files,
+        "ends": {kind: dict(ends) for kind, ends in found.ends.items()},
+        "failures": found.failures,
+    }
+
+
 def crash_table(rows: list[dict]) -> str:
     """Crashes as Markdown."""
     lines = [
@@ -124,6 +137,23 @@ def fault_table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def damage_table(rows: list[dict]) -> str:
+    """Damages as Markdown: of each kind, how often it was redone and how often refused."""
+    lines = [
+        f"| command | files | {' | '.join(KINDS)} | failed |",
+        "|---|---:|" + "---:|" * (len(KINDS) + 1),
+    ]
+    for row in rows:
+        cells = [str(row["files"]) + _every(row["stride"])]
+        for kind in KINDS:
+            cells.append(
+                " / ".join(str(row["ends"][kind].get(end, 0)) for end in (REDONE, REFUSED))
+            )
+        cells.append(str(len(row["failures"])))
+        lines.append(f"| `{row['case']}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def _ends(ends: dict[str, int]) -> str:
     said, went_on, died = (ends.get(end, 0) for end in (SAID, WENT_ON, DIED))
     return f"{said} / {went_on}" + (f" / {died}" if died else "")
@@ -136,3 +166,4 @@ def _every(stride: int) -> str:
 RESULTS = ROOT / "results" / "crash-points"
 CRASHES = Table(RESULTS / "results.json", "python tests/crash", crash_table)
 FAILING = Table(RESULTS / "faults.json", "python tests/crash --faults", fault_table)
+DAMAGED = Table(RESULTS / "damage.json", "python tests/crash --damage", damage_table)

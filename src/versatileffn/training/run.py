@@ -34,6 +34,7 @@ from versatileffn.training.init import build_model, freeze, model_config, set_ex
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogCallback
 from versatileffn.training.open_loops import OpenLoopsCallback, notes, prepare_loops
+from versatileffn.training.peers import losing_peers
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
@@ -79,6 +80,7 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
 
 
 def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
+    began = time.monotonic()
     check_trackers(config.run.report_to)
     if config.eval is not None and evaluate_tasks is None:
         evaluate_tasks = TaskScores(config.eval.tasks, config.eval.tasks_limit)
@@ -138,7 +140,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
             if rank == 0:
                 prune(folder.checkpoints, config.run.save_total_limit)  # as the last save would
             trainer.store.make_room()
-            _run(trainer, config, folder, checkpoint)
+            _run(trainer, config, folder, checkpoint, began)
         except DivergedError as error:
             if rank == 0:
                 record_divergence(folder.divergence, error)
@@ -152,12 +154,16 @@ def _run(
     config: TrainConfig,
     folder: RunFolder,
     checkpoint: Path | None,
+    began: float,
 ) -> None:
-    """Train in a folder that is held, from its last checkpoint if it has one."""
+    """Train in a folder that is held, from its last checkpoint if it has one.
+
+    The deadline counts from `began`, by the monotonic clock.
+    """
     resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer.args.eval_on_start = resumed_step == 0
     speed = SpeedCallback(config.run.tokens_per_batch)
-    stop = StopRequest(config.run.deadline)
+    stop = StopRequest(began + config.run.deadline if config.run.deadline else None)
     stop_callback = StopCallback(stop)
     _add_callbacks(trainer, config, folder, speed, resumed_step)
     trainer.add_callback(stop_callback)  # after all that a step is followed by
@@ -167,7 +173,7 @@ def _run(
     torch.manual_seed(config.run.seed * 100_003 + trainer.args.process_index)
     forget_choices()
     started = time.time()
-    with stop.listening():
+    with stop.listening(), losing_peers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not stop_callback.signal:
             finish(trainer, config, folder, speed, time.time() - started)

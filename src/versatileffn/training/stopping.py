@@ -22,12 +22,12 @@ class StopRequest:
     """Whether this process was asked to stop, and by which signal (0: it wasn't).
 
     Args:
-        seconds: from now until it is asked by itself, as if by SIGUSR1; None: never.
+        deadline: when it is asked by itself, as if by SIGUSR1, by the monotonic clock; None: never.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self, deadline: float | None = None) -> None:
         self._heard = 0
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._deadline = deadline
 
     @property
     def signal(self) -> int:
