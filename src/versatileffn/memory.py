@@ -4,6 +4,7 @@ Linux hands out more memory than there is and kills whoever uses it, without a w
 config or a command line asks for is added up first.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; on the CPU PyTorch says so in words only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     native = isinstance(error, RuntimeError | ValueError)  # the latter is orjson's
     return native and _TOO_LITTLE.search(str(error)) is not None
 

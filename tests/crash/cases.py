@@ -20,6 +20,8 @@ TIMES = {
     "eval_steps_per_second", "eval_model_preparation_time", "resumed", "run_id",
 }  # fmt: skip
 """JSON keys that differ between any two runs, or tell that there was an interruption."""
+DIGITS = 6
+"""Of a log-likelihood, whichever items are scored beside it."""
 
 
 def in_two_tasks() -> None:
@@ -66,6 +68,7 @@ class Case:
         output: what must be whole at every moment, or not there: the old one or the new one.
         finished: what the command says, with exit code 1, where its output is there already.
         unstable: files, as a pattern, that hold times and need only be there.
+        rounds: numbers in JSON depend, by rounding, on what was done before an interruption.
         lost: a complaint about a state, given the disk at the point, what the crash left of it,
             and what the command run again printed.
         elsewhere: points inside these paths, as a pattern, are another case's: the command does
@@ -80,6 +83,7 @@ class Case:
     output: str | None = None
     finished: str | None = None
     unstable: str = "^$"
+    rounds: bool = False
     lost: Callable[[Tree, Tree, str], str | None] = nothing_lost
     elsewhere: str = "(?!)"
     needs: str = "torch"
@@ -96,16 +100,23 @@ class Case:
             elif re.search(self.unstable, path):
                 found[path] = "there"
             elif path.endswith((".json", ".jsonl")):
-                found[path] = without_times(blobs[content])
+                found[path] = without_times(blobs[content], DIGITS if self.rounds else None)
             else:
                 found[path] = content
         return found
 
 
-def without_times(text: bytes) -> Any:
-    """The JSON value, or the list of a JSONL file's values, without `TIMES`."""
+def without_times(text: bytes, digits: int | None = None) -> Any:
+    """The JSON value, or the list of a JSONL file's values, without `TIMES`.
+
+    Args:
+        text: of the file.
+        digits: of a number that are looked at; None: all.
+    """
 
     def strip(value: Any) -> Any:
+        if isinstance(value, float) and digits:
+            return f"{value:.{digits}g}"
         if isinstance(value, dict):
             return {k: strip(v) for k, v in value.items() if k not in TIMES}
         return [strip(v) for v in value] if isinstance(value, list) else value
@@ -228,7 +239,7 @@ def all_cases(folder: Path) -> list[Case]:
         Case("export", export, (upcycle,), "out", finished="already exists"),
         Case("export --overwrite", [*export, "--overwrite"],
              ([*upcycle[:-1], "fixed"], export, [*upcycle, "--overwrite"]), "out"),
-        Case("evaluate", evaluate, needs="olmo_eval"),
+        Case("evaluate", evaluate, rounds=True, needs="olmo_eval"),
         Case("calibrate", calibrate, (upcycle,), function="crash.cases:with_any_text"),
         Case("analyze", analyze, (upcycle,), "seen", finished="already exists"),
         Case("analyze --overwrite", [*analyze, "--overwrite"], (upcycle, seen), "seen"),

@@ -1,6 +1,7 @@
 """What lies on the disk is damaged, and the command given again: an error, or the damaged part
 redone, and never another result without a word."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -80,15 +81,15 @@ def all_scenes(workshop: Workshop) -> list[Scene]:
 
     def case(base: Case, command: list[str], *before: list[str]) -> Case:
         return Case(
-            base.name, command, before, unstable=base.unstable, needs=base.needs,
-            function=base.function,
+            base.name, command, before, unstable=base.unstable, rounds=base.rounds,
+            needs=base.needs, function=base.function,
         )  # fmt: skip
 
     train = [*cases["train"].command, *there]
     elsewhere = [*train, "--set", "run.seed=1"]
     scored = [*evaluate.command[:-3], "3", *evaluate.command[-2:]]
     return [
-        Scene(case(cases["train"], train, settled), r"/\.model\.partial",
+        Scene(case(cases["train"], train, settled), r"^mkdir run/\.model\.partial",
               case(cases["train"], elsewhere, others), r"^run/[^/]+$|contents\.json$"),
         Scene(case(tokenize, settled), r"-> tokens$", case(tokenize, others), r"\.json$"),
         Scene(case(evaluate, evaluate.command), THE_END, case(evaluate, scored), r"\.jsonl?$"),
@@ -177,9 +178,9 @@ def _damages(
         if alien and blobs[alien[1]] != whole:
             contents.append((FOREIGN, blobs[alien[1]]))
         for kind, content in contents:
-            key = f"{kind} {path} {len(blobs)}"
-            blobs[key] = content
-            yield Damaged(path, kind, {**state, path: (FILE, key)})
+            digest = hashlib.sha256(content).hexdigest()
+            blobs[digest] = content
+            yield Damaged(path, kind, {**state, path: (FILE, digest)})
         yield Damaged(path, ABSENT, {p: node for p, node in state.items() if p != path})
 
 

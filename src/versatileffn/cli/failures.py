@@ -60,7 +60,7 @@ def print_traceback(error: BaseException) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if not isinstance(error, MemoryError | RuntimeError | ValueError):
+    if not isinstance(error, MemoryError | RuntimeError | ValueError | OSError):
         return False
     from versatileffn.memory import is_out_of_memory  # imports torch
 

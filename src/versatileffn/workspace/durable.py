@@ -182,12 +182,9 @@ def writing(path: Path, error_class: type[VersatileFFNError] = ConfigError) -> I
                 f"{path} can't be written ({os.strerror(number)}): see to the disk and run the "
                 "same command again, or choose another output"
             ) from error
-        if (
-            number is None
-            and not isinstance(error, OSError | UnicodeError)
-            and "null byte" not in str(error)
-        ):
-            raise  # a defect of ours, that no other output would mend
+        systems = number is not None or isinstance(error, OSError | UnicodeError)
+        if number == errno.ENOMEM or not (systems or "null byte" in str(error)):
+            raise  # no other output would mend it: too little memory, or a defect of ours
         reason = os.strerror(number) if number else error
         raise error_class(f"{path} can't be written ({reason}): choose another output") from error
 
