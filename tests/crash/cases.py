@@ -18,6 +18,7 @@ TIMES = {
     "created", "seconds", "seconds_last_session", "seconds_per_step", "this_session",
     "tokens_per_second", "requests_per_second", "eval_runtime", "eval_samples_per_second",
     "eval_steps_per_second", "eval_model_preparation_time", "resumed", "run_id",
+    "execution",
 }  # fmt: skip
 """JSON keys that differ between any two runs, or tell that there was an interruption."""
 DIGITS = 6

@@ -18,7 +18,8 @@ FLIPPED, DROPPED, EMPTY, ABSENT, FOREIGN = (
     "flipped byte", "missing byte", "empty", "absent", "another's",
 )  # fmt: skip
 KINDS = (FLIPPED, DROPPED, EMPTY, ABSENT, FOREIGN)
-REFUSED, REDONE = "refused", "redone"
+REDONE, UNUSED, REFUSED = "redone", "unused", "refused"
+ENDS = (REDONE, UNUSED, REFUSED)
 REJECTED = re.compile(r"/rejected-[^/]+(/|$)")
 
 
@@ -35,6 +36,15 @@ class Damaged:
     path: str
     kind: str
     tree: Tree
+
+    @property
+    def older_checkpoint(self) -> bool:
+        """Whether it is in a checkpoint that isn't the newest, which nobody needs."""
+        step = re.search(r"checkpoint-(\d+)/", self.path)
+        steps = [
+            int(each[1]) for path in self.tree if (each := re.search(r"checkpoint-(\d+)$", path))
+        ]
+        return step is not None and int(step[1]) < max(steps)
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,12 @@ def enumerate_damage(
         ended, after = driver.again(command, each.tree, disk)
         now = case.essence(kernel(after), after.blobs)
         if ended.code == 0:
-            end, wrong = REDONE, difference(_without_rejected(now, ended.output), expected)
+            kept = _without_rejected(now, ended.output)
+            end, wrong = REDONE, difference(kept, expected)
+            if each.older_checkpoint and _as_it_was(
+                each.path, kept, case.essence(each.tree, disk.blobs)
+            ):
+                end, wrong = UNUSED, difference(_but(each.path, kept), _but(each.path, expected))
         else:
             end = REFUSED
             before = case.essence(each.tree, disk.blobs)
@@ -192,3 +207,7 @@ def _without_rejected(now: dict[str, Any], output: str) -> dict[str, Any]:
     """What is there, without checkpoints of which it was said that they were set aside."""
     said = "set aside as" in output
     return {path: value for path, value in now.items() if not (said and REJECTED.search(path))}
+
+
+def _but(path: str, essence: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in essence.items() if name != path}

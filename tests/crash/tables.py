@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crash.cases import all_cases
-from crash.damage import KINDS, REDONE, REFUSED, Damages
+from crash.damage import ENDS, KINDS, Damages
 from crash.disk import MODES
 from crash.enumerate import OUTCOMES, Enumeration
 from crash.enumerate_faults import DIED, SAID, WENT_ON, Faults
@@ -138,7 +138,7 @@ def fault_table(rows: list[dict]) -> str:
 
 
 def damage_table(rows: list[dict]) -> str:
-    """Damages as Markdown: of each kind, how often it was redone and how often refused."""
+    """Damages as Markdown: of each kind, how often it was redone, unused and refused."""
     lines = [
         f"| command | files | {' | '.join(KINDS)} | failed |",
         "|---|---:|" + "---:|" * (len(KINDS) + 1),
@@ -146,9 +146,7 @@ def damage_table(rows: list[dict]) -> str:
     for row in rows:
         cells = [str(row["files"]) + _every(row["stride"])]
         for kind in KINDS:
-            cells.append(
-                " / ".join(str(row["ends"][kind].get(end, 0)) for end in (REDONE, REFUSED))
-            )
+            cells.append(" / ".join(str(row["ends"][kind].get(end, 0)) for end in ENDS))
         cells.append(str(len(row["failures"])))
         lines.append(f"| `{row['case']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
