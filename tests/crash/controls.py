@@ -99,6 +99,15 @@ def unsynced() -> None:
     cli.main()
 
 
+def trusting() -> None:
+    """The verbs, where no file is ever compared with its digest."""
+    from versatileffn.cli import main as cli
+    from versatileffn.training import checkpoints, tokens
+
+    checkpoints.damage = tokens.damage = lambda folder, files: []
+    cli.main()
+
+
 def main() -> None:
     """Do what the first argument names."""
     globals()[sys.argv[1]]()

@@ -56,12 +56,14 @@ class Scene:
         cut: a pattern of the point whose state is damaged; the first one.
         other: the same case with other inputs, from whose state at its cut foreign files are.
         small: a pattern of files that no digest guards: bytes all over them are changed.
+        only: a pattern of the files that are damaged at all.
     """
 
     case: Case
     cut: str
     other: Case
     small: str
+    only: str = ""
 
 
 @dataclass
@@ -175,6 +177,7 @@ def _damages(
     scene: Scene, state: Tree, foreign: Tree, blobs: dict[str, bytes], step: int
 ) -> Iterator[Damaged]:
     paths = [path for path, (kind, _) in state.items() if kind == FILE and ".lock" not in path]
+    paths = [path for path in paths if re.search(scene.only, path)]
     aliens = {_last(path): node for path, node in foreign.items()}
     for path in sorted(paths):
         whole = blobs[state[path][1]]

@@ -1,4 +1,4 @@
-"""One process of two dies: the other ends in a line that says so, and the run goes on."""
+"""Processes beside each other: one of a run dies, or comes into a folder where one is at work."""
 
 import json
 import os
@@ -68,3 +68,39 @@ def test_what_backends_say_is_told(monkeypatch, words):
         raise RuntimeError(f"{words}\nException raised from …")
     with pytest.raises(RuntimeError, match="a defect"), losing_peers():
         raise RuntimeError("a defect")
+
+
+INTRUDED = """
+import subprocess, sys
+from versatileffn.cli.main import main
+from versatileffn.training.trainer import ReuseTrainer
+original, file = ReuseTrainer.training_step, sys.argv[1]
+
+def training_step(self, *args):
+    if self.state.global_step == 3:
+        again = [sys.executable, "-m", "versatileffn.cli.main", "train", file]
+        second = subprocess.run(again, capture_output=True, text=True)
+        print(f"second: {second.returncode} {second.stderr.strip()}", flush=True)
+        ReuseTrainer.training_step = original
+    return original(self, *args)
+
+ReuseTrainer.training_step = training_step
+sys.argv = ["versatileffn", "train", file]
+main()
+"""
+
+
+def test_a_second_process_in_the_same_folder_is_refused_and_the_first_goes_on(
+    make_config, tmp_path
+):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
+    first = subprocess.run(
+        [sys.executable, "-c", INTRUDED, str(file)],
+        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    refused = f"error: another run is using run.output_dir={tmp_path / 'run'}: wait for it"
+    assert f"second: 1 {refused}" in first.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 6
