@@ -67,10 +67,12 @@ class LossWindow:
             "dropped": self._dropped,
         }
 
-    def load(self, path: Path, process: int, device: torch.device) -> None:
-        """Go on from what was written by process `process` of the same number of them."""
+    def load(self, path: Path, process: int, processes: int, device: torch.device) -> None:
+        """Go on from what was written; where other processes wrote it, from their mean."""
         state = json.loads(path.read_bytes())
         sums = state["sums"]
+        if sums is not None and len(sums) != processes:
+            sums = [sum(sums) / len(sums)] * processes
         self._sum = None if sums is None else torch.tensor(sums[process], device=device)
         self._before = self._sum
         self._since, self._dropped = state["since"], state["dropped"]

@@ -5,11 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from versatileffn.errors import CheckpointError
 from versatileffn.memory import raise_out_of_memory
+
+UNREADABLE = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError
+)  # fmt: skip
+"""What torch, safetensors and our own code say of damage."""
 
 
 @contextmanager
@@ -24,7 +30,7 @@ def reading(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError:
         reason = "holds objects other than tensors and numbers; none was unpickled, no code was run"
         raise _unusable(path, reason) from None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+    except UNREADABLE as error:
         raise_out_of_memory(error)
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise _unusable(path, f"can't be read ({reason})") from None

@@ -1,5 +1,6 @@
 """Transformers' Trainer, with our data order, our decay groups, telemetry and whole checkpoints."""
 
+import zlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -272,8 +273,12 @@ class ReuseTrainer(Trainer):
             return
         folder = Path(resume_from_checkpoint)
         load_weights(self.unwrapped if model is None else model, folder)
+        self._load_window(folder)
+
+    def _load_window(self, folder: Path) -> None:
+        args = self.args
         with reading(folder / WINDOW):
-            self.window.load(folder / WINDOW, self.args.process_index, self.args.device)
+            self.window.load(folder / WINDOW, args.process_index, args.world_size, args.device)
             if self.bad_steps is not None:
                 self.bad_steps.load(folder / WINDOW)
 
@@ -291,5 +296,11 @@ class ReuseTrainer(Trainer):
                 )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(Path(checkpoint or "") / "the random state"):
+        folder = Path(checkpoint or "")
+        if len(list(folder.glob("rng_state*.pth"))) != self.args.world_size:
+            # Of other processes. These draw what none of those has drawn.
+            step, process = self.state.global_step, self.args.process_index
+            torch.manual_seed(zlib.crc32(f"{self.args.seed} {step} {process}".encode()))
+            return
+        with reading(folder / "the random state"):
             super()._load_rng_state(checkpoint)

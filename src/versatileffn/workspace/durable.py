@@ -81,12 +81,21 @@ def sync(path: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Have everything below a folder on disk."""
-    for parent, _, files in os.walk(folder, topdown=False):
+    for parent, _, files in os.walk(folder, topdown=False, onerror=stop):
         for name in files:
             path = Path(parent, name)
             if not path.is_symlink():
                 sync(path)
         sync(Path(parent))
+
+
+def stop(error: OSError) -> None:
+    """For `os.walk`, which passes over what it can't read unless it is told not to.
+
+    Raises:
+        OSError: the one that it would pass over.
+    """
+    raise error
 
 
 def rename(source: Path, target: Path) -> None:
