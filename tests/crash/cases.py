@@ -234,6 +234,8 @@ def all_cases(folder: Path) -> list[Case]:
         Case("train, extended", [*train, "--set", "run.schedule_steps=4"],
              ([*train, "--set", "run.max_steps=4"],), "run/model",
              unstable=of_checkpoint, lost=training_lost),
+        Case("train, in shares", [*train, "--set", "parallel.strategy=fsdp2"], (), "run/model",
+             unstable=of_checkpoint, lost=training_lost),
         Case("upcycle", upcycle, (), "up", finished="already exists"),
         Case("upcycle --overwrite", [*upcycle, "--overwrite"], (["upcycle", model, "up", "--gains",
              "fixed"],), "up"),
