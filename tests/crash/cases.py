@@ -69,7 +69,8 @@ class Case:
         output: what must be whole at every moment, or not there: the old one or the new one.
         finished: what the command says, with exit code 1, where its output is there already.
         unstable: files, as a pattern, that hold times and need only be there.
-        rounds: numbers in JSON depend, by rounding, on what was done before an interruption.
+        rounds: numbers in JSON depend, by rounding, on what was done before an interruption, and
+            the lines of a file stand in the order in which they were done.
         lost: a complaint about a state, given the disk at the point, what the crash left of it,
             and what the command run again printed.
         elsewhere: points inside these paths, as a pattern, are another case's: the command does
@@ -102,6 +103,8 @@ class Case:
                 found[path] = "there"
             elif path.endswith((".json", ".jsonl")):
                 found[path] = without_times(blobs[content], DIGITS if self.rounds else None)
+                if self.rounds and isinstance(found[path], list):
+                    found[path] = sorted(found[path], key=str)
             else:
                 found[path] = content
         return found
@@ -115,11 +118,13 @@ def without_times(text: bytes, digits: int | None = None) -> Any:
         digits: of a number that are looked at; None: all.
     """
 
+    without = TIMES | {"crc32"} if digits else TIMES
+
     def strip(value: Any) -> Any:
         if isinstance(value, float) and digits:
             return f"{value:.{digits}g}"
         if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in TIMES}
+            return {k: strip(v) for k, v in value.items() if k not in without}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
     try:
