@@ -158,6 +158,8 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds an evaluation with {name}={known.get(name)!r}, this one has "
             f"{name}={settings.get(name)!r}: choose another --out"
         )
+    if known != settings:  # in keys without a value
+        write_json(path, settings)
 
 
 def _read(path: Path, tell: Callable[[str], None]) -> list[Record]:
