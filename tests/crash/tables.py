@@ -14,7 +14,7 @@ from crash.damage import ENDS, KINDS, Damages
 from crash.disk import MODES
 from crash.enumerate import OUTCOMES, Enumeration
 from crash.enumerate_faults import DIED, SAID, WENT_ON, Faults
-from crash.faults import FAULTS, NO_MEMORY
+from crash.faults import FAULTS
 from versatileffn.provenance import source_digest, versions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,14 +124,13 @@ def fault_table(rows: list[dict]) -> str:
     """Faults as Markdown: of each kind, how often the command said so and how often it went on."""
     names = [fault.name for fault in FAULTS]
     lines = [
-        f"| command | {' | '.join(names)} | given again | failed |",
-        "|---|" + "---:|" * (len(names) + 2),
+        f"| command | tried | {' | '.join(names)} | given again | failed |",
+        "|---|---|" + "---:|" * (len(names) + 2),
     ]
     for row in rows:
-        cells = []
-        for name in names:
-            stride = row["allocation_stride" if name == NO_MEMORY.name else "stride"]
-            cells.append(_ends(row["ends"].get(name, {})) + _every(stride))
+        points, allocations = row["stride"], row["allocation_stride"]
+        tried = f"{_share(points)} of the points, {_share(allocations)} of the allocations"
+        cells = [tried, *(_ends(row["ends"].get(name, {})) for name in names)]
         cells += [str(sum(row["again"].values())), str(len(row["failures"]))]
         lines.append(f"| `{row['case']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -140,11 +139,12 @@ def fault_table(rows: list[dict]) -> str:
 def damage_table(rows: list[dict]) -> str:
     """Damages as Markdown: of each kind, how often it was redone, unused and refused."""
     lines = [
-        f"| command | files | {' | '.join(KINDS)} | failed |",
-        "|---|---:|" + "---:|" * (len(KINDS) + 1),
+        f"| command | files | tried | {' | '.join(KINDS)} | failed |",
+        "|---|---:|---|" + "---:|" * (len(KINDS) + 1),
     ]
     for row in rows:
-        cells = [str(row["files"]) + _every(row["stride"])]
+        every = f"{_share(row['stride'])}, bytes {row['byte_stride']} apart"
+        cells = [str(row["files"]), every]
         for kind in KINDS:
             cells.append(" / ".join(str(row["ends"][kind].get(end, 0)) for end in ENDS))
         cells.append(str(len(row["failures"])))
@@ -155,6 +155,10 @@ def damage_table(rows: list[dict]) -> str:
 def _ends(ends: dict[str, int]) -> str:
     said, went_on, died = (ends.get(end, 0) for end in (SAID, WENT_ON, DIED))
     return f"{said} / {went_on}" + (f" / {died}" if died else "")
+
+
+def _share(stride: int) -> str:
+    return f"1 in {stride}" if stride > 1 else "all"
 
 
 def _every(stride: int) -> str:

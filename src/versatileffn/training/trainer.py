@@ -25,6 +25,7 @@ from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
 from versatileffn.training.open_loops import OpenLoopsCallback
 from versatileffn.training.restoring import load_weights, reading
+from versatileffn.training.sharding import whole
 from versatileffn.training.stopping import ignore_signals
 from versatileffn.training.telemetry import Telemetry, learned_gains
 from versatileffn.workspace.durable import PARTIAL
@@ -192,7 +193,7 @@ class ReuseTrainer(Trainer):
         if self.bad_steps is None:
             return norm
         loss = self.window.step_loss(self.accelerator)
-        norms = self.accelerator.gather(torch.as_tensor(norm, dtype=loss.dtype, device=loss.device))
+        norms = self.accelerator.gather(loss.new_tensor(float(whole(torch.as_tensor(norm)))))
         step = self.state.global_step + 1
         taken = self.bad_steps.take(step, loss.item(), norms.max().item())
         self.window.end_step(taken)
