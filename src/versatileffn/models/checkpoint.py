@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as hf_logging
 
 from versatileffn.errors import CheckpointError, ConfigError, VersatileFFNError
-from versatileffn.memory import check_memory
+from versatileffn.memory import check_memory, raise_out_of_memory
 from versatileffn.models import weights as files
 from versatileffn.models.alignment import align
 from versatileffn.models.family import family_of
@@ -71,6 +71,7 @@ def read_any_config(source: str | Path) -> Any:
     except VersatileFFNError:
         raise
     except Exception as error:  # a damaged config.json makes many types of them
+        raise_out_of_memory(error)
         if wants_remote_code(error):
             raise RemoteCodeError(source) from None
         raise CheckpointError(_unreadable(source, error)) from None
@@ -172,6 +173,7 @@ def load_checkpoint(
     except VersatileFFNError:
         raise
     except Exception as error:  # torn files and nonsensical configs make many types of them
+        raise_out_of_memory(error)
         if wants_remote_code(error):
             raise RemoteCodeError(source) from None
         raise CheckpointError(
