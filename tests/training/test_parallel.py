@@ -59,7 +59,7 @@ class Case:
 
 CASES = {
     "learned gains, tied": Case({"ffn": LEARNED} | TIED, wide=False),
-    "paper's form, bf16": Case({"ffn": PAPER}, run={"bf16": True}, wide=False, close=2e-2),
+    "paper's form, bf16": Case({"ffn": PAPER}, run={"bf16": True}, wide=False, close=1e-3),
     "dense": Case({}),
     "recompute": Case({"ffn": LEARNED}, run={"execution": "recompute"}),
     "masked": Case({"ffn": PAPER}, run={"execution": "masked"}),
@@ -155,17 +155,19 @@ def count(request: Any) -> int:
 
 def test_divided_weights_train_as_whole_ones(name, together, count, tokens, tmp_path):
     case, ours = CASES[name], together / name
+    # In bfloat16 a tie may be decided otherwise; among two processes none is here.
+    close = case.close * (20 if case.run.get("bf16") and count > 2 else 1)
     with noise_by_tokens():
         alone = train(configure(case, tokens, tmp_path / "alone"))
     for one, many in zip(read_log(alone), read_log(ours), strict=True):
         for key in one.keys() - {"tokens_crc32", "eval_model_preparation_time"}:
-            assert many[key] == pytest.approx(one[key], rel=case.close, abs=case.close), key
+            assert many[key] == pytest.approx(one[key], rel=close, abs=close), key
     losses = [entry["loss"] for entry in read_log(ours) if "loss" in entry]
     assert losses[-1] < losses[0] - 0.1
     expected, found = weights(alone), weights(ours)
     assert expected.keys() == found.keys()
     for key, weight in expected.items():
-        torch.testing.assert_close(found[key], weight, rtol=case.close, atol=10 * case.close)
+        torch.testing.assert_close(found[key], weight, rtol=close, atol=10 * close)
     configs = [json.loads((run / "model" / "config.json").read_text()) for run in (alone, ours)]
     assert configs[0] == configs[1]
 
