@@ -107,7 +107,9 @@ def _print(
         "is an assumption (--utilisation); evaluation and saving aren't counted."
     )
     if plan.mean_loops > 1:
-        typer.echo(f"Tokens that choose are taken to loop {plan.mean_loops:g} times (--mean-loops).")
+        typer.echo(
+            f"Tokens that choose are taken to loop {plan.mean_loops:g} times (--mean-loops)."
+        )
 
 
 def _verdict(mode: "Mode", plan: "RunPlan", gpu: "Gpu") -> str:

@@ -214,9 +214,7 @@ def plan_record(plan: RunPlan, gpu: Gpu, forms: list[Form], modes: list[Mode]) -
 
 
 def _share(batches: BatchPlan, seq_len: int, strategy: Strategy) -> Share:
-    return Share(
-        batches.micro_batch, seq_len, batches.accumulation, batches.world_size, strategy
-    )
+    return Share(batches.micro_batch, seq_len, batches.accumulation, batches.world_size, strategy)
 
 
 def _meta(config: TrainConfig) -> TokenMeta | None:
