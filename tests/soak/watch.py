@@ -55,7 +55,7 @@ def after(samples: list[Sample], seconds: float) -> list[Sample]:
 
 
 def growth(samples: list[Sample]) -> float | None:
-    """MiB per hour by which resident memory grows, least squares; None where there is too little."""
+    """MiB per hour by which resident memory grows, least squares; None: too few samples."""
     if len(samples) < 10:
         return None
     hours = [sample.seconds / 3600 for sample in samples]

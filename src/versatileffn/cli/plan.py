@@ -1,7 +1,7 @@
 """`versatileffn plan`: what a run will take, before it is started."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -133,7 +133,7 @@ def _print_modes(plan: "RunPlan", gpu: "Gpu", modes: "list[Mode]") -> None:
         for m in modes
     }
 
-    def cell(key: tuple[str, bool, str, bool]) -> str:
+    def cell(key: Any) -> str:
         peak, fits = found[key]
         return f"{peak / GIB:,.2f}{'' if fits else ' !'}"
 

@@ -9,8 +9,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers import PreTrainedConfig
-
 from versatileffn.analysis.efficiency import forms
 from versatileffn.analysis.flops import ffn_of
 from versatileffn.analysis.training_flops import training_flops

@@ -1,5 +1,6 @@
 """Many processes imagined by one: a group whose collectives have shapes and move nothing."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ def imagined_ranks(count: int) -> Iterator[DeviceMesh]:
 
 def shard(model: Any, mesh: DeviceMesh) -> None:
     """FSDP2 with the decoder layer as its unit, and one more for what is outside of the layers."""
+    # Nobody changes what the model returns in place.
+    warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
     for layer in model.base_model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)

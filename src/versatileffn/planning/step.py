@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedConfig
 
 from versatileffn.ffn.imagined import imagining
+from versatileffn.models.checkpoint import quiet_transformers
 from versatileffn.planning.live import LiveMemory
 from versatileffn.planning.ranks import gathered, imagined_ranks, shard
 from versatileffn.training.config import TrainConfig
@@ -75,7 +76,13 @@ def peak_memory(
     """
     memory = LiveMemory()
     ranks = imagined_ranks(share.ranks) if share.sharded else nullcontext()
-    with ranks as mesh, FakeTensorMode(allow_non_fake_inputs=True), imagining(mean_loops), memory:
+    with (
+        quiet_transformers(),
+        ranks as mesh,
+        FakeTensorMode(allow_non_fake_inputs=True),
+        imagining(mean_loops),
+        memory,
+    ):
         memory.part = WEIGHTS
         model = _model(planned, config, mesh)
         trained = [p for p in model.parameters() if p.requires_grad]
