@@ -37,8 +37,9 @@ WARM_UP = 300.0
 """Seconds after which a process's memory is held against it."""
 MOST_GROWTH = 16.0
 """MiB per hour: what the Trainer's own history and the allocator's arenas may take."""
-BETWEEN = (5.0, 240.0)
-"""Seconds from a start to the next signal: while it imports, trains, evaluates or saves."""
+BETWEEN = (1.0, 90.0)
+"""Seconds to the next signal: three times in four from when the run says what it trains, so that it
+trains, evaluates or saves; else from its start, while it imports or reads."""
 LEFT = {".partial", "rejected-"}
 """In a name: what an interruption leaves, which the next start clears or the last one must."""
 CONFIG: dict[str, Any] = {
@@ -53,8 +54,8 @@ CONFIG: dict[str, Any] = {
     "optim": {"learning_rate": 1e-3},
     "run": {
         "max_steps": 1_000_000, "schedule_steps": 3000, "tokens_per_batch": 512,
-        "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 10, "save_steps": 50,
-        "eval_steps": 200, "eval_windows": 8,
+        "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 10, "save_steps": 20,
+        "eval_steps": 100, "eval_windows": 8,
     },
 }  # fmt: skip
 
@@ -76,6 +77,7 @@ class Run:
         (place / "run.yaml").write_text(json.dumps(config))  # JSON is YAML
         self.process: subprocess.Popen[bytes] | None = None
         self.watches: list[Watch] = []
+        self.said = 0
 
     def start(self) -> None:
         """Give the command."""
@@ -84,6 +86,7 @@ class Run:
             "PYTHONPATH": str(ROOT / "src"),
         }  # fmt: skip
         with (self.place / "output").open("ab") as output:
+            self.said = output.tell()
             self.process = subprocess.Popen(
                 [*VERB, "train", str(self.place / "run.yaml")],
                 env=environment, stdout=output, stderr=output,
@@ -101,6 +104,10 @@ class Run:
         assert self.process is not None
         self.watches[-1].look()
         return self.process.poll() is None
+
+    def has_begun(self) -> bool:
+        """Whether this session has said anything, which it does when all is ready."""
+        return (self.place / "output").stat().st_size > self.said
 
     def log(self) -> list[str]:
         """Whole lines of its log."""
@@ -133,8 +140,11 @@ def soak(place: Path, minutes: float, seed: int) -> dict[str, Any]:
     other.start()
     began = time.monotonic()
     while time.monotonic() - began < 60 * minutes:
-        until = time.monotonic() + draw.uniform(*BETWEEN)
+        wait, trains = draw.uniform(*BETWEEN), draw.random() < 0.75
+        until = time.monotonic() + wait
         while time.monotonic() < until:
+            if trains and not other.has_begun():
+                until = time.monotonic() + wait
             time.sleep(1)
             for run, name in ((truth, "undisturbed"), (other, "disturbed")):
                 if not run.alive():
