@@ -153,11 +153,11 @@ class Reuse(nn.Module):
         if not may_run_once(view, self.execution) or not self._loops_once():
             return self.reuse(hidden, view)[0]
         x, gains = view.norm(hidden), self.gains
-        weights = self.controller.one_loop(
+        return execute_once(
+            x, view, self.controller,
             x if getattr(self.reuse_config, "normed_controller", False) else hidden,
-            gains is not None, None if gains is None else gains.width_gain,
+            gains is not None, None if gains is None else gains.width_gain, self.execution,
         )  # fmt: skip
-        return execute_once(x, view, weights, self.execution)
 
     def _loops_once(self) -> bool:
         """Whether it is known, before the controller is asked, that no token loops twice."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 from support.models import SHAPE
 from versatileffn.analysis import selftest, surroundings
 from versatileffn.cli.main import app
-from versatileffn.execution import select
+from versatileffn.execution import native, select
 
+LOAD = native.load
 BROKEN = """
 from versatileffn.execution import select
 right = select.run_packed
@@ -25,6 +27,14 @@ def brief(monkeypatch):
     monkeypatch.setitem(selftest.WORKS, "prefill", (16, False))
     monkeypatch.setitem(selftest.WORKS, "training", (16, True))
     monkeypatch.setattr(select, "run_packed", select.run_packed)  # put back, whoever changes it
+    monkeypatch.setattr(native, "load", lambda: None)  # whatever the user's cache has
+
+
+@pytest.fixture
+def built():
+    """What looks for the kernel, before and after it is built."""
+    yield LOAD
+    LOAD.cache_clear()
 
 
 def doctor(*arguments):
@@ -87,3 +97,15 @@ def test_a_dense_model_has_nothing_to_choose(tmp_path):
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(tmp_path)
     done = doctor("doctor", tmp_path)
     assert "convert it with `versatileffn upcycle`, or leave it out" in str(done.exception)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_build_makes_the_kernel_and_holds_it_to_the_algorithms(monkeypatch, tmp_path, built):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "load", built)
+    done = doctor("doctor", "--build")
+    assert done.exit_code == 0, done.output
+    assert f"built {native.library()}" in done.stdout.replace("\n", "")
+    assert "one loop, for decoding on the CPU with max_loops=1: built" in done.stdout
+    assert "the compiled kernel weighs experts" in done.stdout
+    assert done.stdout.count("D = 48, F = 96, float32") == 1  # which float64 doesn't take

@@ -20,6 +20,7 @@ from support.layers import (
     view_of,
 )
 from support.models import SHAPE, VARIANTS, make_ids, make_model
+from versatileffn.execution import native
 from versatileffn.execution.select import execution_choices, forget_choices
 from versatileffn.ffn import naive
 from versatileffn.ffn.config import Versatile
@@ -54,7 +55,8 @@ class Dispatched(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def new_record():
+def new_record(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: None)  # `test_native.py` has the kernel
     forget_choices()
 
 

@@ -1,4 +1,4 @@
-"""A real run's peak of memory, by torch's own allocator.
+"""A real run's peak of memory, by torch's own allocator; `measure.py CONFIG` under torchrun.
 
 All of `train` runs while torch's profiler records every allocation and release of the CPU's
 allocator, kernels' own included. So this knows nothing of how the plan counts.
@@ -6,6 +6,8 @@ allocator, kernels' own included. So this knows nothing of how the plan counts.
 
 import gc
 import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,3 +50,11 @@ def _peak(profiler: profile) -> int:
         now += event.nbytes()
         highest = max(highest, now)
     return highest
+
+
+if __name__ == "__main__":
+    from versatileffn.training.config import load_config
+
+    found = measure(load_config(sys.argv[1]))
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"peak": found.peak, "mean_loops": found.mean_loops}))

@@ -1,4 +1,4 @@
-"""The real command under torchrun, on the CPU."""
+"""The real command, and scripts, in several processes on the CPU."""
 
 import os
 import subprocess
@@ -8,13 +8,15 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def torchrun(config: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """`versatileffn train CONFIG ARGUMENTS` in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+def torchrun(
+    config: Path, *arguments: str, ranks: int = 2, script: Path | None = None
+) -> subprocess.CompletedProcess:
+    """`versatileffn train CONFIG ARGUMENTS`, or a script with these arguments, in processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += ["-m", "versatileffn.cli.main", "train", str(config), *arguments]
+    command += ["-m", "versatileffn.cli.main", "train"] if script is None else [str(script)]
     return subprocess.run(
-        command,
+        [*command, str(config), *arguments],
         env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

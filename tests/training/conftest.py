@@ -91,3 +91,14 @@ def make_config(tokens: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return TrainConfig.model_validate(values)
 
     return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--ranks", type=int, default=0, help="processes of tests/training/test_parallel.py"
+    )
+
+
+def ranks(config: pytest.Config) -> int:
+    """What `--ranks` says; 0 where the option isn't known, as when all tests are run."""
+    return config.getoption("--ranks", default=0)

@@ -77,7 +77,7 @@ def _edit(**changes):
     (lambda c: (c / "model.safetensors").unlink(), "model.safetensors is missing"),
     (lambda c: (c / "contents.json").unlink(), "contents.json is missing"),
     (_edit(files={}), "contents.json is missing or isn't"),
-    (_edit(files={"config.json": "0" * 64}), "doesn't list optimizer.pt"),
+    (_edit(files={"config.json": "0" * 64}), "doesn't list scheduler.pt"),
     (_edit(step=4), "it is of step 4"),
     (_edit(run_id="other"), "another run's"),
     (_edit(inputs_sha256="other"), "another run's"),
@@ -122,8 +122,20 @@ def test_a_new_folder_then_the_same_run_then_another(folder):
     assert fresh.check(INPUTS) is None
     assert not fresh.path.exists()
     assert folder.check(INPUTS).name == "checkpoint-4"
-    with pytest.raises(ConfigError, match="world_size is 2, was 1"):
-        folder.check(INPUTS | {"world_size": 2})
+    with pytest.raises(ConfigError, match=r"imports\.a is 'b', was None"):
+        folder.check(INPUTS | {"imports": {"a": "b"}})
+
+
+def test_other_processes_may_go_on_and_are_noted(folder):
+    said = []
+    for processes in (1, 2, 4):
+        folder.prepare(INPUTS | {"world_size": processes}, said.append)
+    assert [line.partition(":")[0] for line in said] == [
+        "the run goes on with 2 processes, before it had 1",
+        "the run goes on with 4 processes, before it had 2",
+    ]
+    record = json.loads(folder.inputs.read_text())
+    assert (record["world_size"], record["processes_before"]) == (4, [1, 2])
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(folder):
@@ -154,7 +166,7 @@ def test_lost_bookkeeping_of_other_settings_is_refused(folder, content):
     with pytest.raises(
         ConfigError, match=r"is damaged, and no checkpoint|no training run"
     ) as caught:
-        folder.check(INPUTS | {"world_size": 2})
+        folder.check(INPUTS | {"imports": {"a": "b"}})
     assert "\n" not in str(caught.value)
     assert names(folder.checkpoints) == ["checkpoint-4"]
 

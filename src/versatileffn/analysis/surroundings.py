@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
+from versatileffn.execution import native
 from versatileffn.memory import available_memory
 from versatileffn.provenance import ROOT, machine, versions
 
@@ -29,7 +30,8 @@ SHOWN = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "triton")
 
 
 def surroundings() -> dict[str, Any]:
-    """Everything, JSON-able: `versions`, `requirements`, `extras`, `devices`, `compiler`."""
+    """Everything, JSON-able: `versions`, `requirements`, `extras`, `devices`, `compiler`, and
+    whether the `one_loop_kernel` is built."""
     required, extras = requirements()
     return {
         "versions": versions(*SHOWN),
@@ -40,6 +42,7 @@ def surroundings() -> dict[str, Any]:
         },
         "devices": devices(),
         "compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
+        "one_loop_kernel": native.load() is not None,
     }
 
 

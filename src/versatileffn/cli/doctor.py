@@ -26,6 +26,12 @@ def doctor_command(
         ),
     ] = None,
     device: DeviceOption = None,
+    build: Annotated[
+        bool,
+        typer.Option(
+            "--build", help="First compile the kernel for one loop, with a C compiler: a second."
+        ),
+    ] = False,
     json: JsonOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -35,12 +41,17 @@ def doctor_command(
     """
     from versatileffn.analysis import selftest
     from versatileffn.analysis.surroundings import surroundings
+    from versatileffn.execution import native
 
     out = RecordFile(json, "doctor", [model], overwrite)
+    if build:
+        typer.echo(f"built {native.build()}")
     found = surroundings()
     _print_surroundings(found)
     where = choose_device(device)
     tested = [selftest.own_subject(48, 96, selftest.EXACT, where)]
+    if native.load() is not None:  # which float64 doesn't take
+        tested.append(selftest.own_subject(48, 96, selftest.USUAL, where))
     layers = [selftest.own_subject(512, 2048, selftest.USUAL, where)]
     if model is not None:
         layers = _layers_of(model, where)
@@ -106,6 +117,8 @@ def _print_surroundings(found: dict[str, Any]) -> None:
         )
     compiler = found["compiler"] or "none, which torch.compile needs: install g++ or clang"
     typer.echo(f"C++ compiler: {compiler}")
+    can = "built" if found["one_loop_kernel"] else "not built: `versatileffn doctor --build`"
+    typer.echo(f"kernel for one loop, for decoding on the CPU with max_loops=1: {can}")
     if found["requirements"]:
         typer.echo(f"requirements: not met, {found['requirements']}")
     for name, extra in found["extras"].items():

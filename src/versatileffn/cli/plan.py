@@ -52,14 +52,14 @@ def plan_command(
     A step runs on tensors that take no memory, so this needs no GPU and no data.
     """
     from versatileffn.planning.gpus import find_gpu
-    from versatileffn.planning.plan import STRATEGIES, RunPlan, plan_record
+    from versatileffn.planning.plan import RunPlan, plan_record
     from versatileffn.training.config import load_config
 
     out = RecordFile(json, "plan", [config], overwrite)
     chosen = find_gpu(gpu, memory, tflops)
     plan = RunPlan(load_config(config, set_ or []), gpus, mean_loops)
     with Console(stderr=True).status("running a step without memory") as status:
-        own = [plan.mode(strategy) for strategy in STRATEGIES[: 1 + (gpus > 1)]]
+        own = [plan.mode(strategy) for strategy in plan.strategies]
         others = list(plan.modes(status.update)) if modes else []
         forms = plan.forms(chosen, utilisation)
     _print(plan, chosen, utilisation, own, forms)

@@ -6,13 +6,22 @@ what a layer does beside its matrix products is what the clock sees.
 Legend: M tokens (or any leading shape), D d_model, F d_hidden.
 """
 
+from typing import Protocol
+
 from torch import Tensor
 
-from versatileffn.ffn.one_loop import OneLoop
 from versatileffn.ffn.view import FFNView
 
 
-def run_once(x_MD: Tensor, view: FFNView, weights: OneLoop) -> Tensor:
+class Weigher(Protocol):
+    """An `OneLoop`, or what the compiled kernel has in its place."""
+
+    def weigh(self, a_MF: Tensor) -> Tensor:
+        """[(1 − λ) + λσ + λ·s·m] ⊙ a₁, [M, F]; may write into a₁."""
+        ...
+
+
+def run_once(x_MD: Tensor, view: FFNView, weights: Weigher) -> Tensor:
     """Run the FFN once. Only without gradients.
 
     Args:

@@ -1,13 +1,12 @@
 """Stands in for `select.py` in the portable file: plans are carried out by the masked executor."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from versatileffn.execution.flat import flatten_tokens
 from versatileffn.execution.masked import run_masked
 from versatileffn.execution.once import run_once
-from versatileffn.ffn.one_loop import OneLoop
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.view import FFNView
 
@@ -36,7 +35,13 @@ def may_run_once(view: FFNView, execution: Execution) -> bool:
 
 
 def execute_once(
-    x: Tensor, view: FFNView, weights: OneLoop, execution: Execution = "auto"
+    x: Tensor,
+    view: FFNView,
+    controller: Any,
+    read: Tensor,
+    learned: bool = False,
+    width_gain: Tensor | None = None,
+    execution: Execution = "auto",
 ) -> Tensor:
     """As the package's own, for whoever asks without asking `may_run_once`."""
-    return run_once(x, view, weights)
+    return run_once(x, view, controller.one_loop(read, learned, width_gain))

@@ -32,7 +32,7 @@ traces.
 
 import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ from versatileffn.execution.flat import flatten_tokens
 from versatileffn.execution.kernels.custom_op import run_triton
 from versatileffn.execution.kernels.support import unsupported
 from versatileffn.execution.masked import run_masked
+from versatileffn.execution.native import compiled_one_loop
 from versatileffn.execution.once import run_once
 from versatileffn.execution.operators import run_operator, why_no_operator
 from versatileffn.execution.packed import run_packed
@@ -55,7 +56,6 @@ from versatileffn.execution.packed_training import (
 from versatileffn.execution.plain import why_called, why_stepwise
 from versatileffn.execution.stepwise import run_stepwise
 from versatileffn.ffn.imagined import is_imagined
-from versatileffn.ffn.one_loop import OneLoop
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.token_weights import TokenWeights
 from versatileffn.ffn.view import FFNView
@@ -111,18 +111,32 @@ def may_run_once(view: FFNView, execution: Execution) -> bool:
 
 
 def execute_once(
-    x: Tensor, view: FFNView, weights: OneLoop, execution: Execution = "auto"
+    x: Tensor,
+    view: FFNView,
+    controller: Any,
+    read: Tensor,
+    learned: bool = False,
+    width_gain: Tensor | None = None,
+    execution: Execution = "auto",
 ) -> Tensor:
     """Carry out one loop for every token, where `may_run_once` allows it.
 
     Args:
         x: norm(H), [..., D].
+        controller: says what that comes to, as `LinearController.one_loop` does.
+        read: what it reads, [..., D].
+        learned: the layer has gains of its own.
+        width_gain: s, [1]; None means 1.
 
     Returns:
         (Y − H)/r, what the family adds to the residual stream.
     """
-    _remember(execution, "once", "one loop for every token, and nobody wants its plan")
-    return run_once(x, view, weights)
+    compiled = compiled_one_loop(controller, read, learned, width_gain)
+    if compiled is None:
+        _remember(execution, "once", "one loop for every token, and nobody wants its plan")
+        return run_once(x, view, controller.one_loop(read, learned, width_gain))
+    _remember(execution, "once", "one loop for a few tokens: the compiled kernel weighs experts")
+    return run_once(x, view, compiled)
 
 
 def select_executor(

@@ -110,9 +110,7 @@ class LinearController(OpenLoops, nn.Module):
             learned: the layer has gains of its own.
             width_gain: s, [1]; None means 1.
         """
-        fusion = self.config.fusion
-        lam = share_of_one_loop(fusion, self.config.loops)
-        rest = 1.0 if learned or fusion == "width" else 1 - lam
+        rest, lam = self.shares_of_one_loop(learned)
         if self.router is None or not lam:
             return OneLoop(rest)
         logits = wide_logits(self.router, hidden, at_least_float32(hidden))
@@ -120,6 +118,12 @@ class LinearController(OpenLoops, nn.Module):
         gates = gates if lam == 1 else gates.mul_(lam)
         gates = gates if width_gain is None else gates.mul_(width_gain)
         return OneLoop(rest, gates, experts, self.slices)
+
+    def shares_of_one_loop(self, learned: bool) -> tuple[float, float]:
+        """(1 − λ) + λσ and λ of such tokens."""
+        fusion = self.config.fusion
+        lam = share_of_one_loop(fusion, self.config.loops)
+        return 1.0 if learned or fusion == "width" else 1 - lam, lam
 
     def _decide_depth(
         self, wide: Tensor, logits: Tensor | None, gumbel_noise: Tensor | None

@@ -16,12 +16,16 @@ from versatileffn.models.table import Family
 class LayerView:
     """A layer as its family's forward pass sees it: some parts are others, the rest is the layer's.
 
+    Its modules are found as attributes of its own, which is faster than looking them up in the
+    layer.
+
     Args:
         layer: is left as it is.
         parts: by the names under which the forward pass looks for them.
     """
 
     def __init__(self, layer: nn.Module, parts: dict[str, Callable[[Tensor], Tensor]]) -> None:
+        self.__dict__.update(layer._modules)
         self.__dict__.update(parts)
         self._layer = layer
 

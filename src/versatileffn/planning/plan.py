@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from versatileffn.analysis.efficiency import forms
 from versatileffn.analysis.flops import ffn_of
@@ -19,12 +19,12 @@ from versatileffn.models.checkpoint import read_config
 from versatileffn.models.family import is_reuse, reuse_config
 from versatileffn.models.weights import parameter_count
 from versatileffn.planning.gpus import Gpu
-from versatileffn.planning.step import ACTIVATIONS, LOSS, TEMPORARY, Share, Strategy, peak_memory
-from versatileffn.training.batches import BatchPlan, plan_batches
+from versatileffn.planning.step import ACTIVATIONS, LOSS, TEMPORARY, Share, peak_memory
+from versatileffn.training.batches import plan_batches
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.init import model_config
+from versatileffn.training.parallel import ParallelSection, Strategy, check_launch, shards
 
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 EXECUTIONS: tuple[Execution, ...] = ("auto", "masked", "packed", "recompute")
 """Those that train."""
 USABLE = 0.9
@@ -119,8 +119,16 @@ class RunPlan:
                 "out (--set optim.consistency=null), and count on up to twice the activations"
             )
         self.mean_loops = float(most if mean_loops is None else mean_loops)
+        check_launch(config.parallel, gpus)
         self.batches = plan_batches(config, _windows(config, meta), gpus)
         self.tokens = self.batches.max_steps * config.run.tokens_per_batch
+
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """How processes may share the model, the config's own way first."""
+        ways: tuple[Strategy, ...] = ("ddp", "fsdp2")
+        ways = ways[::-1] if shards(self.config.parallel) else ways
+        return ways if self.gpus > 1 else ways[:1]
 
     @property
     def parameters(self) -> int:
@@ -130,18 +138,22 @@ class RunPlan:
     def mode(self, strategy: Strategy, **changes: Any) -> Mode:
         """Memory under the config's own settings, or with others of `run`."""
         run = self.config.run.model_copy(update=changes)
-        config = self.config.model_copy(update={"run": run})
-        share = _share(self.batches, config.data.seq_len, strategy)
+        told = self.config.parallel
+        section = told if told and told.strategy == strategy else ParallelSection(strategy=strategy)
+        config = self.config.model_copy(update={"run": run, "parallel": section})
+        batches = self.batches
+        share = Share(
+            batches.micro_batch, config.data.seq_len, batches.accumulation, batches.world_size
+        )
         parts = peak_memory(self.model, config, share, self.mean_loops)
         return Mode(run.execution, run.gradient_checkpointing, run.bf16, strategy, parts)
 
     def modes(self, say: Callable[[str], None] = lambda _: None) -> Iterator[Mode]:
         """Memory in every mode; executions that come to the same are looked at once."""
         known: dict[tuple[Any, ...], Mode] = {}
-        strategies = STRATEGIES if self.gpus > 1 else STRATEGIES[:1]
         executors = {name: self._executors(name) for name in EXECUTIONS}
         for strategy, bf16, again, name in product(
-            strategies, (True, False), (False, True), EXECUTIONS
+            self.strategies, (True, False), (False, True), EXECUTIONS
         ):
             if executors[name] is None:
                 continue
@@ -209,10 +221,6 @@ def plan_record(plan: RunPlan, gpu: Gpu, forms: list[Form], modes: list[Mode]) -
             for mode in modes
         ],
     }
-
-
-def _share(batches: BatchPlan, seq_len: int, strategy: Strategy) -> Share:
-    return Share(batches.micro_batch, seq_len, batches.accumulation, batches.world_size, strategy)
 
 
 def _meta(config: TrainConfig) -> TokenMeta | None:

@@ -1,34 +1,29 @@
 """Many processes imagined by one: a group whose collectives have shapes and move nothing."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+
+from versatileffn.training.parallel import ParallelSection
+from versatileffn.training.sharding import make_mesh
 
 
 @contextmanager
-def imagined_ranks(count: int) -> Iterator[DeviceMesh]:
-    """Be rank 0 of so many inside."""
+def imagined_ranks(count: int, section: ParallelSection) -> Iterator[DeviceMesh]:
+    """Be rank 0 of so many inside, which share a model as a configuration says."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
     try:
-        yield init_device_mesh("cpu", (count,))  # with values, so outside of any fake mode
+        # It looks at values, so it has to be made outside of any fake mode.
+        yield make_mesh(section, torch.device("cpu"), count)
     finally:
         distributed.destroy_process_group()
-
-
-def shard(model: Any, mesh: DeviceMesh) -> None:
-    """FSDP2 with the decoder layer as its unit, and one more for what is outside of the layers."""
-    # Nobody changes what the model returns in place.
-    warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
-    for layer in model.base_model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def gathered(model: Any) -> list[Tensor]:

@@ -8,29 +8,29 @@ Legend: B windows of a micro-batch, T tokens of a window.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedConfig
 
 from versatileffn.ffn.imagined import imagining
 from versatileffn.models.checkpoint import quiet_transformers
 from versatileffn.planning.live import LiveMemory
-from versatileffn.planning.ranks import gathered, imagined_ranks, shard
+from versatileffn.planning.ranks import gathered, imagined_ranks
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.init import freeze, new_model, set_execution
 from versatileffn.training.open_loops import prepare_loops
+from versatileffn.training.parallel import shards
+from versatileffn.training.sharding import shard_over
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer state"
 ACTIVATIONS, LOSS, TEMPORARY = "activations", "logits and loss", "temporary"
 GATHERED, BUCKETS = "gathered weights", "gradient buckets"
 """FSDP2's weights of layers that are whole for the moment; DDP's copies of gradients."""
 PARTS = (WEIGHTS, GATHERED, GRADIENTS, BUCKETS, OPTIMIZER, ACTIVATIONS, LOSS, TEMPORARY)
-Strategy = Literal["ddp", "fsdp2"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,12 @@ class Share:
         seq_len: T.
         accumulation: micro-batches.
         ranks: processes.
-        strategy: whether each holds the whole model, or a part.
     """
 
     micro_batch: int
     seq_len: int
     accumulation: int
     ranks: int = 1
-    strategy: Strategy = "ddp"
-
-    @property
-    def sharded(self) -> bool:
-        """Whether this process holds a part."""
-        return self.strategy == "fsdp2" and self.ranks > 1
 
 
 def peak_memory(
@@ -64,7 +57,7 @@ def peak_memory(
 
     Args:
         planned: of the model that is trained.
-        config: the run; its `model` and `data` aren't looked at.
+        config: the run; its `model` and `data` aren't looked at, `parallel` is.
         share: this process's of the work.
         mean_loops: of the tokens, where they choose, see `imagining`.
 
@@ -75,7 +68,8 @@ def peak_memory(
         ConfigError: settings that the model can't have.
     """
     memory = LiveMemory()
-    ranks = imagined_ranks(share.ranks) if share.sharded else nullcontext()
+    section = config.parallel if shards(config.parallel) and share.ranks > 1 else None
+    ranks = nullcontext() if section is None else imagined_ranks(share.ranks, section)
     with (
         quiet_transformers(),
         ranks as mesh,
@@ -84,16 +78,18 @@ def peak_memory(
         memory,
     ):
         memory.part = WEIGHTS
-        model = _model(planned, config, mesh)
+        model = _model(planned, config)
+        if section is not None and mesh is not None:
+            shard_over(model, section, mesh)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = _ready_optimizer(trained, memory)
         _follow(model, trained, memory)
-        if share.sharded:
+        if section is not None:
             _forward(model, _tokens(1, share.seq_len), config.run.bf16, share, memory).backward()
             memory.belongs_to(GATHERED, gathered(model))
             optimizer.zero_grad()
         memory.part = BUCKETS
-        copies = share.ranks > 1 and not share.sharded
+        copies = share.ranks > 1 and section is None
         buckets = [torch.empty_like(p) for p in trained] if copies else []
         memory.forget_peak()
         memory.part = ACTIVATIONS
@@ -107,7 +103,7 @@ def peak_memory(
     return {part: memory.peak[part] for part in PARTS if memory.peak[part]}
 
 
-def _model(planned: PreTrainedConfig, config: TrainConfig, mesh: DeviceMesh | None) -> Any:
+def _model(planned: PreTrainedConfig, config: TrainConfig) -> Any:
     """The model as a run makes it ready, its weights in float32, torch's default."""
     model: Any = new_model(planned).train()
     set_execution(model, config.run.execution)
@@ -115,8 +111,6 @@ def _model(planned: PreTrainedConfig, config: TrainConfig, mesh: DeviceMesh | No
     prepare_loops(model, config.optim)
     if config.run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if mesh is not None:
-        shard(model, mesh)
     return model
 
 

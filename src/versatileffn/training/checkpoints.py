@@ -11,9 +11,14 @@ from versatileffn.workspace.manifest import damage, digests, files_of, read_reco
 
 CONTENTS = "contents.json"
 ESSENTIAL = (
-    "config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json", "loss_window.json",
-    "log.jsonl",
+    "config.json", "scheduler.pt", "trainer_state.json", "loss_window.json", "log.jsonl"
 )  # fmt: skip
+KINDS = {
+    "weights": r"(model|weights/).*\.safetensors",
+    "optimizer state": r"optimizer(\.pt|/.*\.safetensors)",
+    "random states": r"rng_state.*\.pth",
+}
+"""What else a checkpoint holds, whole or in shares, by the names of its files."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -75,8 +80,8 @@ def fault(checkpoint: Path, binding: Binding) -> str | None:
     if record is None or files is None:
         return f"{CONTENTS} is missing or isn't what was written"
     missing = [name for name in ESSENTIAL if name not in files]
-    for kind in (".safetensors", ".pth"):  # weights, random states
-        missing += [] if any(name.endswith(kind) for name in files) else [f"*{kind}"]
+    for kind, pattern in KINDS.items():
+        missing += [] if any(re.fullmatch(pattern, name) for name in files) else [kind]
     if missing:
         return f"{CONTENTS} doesn't list {missing[0]}"
     if (record.get("run_id"), record.get("inputs_sha256")) != (

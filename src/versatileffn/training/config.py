@@ -26,6 +26,7 @@ from versatileffn.training.config_file import (
     read_yaml,
     validate,
 )
+from versatileffn.training.parallel import ParallelSection, shards
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 """Of steps, windows or tokens."""
@@ -256,6 +257,8 @@ class TrainConfig(Section):
     run: RunSection
     eval: EvalSection | None = None
     """Left out: no tasks, the loss alone."""
+    parallel: ParallelSection | None = None
+    """Left out: several processes each hold the whole model (ddp)."""
 
     @model_validator(mode="after")
     def _whole_windows(self) -> "TrainConfig":
@@ -263,6 +266,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"run.tokens_per_batch={self.run.tokens_per_batch} is not a multiple of "
                 f"data.seq_len={self.data.seq_len}: a step consists of whole windows"
+            )
+        if shards(self.parallel) and self.run.torch_compile:
+            raise ValueError(
+                "run.torch_compile and parallel.strategy=fsdp2 exclude each other: compile with "
+                "ddp, or leave it out"
             )
         if self.optim.consistency is not None and self.run.gradient_checkpointing:
             raise ValueError(

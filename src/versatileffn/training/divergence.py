@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from versatileffn.errors import DivergedError
+from versatileffn.training.sharding import whole
 from versatileffn.workspace.durable import write_json
 from versatileffn.workspace.manifest import read_record
 
@@ -32,7 +33,7 @@ def check_weights(model: nn.Module, step: int) -> None:
     Raises:
         DivergedError: some aren't finite, or so large that their squares aren't.
     """
-    norms = torch.stack([parameter.float().norm() for parameter in model.parameters()])
+    norms = torch.stack([whole(parameter.float().norm()) for parameter in model.parameters()])
     broken = int((~norms.isfinite()).sum())
     if broken:
         raise DivergedError(step, f"the norms of {broken} of {len(norms)} weights aren't finite")

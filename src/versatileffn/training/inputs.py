@@ -16,8 +16,9 @@ _FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers"
 # What says how long the run is; `steps` and `schedule_steps` say what came of it.
 _LENGTH = ("max_steps", "num_train_epochs", "schedule_steps")
 # What each step depends on; the number of steps is left out.
-_BINDING = ("format", "config", "imports", "tokens_meta_sha256", "world_size", "schedule_steps")
-FORMAT = 2
+_BINDING = ("format", "config", "imports", "tokens_meta_sha256", "schedule_steps")
+_LENGTHS = ("steps", "schedule_steps")
+FORMAT = 3
 """Of a run's checkpoints: a run that was started with another can't go on."""
 
 Inputs = dict[str, Any]
@@ -69,10 +70,10 @@ def check_same_run(ours: Inputs, theirs: Inputs, folder: Path) -> None:
             "finish it with that version, or start another run, in another folder, with "
             f"model.init_from={folder / 'model'} or one of its checkpoints"
         )
-    lengths = ("steps", "schedule_steps")
+    free = (*_LENGTHS, "world_size")  # with other processes a run goes on, to rounding
     differing = differences(
-        {key: value for key, value in ours.items() if key not in lengths},
-        {key: theirs.get(key) for key in ours if key not in lengths},
+        {key: value for key, value in ours.items() if key not in free},
+        {key: theirs.get(key) for key in ours if key not in free},
     )
     if differing:
         raise ConfigError(

@@ -43,9 +43,11 @@ class LossWindow:
         sums = accelerator.gather(empty if self._sum is None else self._sum)
         return {"sums": None if self._sum is None else sums.view(-1).tolist(), "since": self._since}
 
-    def load(self, path: Path, process: int, device: torch.device) -> None:
-        """Go on from what was written by process `process` of the same number of them."""
+    def load(self, path: Path, process: int, processes: int, device: torch.device) -> None:
+        """Go on from what was written; where other processes wrote it, from their mean."""
         state = json.loads(path.read_bytes())
         sums = state["sums"]
+        if sums is not None and len(sums) != processes:
+            sums = [sum(sums) / len(sums)] * processes
         self._sum = None if sums is None else torch.tensor(sums[process], device=device)
         self._since = state["since"]

@@ -14,6 +14,7 @@ from versatileffn.training.divergence import check_weights
 from versatileffn.training.inputs import inputs_sha256
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.run_folder import RunFolder
+from versatileffn.training.sharding import local_bytes
 from versatileffn.training.trainer import ReuseTrainer
 from versatileffn.workspace.durable import beside, remove, sync, write_json, writing
 from versatileffn.workspace.folder import publish
@@ -75,6 +76,8 @@ def _summary(
         "versions": versions("torch", "transformers"),
         "device": device_name(trainer.args.device),
         "processes": plan.world_size,
+        "processes_before": inputs.get("processes_before", []),
+        "weight_bytes_per_process": local_bytes(trainer.unwrapped),
         "threads": torch.get_num_threads(),
         "seed": config.run.seed,
         "variant": trainer.telemetry.variant,

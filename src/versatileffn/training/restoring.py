@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from versatileffn.errors import CheckpointError
+
+UNREADABLE = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError
+)  # fmt: skip
+"""What torch, safetensors and our own code say of damage."""
 
 
 @contextmanager
@@ -23,7 +29,7 @@ def reading(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError:
         reason = "holds objects other than tensors and numbers; none was unpickled, no code was run"
         raise _unusable(path, reason) from None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+    except UNREADABLE as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise _unusable(path, f"can't be read ({reason})") from None
 

@@ -33,14 +33,18 @@ from versatileffn.training.init import build_model, freeze, model_config, set_ex
 from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogCallback
 from versatileffn.training.open_loops import OpenLoopsCallback, notes, prepare_loops
+from versatileffn.training.parallel import check_launch, shards
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
+from versatileffn.training.sharding import local_bytes, shard
+from versatileffn.training.shares_trainer import SharesTrainer
 from versatileffn.training.sizes import check_sizes
 from versatileffn.training.stopping import StopCallback, StopRequest
 from versatileffn.training.tensorboard import tensorboard_callback
 from versatileffn.training.tokens import verify_tokens
 from versatileffn.training.trainer import ReuseTrainer
+from versatileffn.workspace.durable import size_text
 
 
 def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
@@ -82,6 +86,7 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
         evaluate_tasks = TaskScores(config.eval.tasks, config.eval.tasks_limit)
     folder = RunFolder(Path(config.run.output_dir))
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    check_launch(config.parallel, world_size)
     data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
     held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
     plan = plan_batches(config, len(data), world_size, data.shuffled)
@@ -105,7 +110,9 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
         args = training_arguments(config, plan, folder.checkpoints)
-        trainer = ReuseTrainer(
+        if config.parallel is not None and shards(config.parallel) and world_size > 1:
+            shard(model, config.parallel, args.device, world_size)
+        trainer = (SharesTrainer if shards(config.parallel) else ReuseTrainer)(
             model,
             args,
             plan,
@@ -211,8 +218,19 @@ def _announce(config: TrainConfig, trainer: ReuseTrainer, resumed_step: int) -> 
         f"{plan.max_steps:,} steps of {config.run.tokens_per_batch:,} tokens = "
         f"{plan.epochs_at(plan.max_steps):.2f} epochs, "
         f"{plan.accumulation} micro-batches of {plan.micro_batch} windows on {plan.world_size} "
-        f"process(es), {trainer.args.device}"
+        f"process(es){_shared(config, trainer)}, {trainer.args.device}"
         + (f"; resumed after step {resumed_step}" if resumed_step else ""),
     )
+    if shards(config.parallel) and plan.world_size == 1:
+        _say(0, "parallel.strategy=fsdp2: one process has nothing to share; more can go on")
     for note in notes(trainer.unwrapped, config.optim, trainer.schedule_steps, plan.max_steps):
         _say(trainer.args.process_index, note)
+
+
+def _shared(config: TrainConfig, trainer: ReuseTrainer) -> str:
+    """How several processes hold the model, in words."""
+    if trainer.plan.world_size == 1:
+        return ""
+    if not shards(config.parallel):
+        return " that hold all weights (ddp)"
+    return f" that hold {size_text(local_bytes(trainer.unwrapped))} of weights each (fsdp2)"

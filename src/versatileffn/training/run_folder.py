@@ -165,6 +165,13 @@ class RunFolder:
             record = record | {
                 "planned_before": [*record.get("planned_before", []), record["steps"]]
             }
+        if inputs["world_size"] != record["world_size"]:
+            say(
+                f"the run goes on with {inputs['world_size']} processes, before it had "
+                f"{record['world_size']}: the same batches, other noise and rounding"
+            )
+            before = [*record.get("processes_before", []), record["world_size"]]
+            record = record | {"processes_before": before}
         with writing(self.path):
             if read_record(self.inputs) != record | inputs:
                 if newest is not None and read_record(self.inputs) is None:

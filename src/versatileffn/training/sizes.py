@@ -12,6 +12,7 @@ from versatileffn.models.family import is_reuse
 from versatileffn.models.weights import parameter_count
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.parallel import shares_of
 
 FLOAT = 4
 TRAINED = 4 * FLOAT
@@ -78,7 +79,7 @@ def check_sizes(model: PreTrainedConfig, config: TrainConfig, plan: BatchPlan) -
         f"{what}, trained on {tokens:,} tokens at once (per_device_train_batch_size × seq_len),"
     )
     remedy = f"{remedy}, or a smaller batch"
-    needed = TRAINED * parameters + kept
+    needed = TRAINED * parameters // shares_of(config.parallel, plan.world_size) + kept
     if config.run.use_cpu or not torch.cuda.is_available():
         check_memory(needed + step + readers, activations, remedy)
     else:

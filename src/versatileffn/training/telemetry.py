@@ -7,6 +7,7 @@ from torch import Tensor
 
 from versatileffn.evaluation.loops import LayerTally, LayerUse
 from versatileffn.models.family import is_reuse
+from versatileffn.training.sharding import whole
 
 
 def _key(layer: int, name: str) -> str:
@@ -43,10 +44,10 @@ def learned_gains(model: Any) -> dict[str, float]:
     for layer, reuse in enumerate(model.reuse_layers() if is_reuse(model.config) else ()):
         loops = None if reuse.gains is None else reuse.gains.loop_gains
         width = None if reuse.gains is None else reuse.gains.width_gain
-        for loop, gain in enumerate([] if loops is None else loops.tolist(), start=2):
+        for loop, gain in enumerate([] if loops is None else whole(loops).tolist(), start=2):
             values[_key(layer, f"loop_gain_{loop}")] = gain
         if width is not None:
-            values[_key(layer, "width_gain")] = width.item()
+            values[_key(layer, "width_gain")] = whole(width).item()
     return values
 
 

@@ -1,5 +1,6 @@
 """Transformers' Trainer, with our data order, our decay groups, telemetry and whole checkpoints."""
 
+import zlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -246,8 +247,12 @@ class ReuseTrainer(Trainer):
             return
         folder = Path(resume_from_checkpoint)
         load_weights(self.unwrapped if model is None else model, folder)
+        self._load_window(folder)
+
+    def _load_window(self, folder: Path) -> None:
+        args = self.args
         with reading(folder / WINDOW):
-            self.window.load(folder / WINDOW, self.args.process_index, self.args.device)
+            self.window.load(folder / WINDOW, args.process_index, args.world_size, args.device)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -263,5 +268,11 @@ class ReuseTrainer(Trainer):
                 )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(Path(checkpoint or "") / "the random state"):
+        folder = Path(checkpoint or "")
+        if len(list(folder.glob("rng_state*.pth"))) != self.args.world_size:
+            # Of other processes. These draw what none of those has drawn.
+            step, process = self.state.global_step, self.args.process_index
+            torch.manual_seed(zlib.crc32(f"{self.args.seed} {step} {process}".encode()))
+            return
+        with reading(folder / "the random state"):
             super()._load_rng_state(checkpoint)

@@ -1,0 +1,89 @@
+"""Weights and optimizer state on disk in shares: each process writes, and reads, what it holds.
+
+By torch's distributed checkpointing in its safetensors form, so that nothing in a checkpoint is
+unpickled, and any number of processes, one without a process group too, reads what any other
+number has written.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as Reader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as Writer
+
+WEIGHTS, OPTIMIZER = "weights", "optimizer"
+"""Folders of a checkpoint in shares."""
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a model, tied weights once; the tensors are the model's own."""
+    stored = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {name: weight.detach() for name, weight in model.named_parameters()} | buffers
+
+
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by the weights' names, started with zeros where there is none yet.
+
+    Rates and decays aren't part of it: the configuration has these, and the schedule.
+    """
+    found: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        state: dict[str, Any] = optimizer.state[weight]
+        if not state:  # AdamW's, as its first step makes them
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        found |= {f"{name}.{key}": value.detach() for key, value in state.items()}
+    return found
+
+
+def save_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write this process's shares; all processes call this, into the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = Writer(str(folder), save_distributed=True)
+    with _plainly():
+        dcp.save(dict(tensors), storage_writer=writer)
+
+
+def load_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Read into tensors of this process; all processes call this.
+
+    Args:
+        tensors: by name; each is filled in place.
+        folder: what `save_shares` wrote, or a checkpoint of Transformers in safetensors.
+
+    Raises:
+        KeyError: a name isn't there.
+        ValueError: one is there with another shape.
+    """
+    reader = Reader(str(folder))
+    stored = reader.read_metadata().state_dict_metadata
+    for name, tensor in tensors.items():
+        if name not in stored:
+            raise KeyError(f"{name} isn't there")
+        found = tuple(stored[name].size)  # type: ignore[union-attr]
+        if found != tuple(tensor.shape):
+            raise ValueError(f"{name} has the shape {found}, not {tuple(tensor.shape)}")
+    with _plainly():
+        dcp.load(dict(tensors), storage_reader=reader)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """One process is meant, where there is but one; what failed is raised, not that it did."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        try:
+            yield
+        except CheckpointException as error:  # no Exception, so nobody would look at it
+            raise next(iter(error.failures.values()))[0] from None
