@@ -7,9 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from planning.measure import measure
+from planning.measure import Measured, measure
+from support.launch import torchrun
 from training.conftest import write_tokens
-from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.planning.plan import EXECUTIONS, RunPlan
 from versatileffn.training.config import TrainConfig
 
@@ -26,17 +26,21 @@ class Case:
     Args:
         variant: of the FFN.
         execution, gradient_checkpointing, bf16: keys of `run`.
+        ranks: processes, of gloo.
+        strategy: how they share the model.
     """
 
     variant: str
     execution: str
     gradient_checkpointing: bool
     bf16: bool
+    ranks: int = 1
+    strategy: str = "ddp"
 
     def __str__(self) -> str:
         parts = [self.variant, self.execution]
         parts += ["checkpointing"] * self.gradient_checkpointing + ["bf16"] * self.bf16
-        return "-".join(parts)
+        return "-".join(parts + [self.strategy] * (self.ranks > 1))
 
 
 def all_cases() -> Iterator[Case]:
@@ -46,6 +50,8 @@ def all_cases() -> Iterator[Case]:
     ):
         if execution == "auto" or variant in ("versatile", "k-loop"):
             yield Case(variant, execution, again, bf16)
+    for strategy, again, bf16 in product(("ddp", "fsdp2"), (False, True), (False, True)):
+        yield Case("versatile", "auto", again, bf16, 2, strategy)
 
 
 def make_config(case: Case, place: Path, **run: Any) -> TrainConfig:
@@ -66,11 +72,12 @@ def make_config(case: Case, place: Path, **run: Any) -> TrainConfig:
         "optim": {"learning_rate": 1e-3},
         "run": {
             "output_dir": str(place / str(case)), "max_steps": 2, "use_cpu": True,
-            "tokens_per_batch": 8 * SEQ_LEN, "per_device_train_batch_size": 4,
+            "tokens_per_batch": 8 * SEQ_LEN * case.ranks, "per_device_train_batch_size": 4,
             "per_device_eval_batch_size": 1, "eval_windows": 1, "eval_steps": 2, "save_steps": 2,
             "logging_steps": 1, "report_to": [], "execution": case.execution,
             "gradient_checkpointing": case.gradient_checkpointing, "bf16": case.bf16,
         } | run,
+        "parallel": {"strategy": case.strategy},
     }  # fmt: skip
     return TrainConfig.model_validate(json.loads(json.dumps(values)))
 
@@ -78,11 +85,9 @@ def make_config(case: Case, place: Path, **run: Any) -> TrainConfig:
 def compare(case: Case, place: Path) -> dict[str, Any]:
     """Measure, plan, and put both beside each other."""
     config = make_config(case, place)
-    measured = measure(config)
-    ffn = FFNConfig.from_dict({"variant": case.variant})
+    measured = measure(config) if case.ranks == 1 else _measure_ranks(config, case.ranks, place)
     mean_loops = measured.mean_loops if case.variant == "versatile" else None
-    planned = RunPlan(config, 1, mean_loops).mode("ddp")
-    assert ffn.loops > 1 or mean_loops is None
+    planned = RunPlan(config, case.ranks, mean_loops).mode(config.parallel.strategy)
     return asdict(case) | {
         "mean_loops": mean_loops,
         "measured": measured.peak,
@@ -90,3 +95,13 @@ def compare(case: Case, place: Path) -> dict[str, Any]:
         "parts": planned.parts,
         "ratio": planned.peak / measured.peak,
     }
+
+
+def _measure_ranks(config: TrainConfig, ranks: int, place: Path) -> Measured:
+    """What the first of several processes took."""
+    file = place / "run.yaml"
+    file.write_text(config.model_dump_json())  # JSON is YAML
+    done = torchrun(file, ranks=ranks, script=Path(__file__).with_name("measure.py"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return Measured(**json.loads(found))

@@ -106,8 +106,8 @@ class Run:
         return self.process.poll() is None
 
     def has_begun(self) -> bool:
-        """Whether this session has said anything, which it does when all is ready."""
-        return (self.place / "output").stat().st_size > self.said
+        """Whether this session has said what it trains, which it does when all is ready."""
+        return b" parameters (" in (self.place / "output").read_bytes()[self.said :]
 
     def log(self) -> list[str]:
         """Whole lines of its log."""
@@ -126,15 +126,16 @@ class Run:
         return sorted(str(path.relative_to(self.place)) for path in found)
 
 
-def soak(place: Path, minutes: float, seed: int) -> dict[str, Any]:
+def soak(place: Path, tokens: Path, minutes: float, seed: int) -> dict[str, Any]:
     """Run both, and say what was seen."""
-    write_text(place / "text")
-    subprocess.run(
-        [*VERB, "tokenize", str(place / "text"), "--vocab-size", "512", "--out",
-         str(place / "tokens")],
-        check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    truth, other = (Run(place / name, place / "tokens") for name in ("undisturbed", "disturbed"))
+    if not tokens.exists():
+        write_text(place / "text")
+        subprocess.run(
+            [*VERB, "tokenize", str(place / "text"), "--vocab-size", "512", "--out", str(tokens)],
+            check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+    truth, other = (Run(place / name, tokens) for name in ("undisturbed", "disturbed"))
     draw, endings, faults = random.Random(seed), [], []
     truth.start()
     other.start()
@@ -243,10 +244,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=Path, help="where tokens are kept for another soak")
     parser.add_argument("--write", action="store_true", help="write results and the page")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
-        found = soak(Path(place), chosen.minutes, chosen.seed)
+        tokens = chosen.tokens or Path(place) / "tokens"
+        found = soak(Path(place), tokens, chosen.minutes, chosen.seed)
         for name in ("undisturbed", "disturbed"):
             print((Path(place) / name / "output").read_text()[-2000:])
     wrong = verdict(found)
