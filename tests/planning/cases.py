@@ -100,7 +100,7 @@ def compare(case: Case, place: Path) -> dict[str, Any]:
 def _measure_ranks(config: TrainConfig, ranks: int, place: Path) -> Measured:
     """What the first of several processes took."""
     file = place / "run.yaml"
-    file.write_text(config.model_dump_json())  # JSON is YAML
+    file.write_text(config.model_dump_json(exclude_unset=True))  # JSON is YAML
     done = torchrun(file, ranks=ranks, script=Path(__file__).with_name("measure.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
