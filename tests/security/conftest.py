@@ -100,7 +100,7 @@ def one_thread():
 
 def run(patch: pytest.MonkeyPatch, *arguments: Any) -> Any:
     """The command line with a `y` waiting for every question; its exit code."""
-    patch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"y\n" * 20)))
     patch.setattr(sys, "argv", ["versatileffn", *map(str, arguments)])
     try:
         main()
