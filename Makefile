@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
-	$(pip) -e '.[dev,docs,eval,gguf,lm-eval,words]'
+	$(pip) -e '.[dev,docs,eval,gguf,lm-eval,scale,words]'
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed  ## virtual environment with the package

@@ -9,6 +9,17 @@ from versatileffn.data.default_corpus import source_files, standard_library
 from versatileffn.data.tokenize import tokenize_corpus
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--executors", action="store_true", help="whole runs on Slurm and on Ray, too")
+
+
+@pytest.fixture
+def whole_runs(request: pytest.FixtureRequest) -> None:
+    """For tests of minutes."""
+    if not request.config.getoption("--executors", default=False):
+        pytest.skip("a run of minutes: pytest tests/data/test_executors.py --executors")
+
+
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Forty real documents, two of them alike, some not ASCII."""

@@ -39,6 +39,10 @@ def test_hub_reader_on_a_data_set_folder(
     shares = [list(reader.run(rank, 3)) for rank in range(3)]
     assert sorted(chain.from_iterable(shares)) == sorted(texts)
     assert all(shares)
+    if not streaming:  # a stretch each: whoever reads every third row decodes them all
+        assert list(chain.from_iterable(shares)) == texts
+        with pytest.raises(DataError, match=f"row {len(texts) // 3}.*no field 'body'"):
+            list(HubReader(str(tmp_path / "set"), None, "train", "body", False).run(1, 3))
     wrong = HubReader(str(tmp_path / "set"), None, "train", "body", streaming)
     with pytest.raises(DataError, match=r"row 0.*no field 'body'"):
         list(wrong.run())

@@ -4,6 +4,7 @@
 this file is that process and prints the outcome.
 """
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,10 +18,15 @@ from transformers import AutoModelForCausalLM, CompileConfig
 import versatileffn  # noqa: F401, registers the models
 
 HERE = Path(__file__)
+sys.path[:0] = [str(HERE.parents[1])]
+
+from portable.page import snippet  # noqa: E402
+
 BOUND = 1e-4
 """The most that logits of float32, around 10 in size, may be off: sums are in another order."""
 SHAPES = ((2, 9), (3, 17), (2, 33))
 """B and T: what is traced with, and what must work without another graph."""
+SIZES = {0: torch.export.Dim("B", min=2, max=64), 1: torch.export.Dim("T", min=2, max=64)}
 
 
 class Logits(nn.Module):
@@ -73,9 +79,8 @@ def static_cache(model: Any) -> str:
 
 def program(logits: Logits) -> Any:
     """The graph of masked execution, for any batch and length."""
-    sizes = {0: torch.export.Dim("B", min=2, max=64), 1: torch.export.Dim("T", min=2, max=64)}
     return torch.export.export(
-        logits, (ids_of(*SHAPES[0]),), dynamic_shapes={"input_ids": sizes}, strict=False
+        logits, (ids_of(*SHAPES[0]),), dynamic_shapes={"input_ids": SIZES}, strict=False
     )
 
 
@@ -107,10 +112,11 @@ def onnx(model: Any) -> str:
 def aot_inductor(model: Any) -> str:
     """A package of compiled code, that needs neither this package nor Transformers."""
     logits = Logits(model)
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder, "model.pt2"))
-        torch._inductor.aoti_compile_and_package(program(logits), package_path=file)
-        return f"works: {compared(torch._inductor.aoti_load_package(file), logits)}"
+    names: dict[str, Any] = {"logits": logits, "ids": ids_of(*SHAPES[0]), "torch": torch}
+    names["sizes"] = {"input_ids": SIZES}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        exec(snippet("aoti_load_package"), names)
+        return f"works: {compared(names['run'], logits)}"
 
 
 TOOLS: dict[str, tuple[str, Callable[[Any], str]]] = {

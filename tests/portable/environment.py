@@ -43,9 +43,9 @@ class Environment:
         )  # fmt: skip
 
     def version(self, name: str) -> str:
-        """Of an installed package."""
+        """Of an installed package, whatever device it is built for."""
         asked = f"import importlib.metadata as m; print(m.version({name!r}))"
-        return self.run("python", "-c", asked).stdout.strip()
+        return self.run("python", "-c", asked).stdout.strip().partition("+")[0]
 
     def outcome(self, script: Path, *words: str, patience: float = 1800) -> str:
         """The last line that a script prints, or the last of its complaint."""

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from versatileffn.cli import tokenize as tokenize_module
 from versatileffn.cli.main import app
 from versatileffn.data import tokenize as tokenize_data
+from versatileffn.data.order import order_name
 from versatileffn.training.batches import WindowBatches, plan_batches
 from versatileffn.training.config import load_config
 
@@ -72,6 +73,7 @@ def test_the_printed_commands_train_on_the_papers_tokens(name, tokenized):
         trained = plan.max_steps * config.run.tokens_per_batch
         assert trained == pytest.approx(PAPER[name], rel=1e-4)
         assert plan.epochs_at(plan.max_steps) < 1.0001  # one pass, or part of it
+        assert order_name(plan.num_windows) == "computed-1"  # it takes no memory
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -23,6 +23,7 @@ INPUTS = {
     "imports": {},
     "config": {"run": {"seed": 0}, "optim": {"tau": {"end": 0.1}}},
     "tokens_meta_sha256": "0" * 64,
+    "window_order": "table-1",
     "world_size": 1,
     "schedule_steps": 9,
     "steps": 9,

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -10,6 +10,9 @@ from rich.markup import escape
 
 from versatileffn.cli.table import print_table
 from versatileffn.data.meta import TokenMeta
+from versatileffn.errors import ConfigError
+
+Executor = Literal["local", "slurm", "ray"]
 
 
 def tokenize_command(
@@ -50,7 +53,29 @@ def tokenize_command(
         int | None, typer.Option(help="Documents to hold out, instead of a share.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Chooses which documents are held out.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes; the tokens don't depend on it.")] = 1,
+    executor: Annotated[
+        Executor,
+        typer.Option(
+            help="What runs the tasks: processes here, an array job of Slurm, or Ray. The last two "
+            "need a file system that all machines share."
+        ),
+    ] = "local",
+    executor_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of slurm: any of sbatch's (partition=cpu, time=12:00:00); of ray: memory-gb=4. "
+            "Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Tasks at once; the tokens depend neither on this nor on the executor.",
+            show_default="local: 1, else no limit",
+        ),
+    ] = None,
     limit_documents: Annotated[
         int | None, typer.Option(help="Read only so many documents.")
     ] = None,
@@ -99,6 +124,8 @@ def tokenize_command(
             val_fraction=val_fraction,
             val_documents=val_documents,
             seed=seed,
+            executor=executor,
+            executor_options=_pairs(executor_option or []),
             workers=workers,
             limit_documents=limit_documents,
             document_separator=document_separator,
@@ -110,6 +137,14 @@ def tokenize_command(
             notice=notice,
         )
     _print_summary(meta, out, time.monotonic() - began)
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    """What `--executor-option KEY=VALUE`, given several times, says."""
+    for word in words:
+        if not word.partition("=")[0].strip("-"):
+            raise ConfigError(f"--executor-option {word!r} must be KEY=VALUE")
+    return {key.lstrip("-"): value for key, _, value in (word.partition("=") for word in words)}
 
 
 def _print_summary(meta: TokenMeta, out: Path, seconds: float) -> None:

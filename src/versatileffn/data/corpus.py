@@ -35,7 +35,7 @@ KINDS = {
 }
 TASK_BYTES = 4 * 2**20  # a task, and so a shard, reads about this much
 MAX_TASKS = 512
-HUB_TASKS = 16
+HUB_TASKS = 256  # of 100B tokens each has 0.4B
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/[\w.-]{1,96}")
 _USED_BY: dict[str, tuple[type, ...]] = {
     "text_field": (JsonlReader, ParquetReader, HubReader),

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from versatileffn.data.meta import SplitMeta, TokenMeta
+from versatileffn.data.repetition import repeats
 from versatileffn.errors import ConfigError, DataError
 
 UNSCORED = -100
@@ -30,6 +31,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         folder: a token folder, as `versatileffn tokenize` writes it.
         split: "train" or "val".
         seq_len: tokens per window.
+        repetition_filter: windows that repeat themselves, see `repeats`, are read but not scored.
 
     Raises:
         ConfigError: seq_len is below 2 (one token has nothing to predict), or the folder's
@@ -38,12 +40,19 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
             is shorter than one window.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train", seq_len: int = 256) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str = "train",
+        seq_len: int = 256,
+        repetition_filter: bool = False,
+    ) -> None:
         if seq_len < 2:
             raise ConfigError(f"seq_len={seq_len} must be at least 2 tokens: one predicts the next")
         self.folder = Path(folder)
         self.split = split
         self.seq_len = seq_len
+        self.repetition_filter = repetition_filter
         self.meta = TokenMeta.load(self.folder)
         if split not in self.meta.splits:
             raise DataError(
@@ -106,7 +115,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Window `index`: input_ids and labels, int64 of shape (seq_len,).
 
-        The labels are the same tensor, unless the folder has tokens that aren't scored: −100.
+        The labels are the same tensor, unless tokens may be unscored: −100.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
@@ -124,14 +133,16 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         start = first * self.seq_len
         tokens = self.tokens(start, start + count * self.seq_len)
         ids_NT = torch.from_numpy(tokens).view(count, self.seq_len)
-        if self.unscored == 1:
-            return [{"input_ids": ids_T, "labels": ids_T} for ids_T in ids_NT]
-        labels_NT = ids_NT.clone()
-        labels_NT[:, : self.unscored] = UNSCORED
-        return [
-            {"input_ids": ids_T, "labels": labels_T}
-            for ids_T, labels_T in zip(ids_NT, labels_NT, strict=True)
-        ]
+        labels_NT = ids_NT
+        if self.unscored > 1:
+            labels_NT = ids_NT.clone()
+            labels_NT[:, : self.unscored] = UNSCORED
+        if self.repetition_filter:
+            repeated_N1 = torch.from_numpy(repeats(ids_NT.numpy()))[:, None]
+            labels_NT = labels_NT.masked_fill(repeated_N1, UNSCORED)
+        ids = list(ids_NT)
+        labels = ids if labels_NT is ids_NT else list(labels_NT)
+        return [{"input_ids": i_T, "labels": l_T} for i_T, l_T in zip(ids, labels, strict=True)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open shards: a pickled memory map would carry all its tokens."""

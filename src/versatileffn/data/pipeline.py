@@ -18,7 +18,7 @@ from versatileffn.data.long_text import WINDOW, LongTextEncoder
 from versatileffn.data.meta import TokenBytes
 from versatileffn.data.shards import Shard, TaskRecords
 from versatileffn.data.split import TRAIN, VAL, document_key, split_of, utf8_size
-from versatileffn.data.workers import run_in_processes
+from versatileffn.data.stage import Executor, Stage
 from versatileffn.workspace.durable import write_bytes
 from versatileffn.workspace.manifest import sha256
 
@@ -136,18 +136,17 @@ class SplitTokenizer:
             yield from ((text, [e.ids]) for text, e in zip(texts, encodings, strict=True))
 
 
-def run_stage(corpus: Corpus, last: LastStep, workers: int, on_progress: Progress) -> None:
+def run_stage(corpus: Corpus, last: LastStep, executor: Executor, on_progress: Progress) -> None:
     """Run one stage over all tasks, those that an interrupted run has finished excepted.
 
     Args:
         corpus: what to read.
         last: the step that consumes the documents.
-        workers: processes.
+        executor: what runs the tasks.
         on_progress: called after each task with those done and an estimate of the time left.
     """
     ranks = [rank for rank in range(corpus.tasks) if not last.records.finished(rank)]
-    task = partial(_run_task, corpus, last)
-    workers, done, began = min(workers, len(ranks)), 0, time.monotonic()
+    done, began = 0, time.monotonic()
 
     def report() -> None:
         nonlocal done
@@ -158,12 +157,8 @@ def run_stage(corpus: Corpus, last: LastStep, workers: int, on_progress: Progres
         on_progress(f"{state}, about {left} left")
 
     on_progress(f"{corpus.tasks - len(ranks)}/{corpus.tasks} tasks")
-    if workers > 1:
-        run_in_processes(task, ranks, workers, __name__, report)
-        return
-    for rank in ranks:
-        task(rank)
-        report()
+    if ranks:
+        executor.run(Stage(partial(_run_task, corpus, last), last.records), ranks, report)
 
 
 def _run_task(corpus: Corpus, last: LastStep, rank: int) -> None:

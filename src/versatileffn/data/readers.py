@@ -180,7 +180,7 @@ class HubReader:
         self.field, self.streaming = field, streaming
 
     def run(self, rank: int = 0, world_size: int = 1) -> Iterator[str]:
-        """Yield this task's share of the rows.
+        """Yield this task's share of the rows: a stretch of them, so that none is decoded twice.
 
         Raises:
             DataError: the data set can't be had, or lacks the split, configuration or column.
@@ -191,9 +191,15 @@ class HubReader:
             rows = load_dataset(
                 self.dataset, self.config, split=self.split, streaming=self.streaming
             )
-            for number, row in enumerate(islice(rows, rank, None, world_size)):
-                where = f"{self.dataset}, row {rank + number * world_size}"
-                yield field_text(row, self.field, where)
+            first, step = 0, 1
+            if self.streaming:  # its length isn't known
+                first, step = rank, world_size
+                rows = islice(rows, first, None, step)
+            else:
+                first, end = (len(rows) * part // world_size for part in (rank, rank + 1))
+                rows = rows.select(range(first, end))
+            for number, row in enumerate(rows):
+                yield field_text(row, self.field, f"{self.dataset}, row {first + number * step}")
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise DataError(

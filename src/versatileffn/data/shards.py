@@ -101,9 +101,18 @@ class TaskRecords:
         write_json(self._path(rank), {FILES: files, "counts": counts})
 
     def finished(self, rank: int) -> bool:
-        """Whether a task has a record, and its files are still what it wrote."""
+        """Whether a task has a record, and its files are still what it wrote; if not, it has no
+        record from then on."""
         record = read_record(self._path(rank))
-        return record is not None and not damage(self.root, record[FILES])
+        if record is not None and not damage(self.root, record[FILES]):
+            return True
+        if self.exists(rank):
+            remove([self._path(rank)])
+        return False
+
+    def exists(self, rank: int) -> bool:
+        """Whether a task has a record, without a look at its files."""
+        return self._path(rank).exists()
 
     def files(self, tasks: int) -> dict[str, str]:
         """All files that the tasks made, with their digests."""

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from versatileffn.data.corpus import Corpus, find_corpus
+from versatileffn.data.executors import choose_executor
 from versatileffn.data.meta import (
     MAX_SEED,
     MAX_VOCAB_SIZE,
@@ -25,6 +27,7 @@ from versatileffn.data.meta import (
 from versatileffn.data.pipeline import DocumentKeys, Progress, SplitTokenizer, run_stage
 from versatileffn.data.shards import TaskRecords
 from versatileffn.data.split import TRAIN, VAL, check_val_size, split_of, val_threshold
+from versatileffn.data.stage import Executor
 from versatileffn.data.tokenizers import (
     MIN_VOCAB_SIZE,
     TOKENIZER_FOLDER,
@@ -33,7 +36,6 @@ from versatileffn.data.tokenizers import (
     save_tokenizer,
     train_bpe,
 )
-from versatileffn.data.workers import check_workers
 from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.provenance import versions
 from versatileffn.workspace.durable import remove, size_text, writing
@@ -57,7 +59,9 @@ def tokenize_corpus(
     val_fraction: float | None = None,
     val_documents: int | None = None,
     seed: int = 0,
-    workers: int = 1,
+    executor: str = "local",
+    executor_options: Mapping[str, str] | None = None,
+    workers: int | None = None,
     limit_documents: int | None = None,
     document_separator: str | None = None,
     eos_token: str | None = None,
@@ -69,7 +73,7 @@ def tokenize_corpus(
 ) -> TokenMeta:
     """Turn a corpus into a folder of token shards, its tokenizer and meta.json.
 
-    The same corpus and arguments give the same tokens, whatever `workers` is. An interrupted call
+    The same corpus and arguments give the same tokens, whatever runs the tasks. An interrupted call
     leaves a hidden folder beside `output` behind, and the same call continues it.
 
     Args:
@@ -81,7 +85,10 @@ def tokenize_corpus(
         val_fraction: share of the documents to hold out; 0 holds none out; None: `VAL_FRACTION`.
         val_documents: number of documents to hold out, instead of the fraction.
         seed: chooses which documents are held out.
-        workers: processes; a file is read by one.
+        executor: what runs the tasks: `local` processes, `slurm` or `ray`; the latter two need a
+            file system that all machines share.
+        executor_options: of `slurm`, those of sbatch; of `ray`, `memory-gb` for each task.
+        workers: tasks at once; a file is read by one. None: one if local, else no limit.
         limit_documents: read only so many documents.
         document_separator: text between two documents of one text file; None: a file is one.
         eos_token: the tokenizer's end-of-text token, where it doesn't say.
@@ -103,7 +110,6 @@ def tokenize_corpus(
     _check_tokenizer_options(tokenizer, vocab_size, eos_token)
     check_val_size(val_fraction, val_documents)
     _check_range("seed", seed, 0, MAX_SEED)
-    check_workers(workers)
     _check_range("limit_documents", limit_documents, 1)
     if document_separator == "":
         raise ConfigError("document_separator is empty text; leave it out, or name what cuts")
@@ -134,8 +140,11 @@ def tokenize_corpus(
     key = _digest(settings, found, seed, corpus.tasks, corpus.identity, contents)
     for line in corpus.notices():
         notice(line)
-    with new_folder(target, META_FILE, overwrite, key=key, error_class=DataError) as folder:
-        job = _Job(corpus, folder, seed, workers, report)
+    with (
+        closing(choose_executor(executor, workers, executor_options or {}, notice)) as runner,
+        new_folder(target, META_FILE, overwrite, key=key, error_class=DataError) as folder,
+    ):
+        job = _Job(corpus, folder, seed, runner, report)
         keys = _read_keys(job)
         threshold = val_threshold(keys, val_fraction, val_documents, corpus.source)
         if not (folder / TOKENIZER_FOLDER).is_dir():
@@ -173,7 +182,7 @@ class _Job:
     corpus: Corpus
     folder: Path
     seed: int
-    workers: int
+    executor: Executor
     report: Progress
 
     @property
@@ -194,7 +203,7 @@ def _read_keys(job: _Job) -> np.ndarray:
         job.report(f"reading the corpus: {state}")
 
     step = DocumentKeys(job.key_records, job.seed)
-    run_stage(job.corpus, step, job.workers, on_progress)
+    run_stage(job.corpus, step, job.executor, on_progress)
     return step.keys(job.corpus.tasks)
 
 
@@ -234,7 +243,7 @@ def _write_shards(job: _Job, tokenizer: TokenizerMeta, threshold: int | None) ->
 
     try:
         with writing(job.folder, DataError):
-            run_stage(job.corpus, step, job.workers, on_progress)
+            run_stage(job.corpus, step, job.executor, on_progress)
     except ResourceError as error:
         done, text = records.totals(job.corpus.tasks), job.key_records.totals(job.corpus.tasks)
         size, tokens = (sum(done.get(f"{s}/{u}", 0) for s in (TRAIN, VAL)) for u in _UNITS[1:])

@@ -8,11 +8,41 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+from versatileffn.data.stage import Stage
 from versatileffn.errors import ConfigError, ResourceError
 
 Task = Callable[[int], None]
+_PRELOAD = "versatileffn.data.pipeline"
 _THREADS = "RAYON_NUM_THREADS"
 _task: Task  # a worker's; handed over once, since it may name a million files
+
+
+class LocalExecutor:
+    """Runs tasks in processes of this machine, or in this very one.
+
+    Args:
+        workers: processes.
+
+    Raises:
+        ConfigError: more than could be of use here.
+    """
+
+    def __init__(self, workers: int) -> None:
+        check_workers(workers)
+        self.workers = workers
+
+    def run(self, stage: Stage, ranks: list[int], done: Callable[[], None]) -> None:
+        """See `Executor`; what a task raises ends the others."""
+        workers = min(self.workers, len(ranks))
+        if workers > 1:
+            run_in_processes(stage.run, ranks, workers, _PRELOAD, done)
+            return
+        for rank in ranks:
+            stage.run(rank)
+            done()
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def check_workers(workers: int) -> None:

@@ -1,12 +1,12 @@
 """Which windows are read in which step: a pure function of seed, step and rank."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from versatileffn.data.order import window_order
+from versatileffn.data.order import epoch_order
 from versatileffn.errors import ConfigError
 from versatileffn.training.config import TrainConfig
 
@@ -73,9 +73,10 @@ def plan_batches(
 class WindowBatches(Sampler[list[int]]):
     """The micro-batches of one process over the whole run, as lists of window numbers.
 
-    Windows follow `window_order(seed, epoch)`, epoch after epoch, without dropping any; a step may
-    span two epochs. A plan that isn't shuffled takes them as they are stored. The processes'
-    micro-batches of a step are disjoint, and together the same whatever the number of processes.
+    Windows follow `epoch_order`, epoch after epoch, without dropping any; a step may span two
+    epochs. A plan that isn't shuffled takes them as they are stored. The processes' micro-batches
+    of a step are disjoint, and together the same whatever the number of processes: so from any step
+    on, another number of them neither repeats nor skips a window.
 
     Args:
         plan: how windows are spread.
@@ -86,7 +87,7 @@ class WindowBatches(Sampler[list[int]]):
         self.plan = plan
         self.rank = rank
         self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
+        self._order: Callable[[np.ndarray], np.ndarray] = np.asarray
 
     def __len__(self) -> int:
         return self.plan.max_steps * self.plan.accumulation
@@ -101,14 +102,18 @@ class WindowBatches(Sampler[list[int]]):
 
     def step_windows(self, step: int) -> list[int]:
         """The window numbers of all processes in 0-based optimizer step `step`."""
-        first = step * self.plan.windows_per_step
-        return [self._window(first + i) for i in range(self.plan.windows_per_step)]
+        plan = self.plan
+        first = step * plan.windows_per_step
+        epochs, places = np.divmod(
+            np.arange(first, first + plan.windows_per_step), plan.num_windows
+        )
+        if not plan.shuffled:
+            return places.tolist()
+        parts = [self._at(epoch, places[epochs == epoch]) for epoch in np.unique(epochs).tolist()]
+        return np.concatenate(parts).tolist()
 
-    def _window(self, position: int) -> int:
-        epoch, offset = divmod(position, self.plan.num_windows)
-        if not self.plan.shuffled:
-            return offset
+    def _at(self, epoch: int, places: np.ndarray) -> np.ndarray:
         if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = window_order(self.plan.num_windows, self.plan.seed, epoch)
-        return int(self._order[offset])
+            order = epoch_order(self.plan.num_windows, self.plan.seed, epoch)
+            self._epoch, self._order = epoch, order
+        return self._order(places)

@@ -89,6 +89,9 @@ class DataSection(Section):
     """Token folder, written by `versatileffn tokenize`."""
     seq_len: int = Field(ge=2, le=2**40)
     """Length of one window, in tokens."""
+    repetition_filter: bool = False
+    """Windows that hold a sequence of 1 to 13 tokens 32 times in a row count in no loss, as in the
+    paper's release; the log has their share."""
 
 
 class TauSection(Section):

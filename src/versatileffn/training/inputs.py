@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from versatileffn.data.order import order_name
 from versatileffn.errors import ConfigError
 from versatileffn.imports import import_modules
 from versatileffn.training.batches import BatchPlan
@@ -16,7 +17,7 @@ _FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers"
 # What says how long the run is; `steps` and `schedule_steps` say what came of it.
 _LENGTH = ("max_steps", "num_train_epochs", "schedule_steps")
 # What each step depends on; the number of steps is left out.
-_BINDING = ("format", "config", "imports", "tokens_meta_sha256", "schedule_steps")
+_BINDING = ("format", "config", "imports", "tokens_meta_sha256", "schedule_steps", "window_order")
 _LENGTHS = ("steps", "schedule_steps")
 FORMAT = 3
 """Of a run's checkpoints: a run that was started with another can't go on."""
@@ -43,6 +44,7 @@ def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
         "world_size": plan.world_size,
         "schedule_steps": config.run.schedule_steps or plan.max_steps,
         "steps": plan.max_steps,
+        "window_order": order_name(plan.num_windows) if plan.shuffled else "stored",
     }
 
 

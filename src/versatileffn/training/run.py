@@ -87,7 +87,9 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     folder = RunFolder(Path(config.run.output_dir))
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     check_launch(config.parallel, world_size)
-    data = PackedDataset(config.data.tokens, split="train", seq_len=config.data.seq_len)
+    data = PackedDataset(
+        config.data.tokens, "train", config.data.seq_len, config.data.repetition_filter
+    )
     held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
     plan = plan_batches(config, len(data), world_size, data.shuffled)
     inputs = run_inputs(config, plan)

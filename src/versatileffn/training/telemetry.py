@@ -67,7 +67,7 @@ class Telemetry:
 
     def _restart(self) -> None:
         self._tallies: list[LayerTally] = []
-        self._losses: dict[str, list[float]] = {}
+        self._values: dict[str, list[float]] = {}
 
     def request(self) -> dict[str, bool]:
         """What to ask the model's forward pass for, as keyword arguments."""
@@ -83,11 +83,11 @@ class Telemetry:
         for name in ("aux_loss", "prior_loss"):
             loss = getattr(outputs, name, None)
             if loss is not None:
-                self.add_loss(name, loss.item())
+                self.add_value(name, loss.item())
 
-    def add_loss(self, name: str, value: float) -> None:
-        """Read one micro-batch's part of the training loss."""
-        self._losses.setdefault(name, []).append(value)
+    def add_value(self, name: str, value: float) -> None:
+        """Read one micro-batch's part of the training loss, or what else is averaged."""
+        self._values.setdefault(name, []).append(value)
 
     def take_fed(self) -> int:
         """CRC-32 of the token ids that this process was given in the step, for comparing runs."""
@@ -96,7 +96,7 @@ class Telemetry:
 
     def take(self) -> dict[str, float]:
         """Means since the last call, by name; the names are the same in all processes."""
-        values = {name: sum(losses) / len(losses) for name, losses in self._losses.items()}
+        values = {name: sum(each) / len(each) for name, each in self._values.items()}
         for layer, tally in enumerate(self._tallies):
             values |= use_statistics(layer, tally.use())
         self._restart()

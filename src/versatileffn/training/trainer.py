@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from versatileffn.data.packed import PackedDataset
+from versatileffn.data.packed import UNSCORED, PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.training.batches import BatchPlan, WindowBatches
@@ -97,6 +97,14 @@ class ReuseTrainer(Trainer):
             generator=torch.Generator().manual_seed(self.plan.seed),
         )
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """Transformers' micro-batches of a step and what they score: never nothing.
+
+        A step of windows that all repeat themselves has a loss of 0 then, and not 0 / 0.
+        """
+        batches, scored = super().get_batch_samples(*args, **kwargs)
+        return batches, scored.clamp_min(1) if isinstance(scored, Tensor) else scored
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All but norms, biases and reuse gains; embeddings do decay."""
         return [name for name in super().get_decay_parameter_names(model) if "gain" not in name]
@@ -133,6 +141,9 @@ class ReuseTrainer(Trainer):
         )
         if model.training and self._logged_step():
             self.telemetry.add(outputs, inputs["input_ids"])
+            if getattr(self.train_dataset, "repetition_filter", False):
+                unscored = (inputs["labels"][:, 1:] == UNSCORED).all(dim=1)
+                self.telemetry.add_value("repeated_windows", unscored.float().mean().item())
         if model.training and self.consistency is not None:
             away = self._consistency(model, inputs, outputs.logits, num_items_in_batch)
             loss = loss + self.consistency.coef * away
@@ -145,7 +156,7 @@ class ReuseTrainer(Trainer):
         total = consistency_loss(model, inputs, logits, self.unwrapped)
         counted = (inputs["labels"][:, 1:] != -100).sum()
         if self._logged_step():
-            self.telemetry.add_loss("consistency", total.item() / max(int(counted), 1))
+            self.telemetry.add_value("consistency", total.item() / max(int(counted), 1))
         if num_items is None:
             return total / counted.clamp_min(1)
         processes = self.accelerator.num_processes  # as Trainer's loss is, see its compute_loss

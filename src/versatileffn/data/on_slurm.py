@@ -1,0 +1,129 @@
+"""Tasks as one array job of Slurm, written and submitted by datatrove; the caller waits for it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from loguru import logger
+
+from versatileffn.data import remote
+from versatileffn.data.stage import Stage
+from versatileffn.errors import ConfigError
+from versatileffn.workspace.durable import make_folder, write_json
+from versatileffn.workspace.manifest import read_record
+
+TIME = "24:00:00"
+_GONE = "Invalid job id"  # squeue forgets a job some minutes after its end
+_PROGRAMS = ("sbatch", "squeue", "scancel")
+
+
+class SlurmExecutor:
+    """Submits an array job and waits for its end; a job that an earlier call left is waited for.
+
+    Args:
+        workers: tasks at once; None is no limit.
+        options: of sbatch, without the dashes; `partition` is needed.
+        say: is told of jobs.
+
+    Raises:
+        ConfigError: jobs can't be submitted from here, or no partition is named.
+    """
+
+    def __init__(
+        self, workers: int | None, options: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
+        self.workers, self.options, self.say = workers, dict(options), say
+        missing = [program for program in _PROGRAMS if shutil.which(program) is None]
+        if missing:
+            raise ConfigError(
+                f"executor=slurm needs {', '.join(missing)}, which isn't found here: run it where "
+                "jobs are submitted"
+            )
+        if "SLURM_ARRAY_TASK_ID" in os.environ:
+            raise ConfigError("executor=slurm inside an array job can't submit one: run it outside")
+        if not self.options.get("partition"):
+            raise ConfigError(
+                "executor=slurm needs to know where jobs run: --executor-option partition=NAME, "
+                "one of those that `sinfo` lists"
+            )
+
+    def close(self) -> None:
+        """Nothing is held: a job goes on without us."""
+
+    def run(self, stage: Stage, ranks: list[int], done: Callable[[], None]) -> None:
+        """See `Executor`."""
+        note = stage.folder / "job.json"
+        earlier = (read_record(note) or {}).get("job")
+        if earlier is not None and _queued(earlier):
+            job = earlier
+            self.say(f"waiting for Slurm job {job}, which an earlier call submitted")
+        else:
+            job = self._submit(stage, ranks)
+            write_json(note, {"job": job})
+            self.say(
+                f"submitted Slurm job {job} of {len(ranks)} tasks and wait for it; stopped, this "
+                f"command takes up where the job is by then (`scancel {job}` ends the job)"
+            )
+        watch = remote.Watch(stage, ranks, done)
+        while _queued(job):
+            if remote.failure(stage) is not None:
+                subprocess.run(["scancel", job], check=False)
+                break
+            watch.look()
+            time.sleep(remote.POLL_SECONDS)
+        watch.look()
+        remote.check_ended(stage, ranks)
+
+    def _submit(self, stage: Stage, ranks: list[int]) -> str:
+        """Submit the tasks; the job's number.
+
+        Raises:
+            ConfigError: sbatch refuses.
+        """
+        remote.forget_failures(stage)
+        make_folder(remote.logs(stage))
+        logger.disable("datatrove")
+        executor = _ArrayJob(
+            pipeline=[remote.RemoteTask(stage, ranks)],
+            tasks=len(ranks),
+            time=TIME,
+            partition=self.options["partition"],
+            workers=self.workers or -1,
+            job_name="versatileffn-tokenize",
+            qos="",
+            env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
+            sbatch_args=self.options,
+            max_array_size=len(ranks),
+            logging_dir=str(remote.logs(stage)),
+            skip_completed=False,
+            with_srun=False,
+        )
+        try:
+            executor.run()
+        except subprocess.CalledProcessError as error:
+            raise ConfigError(
+                f"sbatch refused the job with exit code {error.returncode}, and said why above: "
+                "change what --executor-option sets"
+            ) from error
+        return str(executor.job_id)
+
+
+class _ArrayJob(SlurmPipelineExecutor):
+    """Without the second job that would add up datatrove's own statistics."""
+
+    def launch_merge_stats(self) -> None:
+        """Submit nothing: the statistics are ours, and its folder may be gone by then."""
+
+
+def _queued(job: str) -> bool:
+    """Whether Slurm still has tasks of a job to run."""
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        return _GONE not in answer.stderr  # the controller may be out of reach for a while
+    return bool(answer.stdout.strip())
