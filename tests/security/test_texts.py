@@ -91,45 +91,47 @@ def test_a_link_in_a_run_folder_leads_no_writing_elsewhere(
         assert code in (0, 1)
 
 
-BOMB = """
+BOMBS = """
 import resource, sys
 import psutil
 from versatileffn.data import decoding, readers
 from versatileffn.data.corpus import find_corpus
 from versatileffn.errors import DataError
-decoding.MAX_DOCUMENT_BYTES = readers.MAX_DOCUMENT_BYTES = LARGEST
+decoding.MAX_DOCUMENT_BYTES = readers.MAX_DOCUMENT_BYTES = most = int(sys.argv[1])
+limit = psutil.Process().memory_info().vms + 16 * most
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-now = psutil.Process().memory_info().vms
-resource.setrlimit(resource.RLIMIT_AS, (now + 16 * LARGEST, now + 16 * LARGEST))
-try:
-    for document in find_corpus(sys.argv[1]).pieces()[0]:
-        pass
-except DataError as error:
-    print("refused:", error)
+for folder in sys.argv[2:]:
+    try:
+        for document in find_corpus(folder).pieces()[0]:
+            pass
+    except DataError as error:
+        print("refused:", error)
 print(peak() - before)
 """
 DOCUMENT = 2**25
 """Bytes of a document, at most; as shipped it is a GiB, which takes a minute to reach."""
+COMPRESSED = {
+    "one-line.jsonl.gz": gzip.compress,
+    "one-text.txt.zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+    "one-text.txt.xz": lzma.compress,
+}
 
 
-@pytest.mark.parametrize(("name", "compress"), [
-    ("one-line.jsonl.gz", gzip.compress),
-    ("one-text.txt.zst", lambda content: pa.compress(content, "zstd", asbytes=True)),
-    ("one-text.txt.xz", lzma.compress),
-])  # fmt: skip
-def test_a_real_bomb_ends_in_bounded_memory(name, compress, tmp_path):
-    """Its 1.25 GiB of one letter are a few hundred kilobytes."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    (folder / name).write_bytes(compress(b"a" * 2**24) * 80)
-    assert (folder / name).stat().st_size < 2**21
-    source = BOMB.replace("LARGEST", str(DOCUMENT))
+def test_real_bombs_end_in_bounded_memory(tmp_path):
+    """1.25 GiB of one letter each, in a few hundred kilobytes."""
+    for name, compress in COMPRESSED.items():
+        file = tmp_path / name.replace(".", "-") / name
+        file.parent.mkdir()
+        file.write_bytes(compress(b"a" * 2**24) * 80)
+        assert file.stat().st_size < 2**21
     done = subprocess.run(
-        [sys.executable, "-c", source, str(folder)], capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", BOMBS, str(DOCUMENT), *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    refusal, peak = done.stdout.splitlines()
-    assert refusal.startswith("refused:")
-    assert "a document of more than" in refusal
-    assert int(peak) < 8 * DOCUMENT
+    *refusals, grown = done.stdout.splitlines()
+    assert len(refusals) == len(COMPRESSED)
+    assert all("a document of more than" in refusal for refusal in refusals)
+    assert int(grown) < 8 * DOCUMENT
