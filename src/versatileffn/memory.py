@@ -4,6 +4,7 @@ Linux hands out more memory than there is and kills whoever uses it, without a w
 config or a command line asks for is added up first.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ CGROUP_FILES = (
 """Limit and use of a container, in bytes: version 2 and version 1. `memory.stat` lies beside."""
 CACHE = {"inactive_file", "active_file"}
 """What of the use are copies of files, which make room when it is needed."""
-_TOO_LITTLE = re.compile("(can't|Cannot) allocate memory|out of memory|not enough memory")
+_TOO_LITTLE = re.compile("(can't|Cannot) allocate memory|out of memory|[Nn]ot enough memory")
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
@@ -110,4 +111,16 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; on the CPU PyTorch says so in words only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and _TOO_LITTLE.search(str(error)) is not None
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    native = isinstance(error, RuntimeError | ValueError)  # the latter is orjson's
+    return native and _TOO_LITTLE.search(str(error)) is not None
+
+
+def raise_out_of_memory(error: Exception) -> None:
+    """Raise an error again if it says that memory ran out.
+
+    For whoever takes any error of a loader's for a damaged file: this one isn't the file's fault.
+    """
+    if is_out_of_memory(error):
+        raise error

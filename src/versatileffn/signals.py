@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""SIGUSR1 is what batch systems are asked to send some minutes before they end a job."""
 Handler = Callable[[int, FrameType | None], object]
 EXIT_CODES = tuple(128 + number for number in ENDING)
-"""What a shell calls a program that a signal ended: 130, 143, 129."""
+"""What a shell calls a program that a signal ended: 130, 143, 129, 138."""
 COMPLETING = "_VERSATILEFFN_COMPLETE"
 """Environment variable; set by a shell that completes a command."""
 

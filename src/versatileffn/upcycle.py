@@ -17,6 +17,7 @@ from versatileffn.ffn.base_config import FFNConfig
 from versatileffn.ffn.config import Versatile
 from versatileffn.imports import imported
 from versatileffn.layer import NEW_TENSORS
+from versatileffn.memory import raise_out_of_memory
 from versatileffn.models.checkpoint import load_checkpoint, read_config
 from versatileffn.models.family import is_reuse, model_class, reuse_config
 from versatileffn.models.layer import ReuseLayer
@@ -260,6 +261,7 @@ def probe(source: str | Path, vocab_size: int) -> Tensor:
     except RemoteCodeError:
         raise
     except Exception as error:
+        raise_out_of_memory(error)
         # A checkpoint needs no tokenizer to be upcycled, and loaders fail in many ways.
         logging.getLogger(__name__).debug("no tokenizer in %s: %s", source, error)
     return torch.linspace(0, vocab_size - 1, PROBE_TOKENS).long()[None]

@@ -53,7 +53,14 @@ def run(monkeypatch, capsys):
         (ConfigError("tau=0 must be positive"), "error: tau=0 must be positive"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/data/x"), "error: /data/x: No su"),
         (OSError(errno.ELOOP, "Too many levels", b"/data/x"), "error: /data/x: Too many"),
-        (OSError(errno.ENOMEM, "no"), "internal error: OSError: no (at main.py:"),
+        (OSError(errno.EMFILE, "no"), "internal error: OSError: no (at main.py:"),
+        (
+            OSError(errno.ENOMEM, "no", "x"),
+            "error: out of memory ([Errno 12] no: 'x'):",
+        ),
+        (OSError(errno.EIO, "bad", "x"), "error: x: Input/output error: see to the disk and run"),
+        (OSError(errno.ENOSPC, "no"), "error: the disk is full: free some space and run the"),
+        (Exception("Input/output error (os error 5)"), "error: Input/output error: see to the d"),
         (ConnectionRefusedError("refused"), "internal error: ConnectionRefusedError: refused (at"),
         (
             PermissionError(errno.EACCES, "denied", "/proc/1/mem"),

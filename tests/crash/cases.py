@@ -2,6 +2,7 @@
 
 import dataclasses
 import email
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -18,8 +19,11 @@ TIMES = {
     "created", "seconds", "seconds_last_session", "seconds_per_step", "this_session",
     "tokens_per_second", "requests_per_second", "eval_runtime", "eval_samples_per_second",
     "eval_steps_per_second", "eval_model_preparation_time", "resumed", "run_id",
+    "execution",
 }  # fmt: skip
 """JSON keys that differ between any two runs, or tell that there was an interruption."""
+DIGITS = 6
+"""Of a log-likelihood, whichever items are scored beside it."""
 
 
 def in_two_tasks() -> None:
@@ -63,9 +67,11 @@ class Case:
         name: for the table.
         command: arguments of `versatileffn`; relative paths are below the root.
         before: commands that make what is there at first.
-        replaces: the output in the root that must be whole, old or new, at every moment.
+        output: what must be whole at every moment, or not there: the old one or the new one.
         finished: what the command says, with exit code 1, where its output is there already.
         unstable: files, as a pattern, that hold times and need only be there.
+        rounds: numbers in JSON depend, by rounding, on what was done before an interruption, and
+            the lines of a file stand in the order in which they were done.
         lost: a complaint about a state, given the disk at the point, what the crash left of it,
             and what the command run again printed.
         elsewhere: points inside these paths, as a pattern, are another case's: the command does
@@ -77,9 +83,10 @@ class Case:
     name: str
     command: list[str]
     before: tuple[list[str], ...] = ()
-    replaces: str | None = None
+    output: str | None = None
     finished: str | None = None
     unstable: str = "^$"
+    rounds: bool = False
     lost: Callable[[Tree, Tree, str], str | None] = nothing_lost
     elsewhere: str = "(?!)"
     needs: str = "torch"
@@ -96,18 +103,50 @@ class Case:
             elif re.search(self.unstable, path):
                 found[path] = "there"
             elif path.endswith((".json", ".jsonl")):
-                found[path] = without_times(blobs[content])
+                found[path] = without_times(blobs[content], DIGITS if self.rounds else None)
+                if self.rounds and isinstance(found[path], list):
+                    found[path] = sorted(found[path], key=str)
+            elif re.search(r"/shard-[^/]*\.safetensors$", path):
+                found[path] = tensors(blobs[content])
             else:
                 found[path] = content
         return found
 
 
-def without_times(text: bytes) -> Any:
-    """The JSON value, or the list of a JSONL file's values, without `TIMES`."""
+def tensors(blob: bytes) -> Any:
+    """What a safetensors file holds, in whatever order: that of a share depends on when it was
+    loaded."""
+    try:
+        size = int.from_bytes(blob[:8], "little")
+        head, data = json.loads(blob[8 : 8 + size]), blob[8 + size :]
+        about = head.pop("__metadata__", None)
+        return about, {
+            name: (one["dtype"], one["shape"], _sha256(data[slice(*one["data_offsets"])]))
+            for name, one in head.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return blob  # torn
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def without_times(text: bytes, digits: int | None = None) -> Any:
+    """The JSON value, or the list of a JSONL file's values, without `TIMES`.
+
+    Args:
+        text: of the file.
+        digits: of a number that are looked at; None: all.
+    """
+
+    without = TIMES | {"crc32"} if digits else TIMES
 
     def strip(value: Any) -> Any:
+        if isinstance(value, float) and digits:
+            return f"{value:.{digits}g}"
         if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in TIMES}
+            return {k: strip(v) for k, v in value.items() if k not in without}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
     try:
@@ -214,23 +253,25 @@ def all_cases(folder: Path) -> list[Case]:
     perplexity = ["perplexity", model, f"{texts}/0.jsonl", "--limit", "1", "--json", "p.json"]
     of_checkpoint = r"checkpoints/.*/(training_args.bin|contents.json)$"
     return [
-        Case("tokenize", tokenize, finished="already exists"),
+        Case("tokenize", tokenize, (), "tokens", finished="already exists"),
         Case("tokenize --overwrite", [*tokenize, "--overwrite"], (other,), "tokens"),
-        Case("tokenize --workers 2", [*tokenize, "--workers", "2"],
+        Case("tokenize --workers 2", [*tokenize, "--workers", "2"], (), "tokens",
              finished="already exists", function="crash.cases:in_two_tasks"),
-        Case("train", train, unstable=of_checkpoint, lost=training_lost),
+        Case("train", train, (), "run/model", unstable=of_checkpoint, lost=training_lost),
         Case("train, extended", [*train, "--set", "run.schedule_steps=4"],
              ([*train, "--set", "run.max_steps=4"],), "run/model",
              unstable=of_checkpoint, lost=training_lost),
-        Case("upcycle", upcycle, finished="already exists"),
+        Case("train, in shares", [*train, "--set", "parallel.strategy=fsdp2"], (), "run/model",
+             unstable=of_checkpoint, lost=training_lost),
+        Case("upcycle", upcycle, (), "up", finished="already exists"),
         Case("upcycle --overwrite", [*upcycle, "--overwrite"], (["upcycle", model, "up", "--gains",
              "fixed"],), "up"),
-        Case("export", export, (upcycle,), finished="already exists"),
+        Case("export", export, (upcycle,), "out", finished="already exists"),
         Case("export --overwrite", [*export, "--overwrite"],
              ([*upcycle[:-1], "fixed"], export, [*upcycle, "--overwrite"]), "out"),
-        Case("evaluate", evaluate, needs="olmo_eval"),
+        Case("evaluate", evaluate, rounds=True, needs="olmo_eval"),
         Case("calibrate", calibrate, (upcycle,), function="crash.cases:with_any_text"),
-        Case("analyze", analyze, (upcycle,), finished="already exists"),
+        Case("analyze", analyze, (upcycle,), "seen", finished="already exists"),
         Case("analyze --overwrite", [*analyze, "--overwrite"], (upcycle, seen), "seen"),
         Case("perplexity --json", perplexity, (perplexity,), "p.json"),
         Case("reproduce", ["reproduce", "--scale", "smoke", "--corpus", texts, "--out", "out"],

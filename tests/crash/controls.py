@@ -1,12 +1,15 @@
 """Three ways to replace a file: two wrong ones, which the tool must flag, and a right one."""
 
+import contextlib
 import ctypes
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
 from crash.cases import Case
+from versatileffn.cli.failures import explain
 from versatileffn.workspace.durable import append, remove, rename, sync, write_json
 
 NEW = {"numbers": list(range(50))}
@@ -37,6 +40,23 @@ def careful() -> None:
     rename(work / "result.json", Path("result.json"))
     remove([work])
     sync(Path())
+
+
+def telling() -> None:
+    """The same, and says in one line what the system says against it."""
+    try:
+        careful()
+    except OSError as error:
+        print(explain(error))
+        sys.exit(1)
+
+
+def heedless() -> None:
+    """Takes no notice of what the system says."""
+    file = os.open("result.json", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        os.write(file, json.dumps(NEW).encode())
+    os.close(file)
 
 
 def everything() -> None:
@@ -76,6 +96,15 @@ def unsynced() -> None:
     from versatileffn.cli import main as cli
 
     os.fsync = lambda descriptor: None
+    cli.main()
+
+
+def trusting() -> None:
+    """The verbs, where no file is ever compared with its digest."""
+    from versatileffn.cli import main as cli
+    from versatileffn.training import checkpoints, tokens
+
+    checkpoints.damage = tokens.damage = lambda folder, files: []
     cli.main()
 
 

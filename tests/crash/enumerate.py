@@ -66,23 +66,23 @@ def enumerate_crashes(
     Raises:
         RuntimeError: the command fails without a crash, or its result isn't the same twice.
     """
-    first = _first_state(case, driver)
+    first = first_state(case, driver)
     found = Enumeration(case.name)
     wanted = _every(stride, calls)
     crashes, disk = _crashes(case, driver, modes, wanted, found)
-    expected = case.essence(_kernel(disk), disk.blobs)
-    whole = [_part(case.essence(first, disk.blobs), case), _part(expected, case)]
+    expected = case.essence(kernel(disk), disk.blobs)
+    whole = [part(case.essence(first, disk.blobs), case), part(expected, case)]
     ended, after = driver.again([case.function, *case.command], first, disk)
-    difference = _difference(case.essence(_kernel(after), after.blobs), expected)
-    if ended.code or difference:
-        raise RuntimeError(f"{case.name} isn't the same twice: {difference or ended.output}")
+    unlike = difference(case.essence(kernel(after), after.blobs), expected)
+    if ended.code or unlike:
+        raise RuntimeError(f"{case.name} isn't the same twice: {unlike or ended.output}")
     for crash in crashes:
         found.states[crash.mode] += 1
         outcome, complaint = _repair(case, driver, crash, disk, expected)
         left = case.essence(crash.left, disk.blobs)
-        if case.replaces and _part(left, case) not in whole:
-            outcome, complaint = FAILED, f"neither the old nor the new {case.replaces} is whole"
-        if crash.point.call == THE_END and (gone := _difference(left, {**left, **expected})):
+        if case.output and part(left, case) not in whole:
+            outcome, complaint = FAILED, f"neither the old nor the new {case.output} is whole"
+        if crash.point.call == THE_END and (gone := difference(left, {**left, **expected})):
             outcome, complaint = FAILED, f"it had said that it was done, and: {gone}"
         found.outcomes[outcome] += 1
         if outcome == FAILED:
@@ -91,11 +91,12 @@ def enumerate_crashes(
     return found
 
 
-def _first_state(case: Case, driver: Driver) -> Tree:
+def first_state(case: Case, driver: Driver) -> Tree:
+    """What is there before a case's command."""
     lay_out({"": ("folder", "")}, {}, driver.root)
     for command in case.before:
-        _must(driver.run([case.function, *command]), case)
-    return _kernel(Disk(driver.root))
+        must(driver.run([case.function, *command]), case)
+    return kernel(Disk(driver.root))
 
 
 def _every(stride: int, calls: tuple[str, ...]) -> Callable[[Point], bool]:
@@ -130,13 +131,13 @@ def _crashes(
         found.points += 1
         if not wanted(point):
             return
-        before = _kernel(disk)
+        before = kernel(disk)
         for mode in modes:
             left = disk.after(mode, seed=point.number)
             crashes.setdefault(frozenset(left.items()), Crash(point, mode, before, left))
 
     ended, disk = driver.watch([case.function, *case.command], at_point)
-    _must(ended, case)
+    must(ended, case)
     return list(crashes.values()), disk
 
 
@@ -145,17 +146,17 @@ def _repair(
 ) -> tuple[str, str]:
     """Run the command again after a crash; the outcome, and what is wrong with it."""
     ended, after = driver.again([case.function, *case.command], crash.left, disk)
-    difference = _difference(case.essence(_kernel(after), after.blobs), expected)
+    unlike = difference(case.essence(kernel(after), after.blobs), expected)
     if ended.code == 0:
         lost = case.lost(crash.before, crash.left, ended.output)
-        complaint = f"other than without a crash: {difference}" if difference else lost
+        complaint = f"other than without a crash: {unlike}" if unlike else lost
         return (FAILED, complaint) if complaint else (CONTINUED, "")
     if ended.code == 1 and case.finished and re.search(case.finished, ended.output):
-        return (FAILED, f"it refuses, and: {difference}") if difference else (DONE_BEFORE, "")
+        return (FAILED, f"it refuses, and: {unlike}") if unlike else (DONE_BEFORE, "")
     return FAILED, f"exit code {ended.code}: {ended.last_line[-300:]}"
 
 
-def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """What differs, or nothing."""
     parts = {
         "left over": sorted(found.keys() - expected.keys()),
@@ -179,15 +180,22 @@ def _where(found: Any, expected: Any) -> str:
     return ""
 
 
-def _part(essence: dict[str, Any], case: Case) -> dict[str, Any]:
-    top = case.replaces
+def part(essence: dict[str, Any], case: Case) -> dict[str, Any]:
+    """What of it belongs to the output that must be whole at every moment."""
+    top = case.output
     return {p: value for p, value in essence.items() if p == top or p.startswith(f"{top}/")}
 
 
-def _kernel(disk: Disk) -> Tree:
+def kernel(disk: Disk) -> Tree:
+    """What is there, as the kernel has it."""
     return disk.after("kill")
 
 
-def _must(ended: Ended, case: Case) -> None:
+def must(ended: Ended, case: Case) -> None:
+    """See that a command that nothing disturbed ended well.
+
+    Raises:
+        RuntimeError: it didn't.
+    """
     if ended.code:
         raise RuntimeError(f"{case.name} fails without a crash: {ended.output[-1000:]}")

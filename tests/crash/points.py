@@ -15,6 +15,7 @@ from crash.zygote import Ended, Zygote
 
 SHIM = Path(__file__).with_name("shim.c")
 THE_END = "the end"
+SHORT = 255  # an answer to the shim: half of the write happens
 SECONDS = 300.0  # without a word: the command hangs
 
 
@@ -34,6 +35,24 @@ class Point:
 
     def __str__(self) -> str:
         return f"point {self.number}, before {self.call} {self.path}".rstrip()
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a process is about to do, as the shim says it.
+
+    Args:
+        call: to be done.
+        number: the file's inode, or the bytes to be allocated.
+        path, other: to what; absolute.
+        sender: the process.
+    """
+
+    call: str
+    number: int
+    path: str
+    other: str
+    sender: int
 
 
 def compiled_shim(folder: Path) -> Path:
@@ -74,6 +93,45 @@ class Driver:
         self.zygote.start(command, {}, self.root)
         return self.zygote.wait()
 
+    def converse(
+        self,
+        command: list[str],
+        answer: Callable[[Message], int | None],
+        allocations: int = 0,
+    ) -> Ended:
+        """Run a command to its end, asking before each of its changes what comes of it.
+
+        Args:
+            command: see `Zygote.start`.
+            answer: 0: the call happens; SHORT: half of the write does; an errno: it fails with
+                that. None says nothing, for the process was killed.
+            allocations: ask of those of at least so many bytes, too; 0: of none.
+
+        Raises:
+            TimeoutError: the command hangs.
+        """
+        environment = {"CRASH_SOCKET": self.address, "CRASH_ROOT": str(self.root)}
+        if allocations:
+            environment["CRASH_ALLOCATIONS"] = str(allocations)
+        self.zygote.start(command, environment, self.root)
+        answers = self.zygote.process.stdout
+        while True:
+            ready, _, _ = select.select([self.listener, answers], [], [], SECONDS)
+            if not ready:
+                raise TimeoutError(f"no word for {SECONDS:.0f} s: {command}")
+            if self.listener not in ready:
+                return self.zygote.wait()
+            channel, _ = self.listener.accept()
+            with channel:
+                text = channel.recv(1 << 14).decode(errors="surrogateescape")
+                if not text:
+                    continue  # its process ended, with a thread in the middle of asking
+                call, number, path, other = text.split("\0")
+                said = answer(Message(call, int(number), path, other, _sender(channel)))
+                if said is not None:
+                    with suppress(OSError):  # killed in the meantime, with its group
+                        channel.send(bytes([said]))
+
     def watch(
         self,
         command: list[str],
@@ -88,29 +146,19 @@ class Driver:
             kill_at: SIGKILL the command's whole process group at this point.
         """
         disk, number = Disk(self.root), 0
-        environment = {"CRASH_SOCKET": self.address, "CRASH_ROOT": str(self.root)}
-        self.zygote.start(command, environment, self.root)
-        answers = self.zygote.process.stdout
-        while True:
-            ready, _, _ = select.select([self.listener, answers], [], [], SECONDS)
-            if not ready:
-                raise TimeoutError(f"no word for {SECONDS:.0f} s: {command}")
-            if self.listener not in ready:
-                break
-            channel, _ = self.listener.accept()
-            with channel:
-                message = channel.recv(1 << 14).decode(errors="surrogateescape")
-                call, inode, path, other = message.split("\0")
-                number += 1
-                disk.look()
-                at_point(Point(number, call, self._name(path, other)), disk)
-                if number == kill_at:
-                    _kill_group(channel)
-                    continue
-                disk.happens(call, int(inode), path)
-                with suppress(OSError):  # killed in the meantime, with its group
-                    channel.send(b".")
-        ended = self.zygote.wait()
+
+        def answer(message: Message) -> int | None:
+            nonlocal number
+            number += 1
+            disk.look()
+            at_point(Point(number, message.call, self.name(message)), disk)
+            if number == kill_at:
+                os.killpg(os.getpgid(message.sender), signal.SIGKILL)
+                return None
+            disk.happens(message.call, message.number, message.path)
+            return 0
+
+        ended = self.converse(command, answer)
         disk.look()
         if ended.code == 0:
             at_point(Point(number + 1, THE_END, ""), disk)
@@ -126,12 +174,12 @@ class Driver:
         """Stop listening."""
         self.listener.close()
 
-    def _name(self, path: str, other: str) -> str:
-        names = [os.path.relpath(p, self.root) for p in (path, other) if p]
+    def name(self, message: Message) -> str:
+        """What a call is about, relative to the root."""
+        names = [os.path.relpath(p, self.root) for p in (message.path, message.other) if p]
         return " -> ".join(names)
 
 
-def _kill_group(channel: socket.socket) -> None:
+def _sender(channel: socket.socket) -> int:
     credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid = int.from_bytes(credentials[:4], "little")
-    os.killpg(os.getpgid(pid), signal.SIGKILL)
+    return int.from_bytes(credentials[:4], "little")

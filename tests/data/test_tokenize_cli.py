@@ -51,7 +51,20 @@ def test_option_without_effect_is_refused(corpus_folder: Path, tmp_path: Path) -
     assert "SOURCE is empty" in str(result.exception)
 
 
-@pytest.mark.parametrize("option", ["--tokenizer", "--workers", "--overwrite", "--hub-config"])
+def test_executor_options_reach_the_executor(corpus_folder: Path, tmp_path: Path) -> None:
+    for words, said in (
+        (["--executor-option", "=cpu"], "'=cpu' must be KEY=VALUE"),
+        (["--executor-option", "--partition=cpu"], "'partition' has no effect on local"),
+    ):
+        result = CliRunner().invoke(app, [str(corpus_folder), "-o", str(tmp_path / "o"), *words])
+        assert isinstance(result.exception, ConfigError)
+        assert said in str(result.exception)
+    assert CliRunner().invoke(app, [str(corpus_folder), "--executor", "pbs"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "option", ["--executor", "--tokenizer", "--workers", "--overwrite", "--hub-config"]
+)
 def test_help_names_the_option(option: str) -> None:
     result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert option in result.output

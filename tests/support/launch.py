@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[2] / "src"
+TESTS = Path(__file__).parents[1]
+SOURCE = TESTS.parent / "src"
 
 
 def torchrun(
@@ -17,7 +18,7 @@ def torchrun(
     command += ["-m", "versatileffn.cli.main", "train"] if script is None else [str(script)]
     return subprocess.run(
         [*command, str(config), *arguments],
-        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": f"{SOURCE}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

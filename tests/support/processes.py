@@ -12,7 +12,7 @@ PROCESSES = 2
 
 def hear_signals() -> None:
     """For `preexec_fn`: what this process ignores, started under nohup say, its child would too."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -17,15 +17,21 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.launch import torchrun
 from training.conftest import TINY, ranks
 from training.parallel_worker import noise_by_tokens
 from versatileffn.errors import CheckpointError, ConfigError
+from versatileffn.ffn.base_config import FFNConfig
+from versatileffn.models.checkpoint import load_checkpoint, read_config
+from versatileffn.models.family import model_class, reuse_config
+from versatileffn.models.shares import load_shares, save_shares
+from versatileffn.publish.export import export, export_dense
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.parallel import check_launch
 from versatileffn.training.restoring import reading
 from versatileffn.training.run import train
-from versatileffn.training.shares import load_shares, save_shares
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 LEARNED = {"variant": "versatile", "num_experts": 4, "reuse_gains": "learned", "gain_init": 0.1}
@@ -236,9 +242,35 @@ def test_another_engine_of_the_launcher_is_refused(tokens, tmp_path, monkeypatch
     config = configure(Case({}), tokens, tmp_path / "run", strategy="fsdp2", replicas=3)
     with pytest.raises(ConfigError, match="replicas=3 doesn't divide 1 processes"):
         train(config)
+    with pytest.raises(ConfigError, match="replicas=3 leaves nothing to divide"):
+        check_launch(config.parallel, 3)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="accelerate launch was told to use FSDP"):
         train(config)
+
+
+def test_a_checkpoint_in_shares_loads_and_is_exported(together, tmp_path):
+    checkpoint = together / BASE / "checkpoints" / "checkpoint-6"
+    config, expected = read_config(str(checkpoint)), weights(together / BASE)
+    loaded = load_checkpoint(model_class(config), str(checkpoint), config).state_dict()
+    export(str(checkpoint), tmp_path / "plain")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert plain.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(loaded[name], weight)
+        assert torch.equal(plain[name], weight)
+    assert (tmp_path / "plain" / "tokenizer.json").is_file()
+
+
+def test_a_dense_checkpoint_in_shares_is_put_together(tokens, tmp_path):
+    run = train(configure(Case({}), tokens, tmp_path / "run", strategy="fsdp2"))
+    checkpoint = str(run / "checkpoints" / "checkpoint-6")
+    with pytest.raises(CheckpointError, match="give --dense"):
+        export(checkpoint, tmp_path / "plain")
+    export_dense(checkpoint, tmp_path / "plain")
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "plain").state_dict()
+    for name, weight in weights(run).items():
+        assert torch.equal(again[name], weight)
 
 
 def test_damaged_shares_are_told_and_nothing_is_unpickled(tmp_path):
@@ -267,3 +299,51 @@ def test_a_full_disk_is_an_ordinary_error(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.distributed.checkpoint.filesystem.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_shares({"a": torch.zeros(2)}, tmp_path)
+
+
+def test_tensor_parallelism_leaves_the_ffn_whole(tmp_path, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    config = reuse_config(LlamaConfig(vocab_size=64, **TINY), FFNConfig.from_dict(PAPER))
+    model_class(config)(config).save_pretrained(tmp_path / "model")
+    result = torchrun(tmp_path / "model", script=WORKER.with_name("tensor_parallel_worker.py"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("tensor parallelism can't divide model.layers.*.mlp.up_proj") == 2
+
+
+def test_filled_piece_by_piece_it_is_the_model_that_is_built_whole(together, count, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    run = together / BASE
+    sources = [run / "model", run / "checkpoints" / "checkpoint-6"]
+    script = WORKER.with_name("piecewise_worker.py")
+    result = torchrun(*sources, ranks=count, script=script)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_a_conversion_is_built_whole_and_then_divided(tokens, tmp_path, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    dense = LlamaForCausalLM(LlamaConfig(vocab_size=64, eos_token_id=63, **TINY))
+    dense.save_pretrained(tmp_path / "dense")
+    ffn = {"variant": "k-loop", "reuse_gains": "learned", "gain_init": 0.1}
+    source = {"architecture": None, "init_from": str(tmp_path / "dense")}
+    converted = Case(source | {"ffn": ffn})
+    alone = train(configure(converted, tokens, tmp_path / "alone"))
+    config = configure(converted, tokens, tmp_path / "many", strategy="fsdp2")
+    result = torchrun(write(config))
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name, weight in weights(alone).items():
+        torch.testing.assert_close(weights(tmp_path / "many")[name], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_of_whole_weights_goes_on_with_two_processes(tokens, tmp_path, request):
+    if not ranks(request.config):
+        pytest.skip("with --ranks")
+    alone = train(configure(CASES["dense"], tokens, tmp_path / "alone"))
+    parted = interrupted(alone, tmp_path / "parted")
+    result = torchrun(write(configure(CASES["dense"], tokens, parted)))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "goes on with 2 processes, before it had 1" in result.stdout
+    for name, weight in weights(alone).items():
+        torch.testing.assert_close(weights(parted)[name], weight, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the step is finished and saved, one line says how to go on."""
+"""Signals, and a deadline: the step is finished and saved, one line says how to go on."""
 
 import json
 import os
@@ -87,6 +87,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     (signal.SIGINT, 130, {}),
     (signal.SIGTERM, 143, {"dataloader_num_workers": 1}),  # sent to the process that reads, too
     (signal.SIGHUP, 129, {"tokens_per_batch": 512, "save_steps": 4}),  # two micro-batches a step
+    (signal.SIGUSR1, 138, {}),  # as Slurm's --signal=USR1@300
 ])  # fmt: skip
 def test_the_step_is_saved_and_going_on_equals_never_having_stopped(
     settings, tmp_path, number, code, run
@@ -107,6 +108,31 @@ def test_the_step_is_saved_and_going_on_equals_never_having_stopped(
     assert_equal_runs(tmp_path / "run", train(whole))
 
 
+def test_the_deadline_of_a_job_is_met_with_a_checkpoint(settings, tmp_path):
+    """As short as can be, again and again: each job makes a step, and all of them the whole run."""
+    config, file = settings(tmp_path / "run", max_steps=3, logging_steps=1, save_steps=3)
+    command = [sys.executable, "-m", "versatileffn.cli.main", "train", str(file)]
+    for step in (1, 2):
+        job = subprocess.run(
+            [*command, "--set", "run.deadline=1e-3"],
+            env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert job.returncode == 138, job.stderr
+        assert job.stderr.splitlines() == [
+            "run.deadline is over: stopping after this step (Ctrl-C: at once)",
+            "stopped: run the same command again to continue",
+        ]
+        assert f"step {step} is saved" in job.stdout
+    train(config)  # without it: it is no part of what a run depends on
+    whole, _ = settings(tmp_path / "whole", max_steps=3, logging_steps=1, save_steps=3)
+    assert_equal_runs(tmp_path / "run", train(whole))
+
+
+def test_a_deadline_that_is_far_changes_nothing(settings, tmp_path):
+    config, _ = settings(tmp_path / "run", deadline=3600)
+    assert (train(config) / "run.json").is_file()
+
+
 def test_a_second_ctrl_c_ends_at_once(settings, tmp_path):
     _, file = settings(tmp_path / "run")
     result = signalled(file, signal.SIGINT, times=2)
@@ -124,7 +150,7 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(settings, tmp_path):
     assert (tmp_path / "run" / "run.json").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("form", [["-m", "versatileffn.cli.main"], ["versatileffn"]])
 def test_while_importing_a_signal_ends_in_one_line(tmp_path, form, number):
     script = tmp_path / "versatileffn"  # as an installation writes it

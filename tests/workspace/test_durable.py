@@ -99,6 +99,14 @@ def test_a_full_disk_is_said_in_one_line_whoever_found_it(tmp_path, error):
         raise error
 
 
+@pytest.mark.parametrize("error", [
+    OSError(errno.EIO, "broken"), Exception("Input/output error (os error 5)"),
+])  # fmt: skip
+def test_a_disk_that_fails_is_not_the_outputs_fault(tmp_path, error):
+    with pytest.raises(ResourceError, match="see to the disk and run the same"), writing(tmp_path):
+        raise error
+
+
 def test_other_errors_keep_their_kind(tmp_path):
     with pytest.raises(DataError, match="Permission"), writing(tmp_path, DataError):
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -1,9 +1,12 @@
 """What was written is told from what was changed, and ours from others'."""
 
+import errno
 import hashlib
+import os
 
 import pytest
 
+from versatileffn.workspace.durable import sync_tree
 from versatileffn.workspace.lock import LOCK
 from versatileffn.workspace.manifest import damage, digests, files_of, read_record, strangers
 
@@ -30,6 +33,20 @@ def test_every_change_is_damage(folder):
     assert damage(folder, files) == ["a isn't what was written", "below/b is missing"]
     (folder / "below" / "b").mkdir()
     assert "can't be read" in damage(folder, files)[1]
+
+
+def test_a_folder_that_can_not_be_listed_is_not_an_empty_one(folder, monkeypatch):
+    listing = os.scandir
+
+    def broken(path):
+        if str(path).endswith("below"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    for look in (digests, sync_tree):
+        with pytest.raises(OSError, match="Input/output error"):
+            look(folder)
 
 
 def test_strangers_are_files_and_links_that_nobody_listed(folder):

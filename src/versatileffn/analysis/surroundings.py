@@ -22,6 +22,7 @@ PURPOSES = {
     "gguf": "GGUF checkpoints",
     "lm-eval": "scores by lm-eval",
     "words": "clouds of words",
+    "scale": "tokenize on Slurm or Ray",
     "docs": "the documentation as a site",
     "dev": "the tests",
 }

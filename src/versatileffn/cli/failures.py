@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from versatileffn.errors import VersatileFFNError
+from versatileffn.workspace.durable import FAILING, FULL, system_error
 
 DEBUG = "VERSATILEFFN_DEBUG"
 """Environment variable; set, a failure's traceback is shown. Worker processes see it, too."""
@@ -27,6 +28,14 @@ def explain(error: Exception) -> str | None:
         return f"error: {error.object[:200]!r} isn't UTF-8: rename it{_pointer(error)}"
     if isinstance(error, ValueError) and "integer string conversion" in str(error):
         return f"error: a number with thousands of digits was read: mend it{_pointer(error)}"
+    if (number := system_error(error)) in FAILING:
+        name = getattr(error, "filename", None)
+        where = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
+        return (
+            f"error: {where}{'the disk is full' if number in FULL else os.strerror(number)}: "
+            f"{'free some space' if number in FULL else 'see to the disk'} and run the same "
+            f"command again{'' if where else _pointer(error)}"
+        )
     if isinstance(error, OSError):
         reason = error.strerror or _short(error)
         if _is_users(error.filename):
@@ -51,7 +60,7 @@ def print_traceback(error: BaseException) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if not isinstance(error, MemoryError | RuntimeError):
+    if not isinstance(error, MemoryError | RuntimeError | ValueError | OSError):
         return False
     from versatileffn.memory import is_out_of_memory  # imports torch
 

@@ -35,8 +35,8 @@ def train_command(
 ) -> None:
     """Train a model, or continue the unfinished run in its folder.
 
-    Ctrl-C, SIGTERM and SIGHUP let it finish its step and save it; the same command goes on. Run
-    it under `torchrun --nproc_per_node N -m versatileffn train ...` for N processes.
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 let it finish its step and save it; the same command goes
+    on. Run it under `torchrun --nproc_per_node N -m versatileffn train ...` for N processes.
     """
     from versatileffn.training.config import load_config
     from versatileffn.training.run import train

@@ -52,9 +52,9 @@ def verify_command(
 
 def _records(place: Path) -> Iterator[Path]:
     """Every record below a folder, from the outside to the inside; links aren't followed."""
-    from versatileffn.workspace.durable import PARTIAL
+    from versatileffn.workspace.durable import PARTIAL, stop
 
-    for parent, folders, files in os.walk(place):
+    for parent, folders, files in os.walk(place, onerror=stop):
         folders[:] = sorted(f for f in folders if not (f.startswith(".") and PARTIAL in f))
         for name in RECORDS:
             if name in files:

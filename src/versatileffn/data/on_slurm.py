@@ -70,10 +70,11 @@ class SlurmExecutor:
                 f"command takes up where the job is by then (`scancel {job}` ends the job)"
             )
         watch = remote.Watch(stage, ranks, done)
-        while _queued(job):
-            if remote.failure(stage) is not None:
+        cancelled = False
+        while _queued(job):  # to its end, also when cancelled: what its tasks write in may go then
+            if remote.failure(stage) is not None and not cancelled:
+                cancelled = True
                 subprocess.run(["scancel", job], check=False)
-                break
             watch.look()
             time.sleep(remote.POLL_SECONDS)
         watch.look()

@@ -23,6 +23,7 @@ from versatileffn.data.decoding import (
 )
 from versatileffn.data.default_corpus import read_topics
 from versatileffn.errors import DataError
+from versatileffn.memory import raise_out_of_memory
 
 
 class FileReader(ABC):
@@ -116,6 +117,7 @@ class JsonlReader(FileReader):
             try:
                 record = orjson.loads(line)
             except orjson.JSONDecodeError as error:
+                raise_out_of_memory(error)
                 raise DataError(
                     f"{where}: not JSON ({error}); each line must be one JSON object"
                 ) from error
@@ -201,6 +203,7 @@ class HubReader:
             for number, row in enumerate(rows):
                 yield field_text(row, self.field, f"{self.dataset}, row {first + number * step}")
         except (OSError, ValueError, RuntimeError) as error:
+            raise_out_of_memory(error)
             reason = " ".join(str(error).split())[:300]
             raise DataError(
                 f"{self.dataset}: neither a path here nor a data set that the Hugging Face Hub "

@@ -1,6 +1,8 @@
 """The tokens of one task and split, on disk as they come; and the record of a finished task."""
 
 import hashlib
+import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,10 @@ class Shard:
         return {self.name: self._digest.hexdigest(), f"{self.name}.index": digest}
 
 
+CRC = "crc32"
+"""Key of a record's checksum: its counts contradict nothing else."""
+
+
 @dataclass(frozen=True)
 class TaskRecords:
     """What each finished task has made. A task without a record has to be done (again).
@@ -98,12 +104,13 @@ class TaskRecords:
     def save(self, rank: int, files: dict[str, str], counts: dict[str, int]) -> None:
         """Call a task finished: its files, with their digests, are on disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._path(rank), {FILES: files, "counts": counts})
+        record = {FILES: files, "counts": counts}
+        write_json(self._path(rank), record | {CRC: _crc32(record)})
 
     def finished(self, rank: int) -> bool:
         """Whether a task has a record, and its files are still what it wrote; if not, it has no
         record from then on."""
-        record = read_record(self._path(rank))
+        record = self._whole(rank)
         if record is not None and not damage(self.root, record[FILES]):
             return True
         if self.exists(rank):
@@ -131,7 +138,16 @@ class TaskRecords:
         return totals
 
     def _read(self, rank: int) -> dict[str, Any]:
-        return read_record(self._path(rank)) or {FILES: {}, "counts": {}}
+        return self._whole(rank) or {FILES: {}, "counts": {}}
+
+    def _whole(self, rank: int) -> dict[str, Any] | None:
+        """A task's record, if there is one and it is what was written."""
+        record = read_record(self._path(rank)) or {}
+        return record if record.pop(CRC, None) == _crc32(record) else None
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"{rank:05d}.json"
+
+
+def _crc32(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())

@@ -38,15 +38,24 @@ from versatileffn.data.tokenizers import (
 )
 from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.provenance import versions
-from versatileffn.workspace.durable import remove, size_text, writing
+from versatileffn.workspace.durable import remove, size_text, write_json, writing
 from versatileffn.workspace.folder import check_free, new_folder
-from versatileffn.workspace.manifest import digests, strangers
+from versatileffn.workspace.manifest import (
+    FILES,
+    damage,
+    digests,
+    files_of,
+    read_record,
+    strangers,
+)
 
 VOCAB_SIZE = 4096
 VAL_FRACTION = 0.02
 BPE_SAMPLE_BYTES = 32 * 2**20  # more text hardly changes a small vocabulary
 _UNITS = ("documents", "bytes", "tokens")
 _PACKAGES = ("tokenizers", "transformers")
+SEAL = "tokenizer.json"
+"""Of the work beside the folder: what the tokenizer's files were when it was made."""
 
 
 def tokenize_corpus(
@@ -147,9 +156,10 @@ def tokenize_corpus(
         job = _Job(corpus, folder, seed, runner, report)
         keys = _read_keys(job)
         threshold = val_threshold(keys, val_fraction, val_documents, corpus.source)
-        if not (folder / TOKENIZER_FOLDER).is_dir():
+        if not _tokenizer_is_whole(job, notice):
             chosen = given if given is not None else _train(job, threshold, vocab_size)
             described = save_tokenizer(chosen, folder, job.work)
+            write_json(job.work / SEAL, {FILES: digests(folder / TOKENIZER_FOLDER)})
         else:  # an interrupted run got this far
             described = describe(find_tokenizer(str(folder / TOKENIZER_FOLDER)), folder)
         step = _write_shards(job, described, threshold)
@@ -205,6 +215,18 @@ def _read_keys(job: _Job) -> np.ndarray:
     step = DocumentKeys(job.key_records, job.seed)
     run_stage(job.corpus, step, job.executor, on_progress)
     return step.keys(job.corpus.tasks)
+
+
+def _tokenizer_is_whole(job: _Job, notice: Callable[[str], None]) -> bool:
+    """Whether an interrupted run made the tokenizer; one that isn't what was written goes away."""
+    folder, files = job.folder / TOKENIZER_FOLDER, files_of(read_record(job.work / SEAL))
+    wrong = [] if files is None else damage(folder, files)
+    if wrong:
+        notice(f"{folder}: {wrong[0]}: it is made again")
+    if wrong or files is None:
+        remove([folder])
+        return False
+    return True
 
 
 def _train(job: _Job, threshold: int | None, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from versatileffn.data.long_text import parts_at_spaces
 from versatileffn.data.meta import MAX_VOCAB_SIZE, META_FILE, TokenizerMeta, TokenMeta
 from versatileffn.errors import ConfigError, DataError, VersatileFFNError
+from versatileffn.memory import raise_out_of_memory
 from versatileffn.models.hub import hub_options
 from versatileffn.models.tokenizer import auto_tokenizer
 from versatileffn.workspace.durable import remove, rename, sync_tree
@@ -87,6 +88,7 @@ def find_tokenizer(
     except VersatileFFNError:
         raise
     except Exception as error:  # the loaders raise whatever their format's parser does
+        raise_out_of_memory(error)
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{name}: no tokenizer could be loaded from it ({reason})") from error
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):

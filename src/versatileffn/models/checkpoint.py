@@ -13,11 +13,12 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as hf_logging
 
 from versatileffn.errors import CheckpointError, ConfigError, VersatileFFNError
-from versatileffn.memory import check_memory
+from versatileffn.memory import check_memory, raise_out_of_memory
 from versatileffn.models import weights as files
 from versatileffn.models.alignment import align
 from versatileffn.models.family import family_of
 from versatileffn.models.gguf import check_gguf
+from versatileffn.models.shares import read_shares, shares_in
 from versatileffn.models.source import check_source, first_line, is_gguf, where_to_load
 from versatileffn.models.trust import RemoteCodeError, trusts_remote_code, wants_remote_code
 
@@ -70,6 +71,7 @@ def read_any_config(source: str | Path) -> Any:
     except VersatileFFNError:
         raise
     except Exception as error:  # a damaged config.json makes many types of them
+        raise_out_of_memory(error)
         if wants_remote_code(error):
             raise RemoteCodeError(source) from None
         raise CheckpointError(_unreadable(source, error)) from None
@@ -149,13 +151,16 @@ def load_checkpoint(
         ResourceError: the model doesn't fit into memory.
     """
     bar = redirect_stderr(io.StringIO()) if is_gguf(source) else nullcontext()
+    shares = shares_in(source) if weights is None else None
     try:
         where: str | None = None
         options: dict[str, Any] = {"state_dict": weights}
-        if weights is None:
+        if weights is None and shares is None:
             where, options = where_to_load(source)
         with quiet_transformers(), bar:
             _check_before(model_class, source, where, options, config, dtype, weights)
+            if shares is not None:
+                options = {"state_dict": read_shares(shares)}
             model, info = model_class.from_pretrained(
                 where,
                 **options,
@@ -168,6 +173,7 @@ def load_checkpoint(
     except VersatileFFNError:
         raise
     except Exception as error:  # torn files and nonsensical configs make many types of them
+        raise_out_of_memory(error)
         if wants_remote_code(error):
             raise RemoteCodeError(source) from None
         raise CheckpointError(

@@ -206,6 +206,7 @@ class ReusePreTrainedModel(PreTrainedModel):
         kwargs["key_mapping"] = OLD_TENSORS | (kwargs.get("key_mapping") or {})
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
+        _check_plan(model)
         _check_new_tensors(info, str(args[0] if args else "the checkpoint"))
         model._weight_conversions = [  # with the old names there, a save would bring them back
             conversion
@@ -263,6 +264,21 @@ class ReusePreTrainedModel(PreTrainedModel):
         if not (self.training and torch.is_grad_enabled() and weight):
             return False
         return any(layer.trains_choice() for layer in self.reuse_layers())
+
+
+def _check_plan(model: ReusePreTrainedModel) -> None:
+    """Refuse a plan of one's own for tensor parallelism that divides an FFN; ours leaves it whole.
+
+    Raises:
+        ConfigError: it would compute something else than one process.
+    """
+    mlp = model.reuse_layers()[0].family.mlp
+    divided = [name for name in model.tp_plan or () if f".{mlp}." in name]
+    if divided:
+        raise ConfigError(
+            f"tensor parallelism can't divide {divided[0]}: experts are slices of its neurons, and "
+            "each process would take others for them; leave it out of the plan, and it stays whole"
+        )
 
 
 def _check_new_tensors(info: dict[str, Any], source: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from versatileffn.errors import DataError, VersatileFFNError
+from versatileffn.memory import raise_out_of_memory
 from versatileffn.models.checkpoint import quiet_transformers, read_any_config
 from versatileffn.models.source import first_line, is_gguf, where_to_load
 from versatileffn.models.trust import RemoteCodeError, trusts_remote_code, wants_remote_code
@@ -28,6 +29,7 @@ def load_own_tokenizer(source: str | Path) -> Any:
     except VersatileFFNError:
         raise
     except Exception as error:  # loaders fail in many ways
+        raise_out_of_memory(error)
         raise DataError(f"{source} has no tokenizer that loads ({first_line(error)})") from None
     if is_gguf(source):
         _follow_config(tokenizer, source)

@@ -11,7 +11,8 @@ from versatileffn.errors import CheckpointError, ConfigError, DataError
 from versatileffn.evaluation.tasks.loading import model_sha256
 from versatileffn.ffn.registry import CONTROLLERS
 from versatileffn.models.checkpoint import load_checkpoint, read_config, without_progress_bars
-from versatileffn.models.family import HEADS, is_reuse, make_classes
+from versatileffn.models.family import HEADS, is_reuse, make_classes, model_class
+from versatileffn.models.shares import shares_in
 from versatileffn.models.table import OURS, family_of
 from versatileffn.models.tokenizer import load_own_tokenizer
 from versatileffn.portable.modules import is_own
@@ -68,6 +69,8 @@ def export(
 def export_dense(source: str, out: Path, *, overwrite: bool = False) -> list[str]:
     """Write a checkpoint of ours as the dense model that it computes, of Transformers' own class.
 
+    A dense checkpoint whose weights are in shares is put together.
+
     Args:
         source, out, overwrite: as for `export`.
 
@@ -79,7 +82,11 @@ def export_dense(source: str, out: Path, *, overwrite: bool = False) -> list[str
         ConfigError: the place is taken, or the reuse adds something, see `to_dense`.
     """
     check_free(out, RECORD, overwrite, source=source)
-    model = to_dense(_load(source, _read_reuse_config(source)))
+    config = read_config(source)
+    if shares_in(source) is not None and not is_reuse(config):
+        model = load_checkpoint(model_class(config), source, config)
+    else:
+        model = to_dense(_load(source, _read_reuse_config(source)))
     return _write(model, source, out, overwrite, origin_of(source))
 
 
@@ -90,6 +97,11 @@ def _read_reuse_config(source: str) -> Any:
         CheckpointError: it is dense already.
     """
     config = read_config(source)
+    if not is_reuse(config) and shares_in(source) is not None:
+        raise CheckpointError(
+            f"{source} is a dense {config.model_type} model in shares: give --dense, and it is put "
+            "together"
+        )
     if not is_reuse(config):
         raise CheckpointError(
             f"{source} is a dense {config.model_type} model, which Transformers loads everywhere: "

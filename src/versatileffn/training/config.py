@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -142,6 +142,24 @@ def _tau_preset(value: Any) -> Any:
     return TAU_PRESETS[value]
 
 
+class BadStepsSection(Section):
+    """Each step's loss and gradient are looked at before the optimizer moves; numbers that aren't
+    finite, and spikes, are kept from the weights."""
+
+    action: Literal["skip", "stop"] = "skip"
+    """`skip` leaves the step out: no update, no moments, no router biases; its number, data,
+    learning rate and τ pass as if it had been made. `stop` ends the run there. Either names the
+    batch."""
+    spike: Positive | None = None
+    """A loss is a spike above median + spike × median absolute deviation of the last losses; left
+    out: none is."""
+    window: int = Field(100, ge=8)
+    """How many last losses (of steps that were taken); before there are so many, none is a
+    spike."""
+    most: Count = 10
+    """Steps in a row that may be left out; the next one ends the run as diverged."""
+
+
 class OptimSection(Section):
     """AdamW and its schedule; the defaults are the paper's."""
 
@@ -175,6 +193,8 @@ class OptimSection(Section):
     model, with all else frozen: `frozen: ['^(?!.*controller)']`."""
     consistency: ConsistencySection | None = None
     """Left out: nothing holds shallow exits to the deep ones."""
+    bad_steps: BadStepsSection | None = None
+    """Left out: logged steps are looked at, and numbers that aren't finite end the run."""
 
 
 class RunSection(Section):
@@ -220,6 +240,9 @@ class RunSection(Section):
     """Newest checkpoints that are kept."""
     logging_steps: Count = 10
     """Optimizer steps between log lines; the loss is their mean."""
+    deadline: Positive | None = None
+    """Seconds after which the run saves and ends, once its step is done, as at SIGUSR1 (exit code
+    138); the same command goes on. Null is no limit."""
     report_to: list[str] = Field(["tensorboard"])
     """Trackers that Transformers knows by name, or []."""
 

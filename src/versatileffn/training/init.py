@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import PreTrainedModel as Model
 
@@ -38,28 +38,32 @@ def truncated_init(model: nn.Module, std: float = 0.02, seed: int = 0) -> None:
     themselves: set[str] = set()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for name, module in model.named_modules():
-            if _draws_itself(module):
-                torch.manual_seed(_seed(seed, name))
+            if draws_itself(module):
+                torch.manual_seed(seed_of(seed, name))
                 module.reset_parameters(std)
                 themselves |= {f"{name}.{inner}" for inner, _ in module.named_parameters()}
         for name, parameter in model.named_parameters():
             if name in themselves:
                 continue
             if parameter.ndim >= 2:
-                generator = torch.Generator().manual_seed(_seed(seed, name))
-                values = torch.empty(parameter.shape, dtype=torch.float32)
-                nn.init.trunc_normal_(values, std=std, a=-3 * std, b=3 * std, generator=generator)
-                parameter.copy_(values)
+                parameter.copy_(draw(name, parameter.shape, std, seed))
             elif name.endswith("bias"):
                 parameter.zero_()
 
 
-def _seed(seed: int, name: str) -> int:
+def draw(name: str, shape: torch.Size, std: float, seed: int) -> Tensor:
+    """The values of one matrix, float32; see `truncated_init`."""
+    generator = torch.Generator().manual_seed(seed_of(seed, name))
+    values = torch.empty(shape, dtype=torch.float32)
+    return nn.init.trunc_normal_(values, std=std, a=-3 * std, b=3 * std, generator=generator)
+
+
+def seed_of(seed: int, name: str) -> int:
     """One checksum of both: a generator looks at 32 bits of its seed only."""
     return zlib.crc32(f"{seed} {name}".encode())
 
 
-def _draws_itself(module: nn.Module) -> Any:
+def draws_itself(module: nn.Module) -> Any:
     """Whether a module knows better than the paper how its weights begin."""
     ours = type(module).__module__.startswith("versatileffn.")
     foreign = type(module) in CONTROLLERS.values() and not ours

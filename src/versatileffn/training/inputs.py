@@ -13,7 +13,7 @@ from versatileffn.training.config import TrainConfig
 from versatileffn.workspace.manifest import sha256
 
 # What may differ between the start of a run and its continuation without changing its outcome.
-_FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers")
+_FREE = ("output_dir", "report_to", "save_total_limit", "dataloader_num_workers", "deadline")
 # What says how long the run is; `steps` and `schedule_steps` say what came of it.
 _LENGTH = ("max_steps", "num_train_epochs", "schedule_steps")
 # What each step depends on; the number of steps is left out.

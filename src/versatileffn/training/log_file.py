@@ -35,16 +35,27 @@ class LogCallback(TrainerCallback):
         """Write one line, and print one."""
         if not state.is_world_process_zero or not logs:
             return
-        entry = {"step": state.global_step} | {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in logs.items()
-        }
-        line = json.dumps(entry, allow_nan=False) + "\n"
-        with writing(self.path), open_own(self.path, os.O_APPEND) as file:
-            file.write(line.encode())
+        entry = {"step": state.global_step} | logs
+        append_entry(self.path, entry)
         shown = progress_line(state.global_step, state.max_steps, logs, self.speed)
         if shown is not None:
             print(shown, flush=True)
+
+
+def append_entry(log: Path, entry: dict[str, Any]) -> None:
+    """Add a line to a run's log; a number that isn't finite becomes null.
+
+    Raises:
+        ResourceError: the disk is full.
+        ConfigError: it can't be written otherwise.
+    """
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }
+    line = json.dumps(finite, allow_nan=False) + "\n"
+    with writing(log), open_own(log, os.O_APPEND) as file:
+        file.write(line.encode())
 
 
 def copy_log(log: Path, checkpoint: Path) -> None:

@@ -61,6 +61,11 @@ def check_launch(section: ParallelSection | None, processes: int) -> None:
                 f"accelerate launch was told to use {engine}: launch without it, and say "
                 "parallel.strategy=fsdp2 to share a model among processes"
             )
+    if section is not None and processes > 1 and processes == section.replicas:
+        raise ConfigError(
+            f"parallel.replicas={section.replicas} leaves nothing to divide among {processes} "
+            "processes: lower it, or say parallel.strategy=ddp"
+        )
     if section is not None and processes % section.replicas:
         raise ConfigError(
             f"parallel.replicas={section.replicas} doesn't divide {processes} processes: change "

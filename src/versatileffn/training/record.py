@@ -8,6 +8,7 @@ import torch
 from versatileffn.execution.select import execution_choices
 from versatileffn.imports import imported
 from versatileffn.provenance import device_name, versions
+from versatileffn.training.bad_steps import left_out
 from versatileffn.training.collapse import watched
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import check_weights
@@ -94,6 +95,7 @@ def _summary(
         "eval_loss": _last(history, "eval_loss"),
         "eval_bits_per_byte": _last(history, "eval_bits_per_byte"),
         "collapsed": [asdict(each) for each in watched(folder.log, trainer.schedule_steps).found],
+        "left_out": left_out(folder.log),
         "eval_tokens": len(trainer.eval_windows) * (config.data.seq_len - 1),
         "files": {f"model/{name}": digest for name, digest in digests(folder.model).items()},
     }

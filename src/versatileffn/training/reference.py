@@ -23,10 +23,10 @@ prints this page. Complete examples lie in [configs/](../configs). `--set sectio
 overrides one value. Keys that are unknown, given twice or of another type are refused; paths are
 relative to the current folder.
 
-Ctrl-C, SIGTERM and SIGHUP let a run finish its step and save it; the same command goes on, to the
-same weights and the same log as if it had never stopped. A finished run is made longer by more
-`max_steps` (or epochs), together with `schedule_steps`, the steps that it had: learning rate and τ
-stay where they ended, and run.json says so under `planned_before`.
+Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and `run.deadline` let a run finish its step and save it; the same
+command goes on, to the same weights and the same log as if it had never stopped. A finished run is
+made longer by more `max_steps` (or epochs), together with `schedule_steps`, the steps that it had:
+learning rate and τ stay where they ended, and run.json says so under `planned_before`.
 """
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from versatileffn.errors import CheckpointError
+from versatileffn.memory import raise_out_of_memory
 
 UNREADABLE = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError
@@ -30,6 +31,7 @@ def reading(path: Path) -> Iterator[None]:
         reason = "holds objects other than tensors and numbers; none was unpickled, no code was run"
         raise _unusable(path, reason) from None
     except UNREADABLE as error:
+        raise_out_of_memory(error)
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise _unusable(path, f"can't be read ({reason})") from None
 

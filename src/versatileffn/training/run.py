@@ -17,6 +17,7 @@ from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.models.family import is_reuse
 from versatileffn.training.anneal_tau import AnnealTau
 from versatileffn.training.arguments import check_trackers, training_arguments
+from versatileffn.training.bad_steps import BadSteps
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.callbacks import (
     LastStepCallback,
@@ -34,6 +35,8 @@ from versatileffn.training.inputs import run_inputs
 from versatileffn.training.log_file import LogCallback
 from versatileffn.training.open_loops import OpenLoopsCallback, notes, prepare_loops
 from versatileffn.training.parallel import check_launch, shards
+from versatileffn.training.peers import losing_peers
+from versatileffn.training.piecewise import Unfilled, can_fill
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
@@ -55,8 +58,8 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
     finished run is left as it is, or made longer, see `run.schedule_steps`. Under `torchrun` every
     process calls this.
 
-    Ctrl-C, SIGTERM and SIGHUP, to any of the processes, end the run after the step it is in, with
-    a checkpoint; a second Ctrl-C ends it at once.
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, to any of the processes, and `run.deadline`, end the run
+    after the step it is in, with a checkpoint; a second Ctrl-C ends it at once.
 
     Args:
         config: the run, see `TrainConfig`.
@@ -74,13 +77,15 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
         DivergedError: training ran into numbers that aren't finite, now or before.
         ResourceError: memory or disk is too small.
         KeyboardInterrupt: the run was stopped by Ctrl-C, and can be continued.
-        SystemExit: it was stopped by SIGTERM or SIGHUP (code 143, 129), and can be continued.
+        SystemExit: it was stopped by SIGTERM, SIGHUP or SIGUSR1 (code 143, 129, 138), and can be
+            continued.
     """
     with without_progress_bars():
         return _train(config, evaluate_tasks)
 
 
 def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
+    began = time.monotonic()
     check_trackers(config.run.report_to)
     if config.eval is not None and evaluate_tasks is None:
         evaluate_tasks = TaskScores(config.eval.tasks, config.eval.tasks_limit)
@@ -104,16 +109,21 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     planned = model_config(
         config.model, data.meta.vocab_size, data.meta.eos_token_id, config.data.seq_len
     )
-    checkpoint_bytes = check_sizes(planned, config, plan)
-    model = build_model(config.model, planned, config.run.seed)
+    divides = shards(config.parallel) and world_size > 1
+    piecewise = divides and can_fill(config.model, planned)
+    checkpoint_bytes = check_sizes(planned, config, plan, piecewise)
+    unfilled = Unfilled(config.model, planned, config.run.seed) if piecewise else None
+    model = unfilled.model if unfilled else build_model(config.model, planned, config.run.seed)
     set_execution(model, config.run.execution)
     freeze(model, config.optim.frozen)
     prepare_loops(model, config.optim)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(inputs) if rank == 0 else None
         args = training_arguments(config, plan, folder.checkpoints)
-        if config.parallel is not None and shards(config.parallel) and world_size > 1:
+        if config.parallel is not None and divides:
             shard(model, config.parallel, args.device, world_size)
+        if unfilled is not None:
+            unfilled.fill(args.device)
         trainer = (SharesTrainer if shards(config.parallel) else ReuseTrainer)(
             model,
             args,
@@ -139,10 +149,13 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
                 folder.log,
                 checkpoint_bytes,
             )
+            if config.optim.bad_steps is not None:
+                rule = config.optim.bad_steps
+                trainer.bad_steps = BadSteps(rule, plan, folder.log, rank == 0)
             if rank == 0:
                 prune(folder.checkpoints, config.run.save_total_limit)  # as the last save would
             trainer.store.make_room()
-            _run(trainer, config, folder, checkpoint)
+            _run(trainer, config, folder, checkpoint, began)
         except DivergedError as error:
             if rank == 0:
                 record_divergence(folder.divergence, error)
@@ -156,12 +169,16 @@ def _run(
     config: TrainConfig,
     folder: RunFolder,
     checkpoint: Path | None,
+    began: float,
 ) -> None:
-    """Train in a folder that is held, from its last checkpoint if it has one."""
+    """Train in a folder that is held, from its last checkpoint if it has one.
+
+    The deadline counts from `began`, by the monotonic clock.
+    """
     resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer.args.eval_on_start = resumed_step == 0
     speed = SpeedCallback(config.run.tokens_per_batch)
-    stop = StopRequest()
+    stop = StopRequest(began + config.run.deadline if config.run.deadline else None)
     stop_callback = StopCallback(stop)
     _add_callbacks(trainer, config, folder, speed, resumed_step)
     trainer.add_callback(stop_callback)  # after all that a step is followed by
@@ -171,7 +188,7 @@ def _run(
     torch.manual_seed(config.run.seed * 100_003 + trainer.args.process_index)
     forget_choices()
     started = time.time()
-    with stop.listening():
+    with stop.listening(), losing_peers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not stop_callback.signal:
             finish(trainer, config, folder, speed, time.time() - started)

@@ -1,24 +1,20 @@
 """A run whose weights are divided among its processes, and whose checkpoints are in shares."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer import SCHEDULER_NAME
 
 from versatileffn.evaluation.processes import is_divided
+from versatileffn.models.shares import WEIGHTS, load_shares, save_shares, weights_of
 from versatileffn.training.restoring import reading
 from versatileffn.training.sharding import gathered
-from versatileffn.training.shares import (
-    OPTIMIZER,
-    WEIGHTS,
-    load_shares,
-    moments_of,
-    save_shares,
-    weights_of,
-)
 from versatileffn.training.trainer import ReuseTrainer
+
+OPTIMIZER = "optimizer"
+"""Folder in a checkpoint in shares, beside that of the weights."""
 
 
 class SharesTrainer(ReuseTrainer):
@@ -58,9 +54,15 @@ class SharesTrainer(ReuseTrainer):
             return
         save_shares(weights, Path(output_dir) / WEIGHTS)
         if self.args.should_save:
-            self.unwrapped.config.save_pretrained(output_dir)
-            tokenizer: Any = self.processing_class
-            tokenizer.save_pretrained(output_dir)
+            self._save_papers(output_dir)
+
+    def _save_papers(self, output_dir: str) -> None:
+        """What stands beside the weights, as in any checkpoint of Transformers."""
+        model, tokenizer = self.unwrapped, cast(Any, self.processing_class)
+        model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+        model.config.dtype = model.dtype
+        for part in (model.config, model.generation_config, tokenizer):
+            part.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self.optimizer is not None
@@ -94,3 +96,21 @@ class SharesTrainer(ReuseTrainer):
         rates = self.lr_scheduler.get_last_lr()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # as the next step is to use it
+
+
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by the weights' names, started with zeros where there is none yet.
+
+    Rates and decays aren't part of it: the configuration has these, and the schedule.
+    """
+    found: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        state: dict[str, Any] = optimizer.state[weight]
+        if not state:  # AdamW's, as its first step makes them
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        found |= {f"{name}.{key}": value.detach() for key, value in state.items()}
+    return found

@@ -47,13 +47,16 @@ def activation_bytes(config: PreTrainedConfig, tokens: int, checkpointing: bool)
     return FLOAT * tokens * (logits + layers + inside)
 
 
-def check_sizes(model: PreTrainedConfig, config: TrainConfig, plan: BatchPlan) -> int:
+def check_sizes(
+    model: PreTrainedConfig, config: TrainConfig, plan: BatchPlan, piecewise: bool = False
+) -> int:
     """Refuse a run that can't fit into this machine's memory.
 
     Args:
         model: of which the run's model will be.
         config: the run.
         plan: how its windows are spread.
+        piecewise: no process builds it whole.
 
     Returns:
         Bytes of one checkpoint, about.
@@ -74,12 +77,14 @@ def check_sizes(model: PreTrainedConfig, config: TrainConfig, plan: BatchPlan) -
     )
     what = f"a model of {parameters:,} parameters in {model.num_hidden_layers:,} layers"
     remedy = "choose smaller sizes"
-    check_memory(FLOAT * parameters, what, remedy)  # it is built in main memory
+    shares = shares_of(config.parallel, plan.world_size)
+    built = parameters // shares if piecewise else parameters
+    check_memory(FLOAT * built, what, remedy)  # in main memory
     activations = (
         f"{what}, trained on {tokens:,} tokens at once (per_device_train_batch_size × seq_len),"
     )
     remedy = f"{remedy}, or a smaller batch"
-    needed = TRAINED * parameters // shares_of(config.parallel, plan.world_size) + kept
+    needed = TRAINED * parameters // shares + kept
     if config.run.use_cpu or not torch.cuda.is_available():
         check_memory(needed + step + readers, activations, remedy)
     else:

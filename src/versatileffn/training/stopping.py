@@ -1,8 +1,9 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run after the step it is in, with a checkpoint."""
+"""Signals, or a deadline, end a run after the step it is in, with a checkpoint."""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,12 +15,31 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from versatileffn.signals import ENDING, listening
 
+STOPPING = "stopping after this step (Ctrl-C: at once)"
+
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal (0: it wasn't)."""
+    """Whether this process was asked to stop, and by which signal (0: it wasn't).
 
-    def __init__(self) -> None:
-        self.signal = 0
+    Args:
+        deadline: when it is asked by itself, as if by SIGUSR1, by the monotonic clock; None: never.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self._heard = 0
+        self._deadline = deadline
+
+    @property
+    def signal(self) -> int:
+        """The signal."""
+        if not self._heard and self._deadline is not None and time.monotonic() >= self._deadline:
+            self._say(f"run.deadline is over: {STOPPING}")
+            self._heard = signal.SIGUSR1
+        return self._heard
+
+    def _say(self, text: str) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"{text}\n".encode())  # not print: a signal comes in the middle of one
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -36,12 +56,11 @@ class StopRequest:
         def note(number: int, frame: FrameType | None) -> None:
             if os.getpid() != process:
                 return  # a process that reads ahead, forked from this one, which will end it
-            if self.signal and number == signal.SIGINT:
+            if self._heard and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            if not self.signal and os.environ.get("RANK", "0") == "0":
-                # Not print: the signal may have come in the middle of one.
-                os.write(2, b"stopping after this step (Ctrl-C: at once)\n")
-            self.signal = number
+            if not self._heard:
+                self._say(STOPPING)
+            self._heard = number
 
         with listening(note):
             yield

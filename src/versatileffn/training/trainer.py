@@ -14,6 +14,8 @@ from transformers.trainer_callback import PrinterCallback
 from versatileffn.data.packed import UNSCORED, PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.evaluation.held_out import held_out_loss
+from versatileffn.ffn.router_bias import RouterBias
+from versatileffn.training.bad_steps import BadSteps
 from versatileffn.training.batches import BatchPlan, WindowBatches
 from versatileffn.training.callbacks import deciders
 from versatileffn.training.checkpoint_store import CheckpointStore
@@ -23,6 +25,7 @@ from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
 from versatileffn.training.open_loops import OpenLoopsCallback
 from versatileffn.training.restoring import load_weights, reading
+from versatileffn.training.sharding import whole
 from versatileffn.training.stopping import ignore_signals
 from versatileffn.training.telemetry import Telemetry, learned_gains
 from versatileffn.workspace.durable import PARTIAL
@@ -64,6 +67,7 @@ class ReuseTrainer(Trainer):
         self.schedule_steps = schedule_steps or plan.max_steps
         self.store: CheckpointStore | None = None
         self.window = LossWindow()
+        self.bad_steps: BadSteps | None = None
         self._writing_checkpoint = False
         super().__init__(
             model=model,
@@ -171,7 +175,10 @@ class ReuseTrainer(Trainer):
         if "train_runtime" in logs:
             return  # its averages would leave out what an interrupted session trained
         if "loss" in logs:
-            logs["loss"] = self.window.take(self.state.global_step, self.accelerator)
+            loss = self.window.take(self.state.global_step, self.accelerator)
+            logs = {key: value for key, value in logs.items() if key != "loss" or loss is not None}
+            if loss is not None:
+                logs["loss"] = loss
             check_logs(logs, self.state.global_step)
             logs.update(self._step_details())
         if "eval_loss" in logs:
@@ -190,6 +197,24 @@ class ReuseTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.window.add(loss)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The step's, which all its micro-batches have been added to; None: it is left out."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.bad_steps is None:
+            return norm
+        loss = self.window.step_loss(self.accelerator)
+        norms = self.accelerator.gather(loss.new_tensor(float(whole(torch.as_tensor(norm)))))
+        step = self.state.global_step + 1
+        taken = self.bad_steps.take(step, loss.item(), norms.max().item())
+        self.window.end_step(taken)
+        if taken:
+            return norm
+        model.zero_grad(set_to_none=True)  # the optimizer passes over what has no gradient
+        for module in self.unwrapped.modules():
+            if isinstance(module, RouterBias):
+                module.load = None
+        return None
 
     def _step_details(self) -> dict[str, float]:
         details: dict[str, float] = {"tokens": self.state.global_step * self.tokens_per_step}
@@ -238,6 +263,8 @@ class ReuseTrainer(Trainer):
         assert self.store is not None
         check_weights(self.unwrapped, self.state.global_step)
         window = self.window.state(self.accelerator)
+        if self.bad_steps is not None:
+            window |= self.bad_steps.state()
         self.store.make_room()
         self._writing_checkpoint = True
         try:
@@ -264,6 +291,8 @@ class ReuseTrainer(Trainer):
         args = self.args
         with reading(folder / WINDOW):
             self.window.load(folder / WINDOW, args.process_index, args.world_size, args.device)
+            if self.bad_steps is not None:
+                self.bad_steps.load(folder / WINDOW)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 from versatileffn.errors import ConfigError, ResourceError, VersatileFFNError
 
 PARTIAL = ".partial"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILING = (*FULL, errno.EIO, errno.EROFS)
+"""What the system says of a disk that takes nothing, whatever the file."""
 
 
 def beside(path: Path) -> Path:
@@ -79,12 +81,21 @@ def sync(path: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Have everything below a folder on disk."""
-    for parent, _, files in os.walk(folder, topdown=False):
+    for parent, _, files in os.walk(folder, topdown=False, onerror=stop):
         for name in files:
             path = Path(parent, name)
             if not path.is_symlink():
                 sync(path)
         sync(Path(parent))
+
+
+def stop(error: OSError) -> None:
+    """For `os.walk`, which passes over what it can't read unless it is told not to.
+
+    Raises:
+        OSError: the one that it would pass over.
+    """
+    raise error
 
 
 def rename(source: Path, target: Path) -> None:
@@ -161,7 +172,7 @@ def writing(path: Path, error_class: type[VersatileFFNError] = ConfigError) -> I
     """Turn what the system says against a path into an error that names it.
 
     Raises:
-        ResourceError: the disk is full.
+        ResourceError: the disk is full, or fails.
         error_class: anything else.
     """
     try:
@@ -169,19 +180,26 @@ def writing(path: Path, error_class: type[VersatileFFNError] = ConfigError) -> I
     except VersatileFFNError:
         raise
     except Exception as error:
-        if _disk_full(error):
+        number = system_error(error)
+        if number in FULL:
             raise ResourceError(
                 f"{path} can't be written: the disk is full ({size_text(free_bytes(path))} free). "
                 "Free some space and run the same command again"
             ) from error
-        if not isinstance(error, OSError | UnicodeError) and "null byte" not in str(error):
-            raise  # a defect of ours, that no other output would mend
-        reason = getattr(error, "strerror", None) or error
+        if number == errno.EIO:
+            raise ResourceError(
+                f"{path} can't be written ({os.strerror(number)}): see to the disk and run the "
+                "same command again, or choose another output"
+            ) from error
+        systems = number is not None or isinstance(error, OSError | UnicodeError)
+        if number == errno.ENOMEM or not (systems or "null byte" in str(error)):
+            raise  # no other output would mend it: too little memory, or a defect of ours
+        reason = os.strerror(number) if number else error
         raise error_class(f"{path} can't be written ({reason}): choose another output") from error
 
 
-def _disk_full(error: Exception) -> bool:
-    """Whether an error is the system's word that a disk is full; native code has only a text."""
+def system_error(error: BaseException) -> int | None:
+    """The system's number for an error; of native code's, which are words only, one of FAILING."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _FULL
-    return any(os.strerror(number) in str(error) for number in _FULL)
+        return error.errno
+    return next((number for number in FAILING if os.strerror(number) in str(error)), None)

@@ -5,6 +5,7 @@ import errno
 import glob
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -274,8 +275,17 @@ def tidy(target: Path, published: bool) -> None:
 
 
 def _discard(work: Path) -> None:
-    """Remove a held work folder, its lock last."""
-    remove(child for child in work.iterdir() if child.name != LOCK)
-    (work / LOCK).unlink()
-    with suppress(OSError):  # someone waits for it already
+    """Remove a held work folder, its lock last; what stays all the same is said.
+
+    It may be there because of an error that is on its way, which this one must not hide.
+    """
+    try:
+        remove(child for child in work.iterdir() if child.name != LOCK)
+        (work / LOCK).unlink()
         work.rmdir()
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # someone waits for it already
+            warnings.warn(
+                f"{work} can't be removed ({error.strerror}): the next run does it, or you do",
+                stacklevel=2,
+            )

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from versatileffn.workspace.durable import stop
 from versatileffn.workspace.lock import LOCK
 
 FILES = "files"
@@ -40,7 +41,7 @@ def files_of(record: Mapping[str, Any] | None) -> dict[str, str] | None:
 def names_in(folder: Path) -> list[str]:
     """Every file and link below a folder, sorted, as relative POSIX paths; no lock."""
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=stop):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in (*files, *links):
             if name != LOCK:

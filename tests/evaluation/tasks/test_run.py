@@ -39,7 +39,7 @@ def test_results_name_what_they_were_measured_with(tmp_path):
     assert written["requests"] == 4 * 2 + 4 * 5
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert len(lines) == 8
-    assert {"log_likelihoods", "predictions", "label"} <= set(json.loads(lines[0]))
+    assert {"log_likelihoods", "predictions", "label", "crc32"} <= set(json.loads(lines[0]))
 
 
 def test_hashes_follow_weights_config_and_tokenizer():
@@ -138,6 +138,7 @@ DAMAGE = {
     "numbers": {"log_likelihoods": [0.0, "x"]},
     "not finite": {"log_likelihoods": [0.0, float("nan")]},
     "other predictions": {"predictions": {}},
+    "another checksum": {"crc32": 1},
 }
 
 

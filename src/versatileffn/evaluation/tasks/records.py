@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ SETTINGS_FILE = "settings.json"
 RECORDS_FILE = "records.jsonl"
 FORMAT = 2
 """Of the records; those of another format aren't continued."""
+CRC = "crc32"
+"""Key of a line's checksum: a digit of a score that flips contradicts nothing else."""
 SECONDS_AT_RISK = 2.0
 """What losing power may cost: records are on disk at least this often."""
 
@@ -123,9 +126,10 @@ class RecordStore:
 
     def add(self, record: Record) -> None:
         """Append a finished record; it survives the end of this process, however it ends."""
-        line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
+        fields = asdict(record)
+        line = json.dumps(fields | {CRC: _crc32(fields)}, ensure_ascii=False, allow_nan=False)
         with writing(self.folder):
-            self._file.write(line.encode())
+            self._file.write(f"{line}\n".encode())
             self._file.flush()
         if time.monotonic() - self._synced > SECONDS_AT_RISK:
             self.sync()
@@ -154,6 +158,8 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds an evaluation with {name}={known.get(name)!r}, this one has "
             f"{name}={settings.get(name)!r}: choose another --out"
         )
+    if known != settings:  # in keys without a value
+        write_json(path, settings)
 
 
 def _read(path: Path, tell: Callable[[str], None]) -> list[Record]:
@@ -177,11 +183,18 @@ def _read(path: Path, tell: Callable[[str], None]) -> list[Record]:
 def _parse(line: bytes) -> Record | None:
     """The record of a line; None where it is damaged, by its missing end, too."""
     try:
-        record = Record(**json.loads(line))
+        fields = json.loads(line)
+        if fields.pop(CRC, None) not in (None, _crc32(fields)):  # earlier versions had none
+            return None
+        record = Record(**fields)
         record.check()
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     return record if line.endswith(b"\n") else None
+
+
+def _crc32(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def check_own(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights and optimizer state on disk in shares: each process writes, and reads, what it holds.
+"""Tensors on disk in shares: each process writes, and reads, what it holds.
 
 By torch's distributed checkpointing in its safetensors form, so that nothing in a checkpoint is
 unpickled, and any number of processes, one without a process group too, reads what any other
@@ -9,17 +9,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as Reader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as Writer
 
-WEIGHTS, OPTIMIZER = "weights", "optimizer"
-"""Folders of a checkpoint in shares."""
+WEIGHTS = "weights"
+"""Folder in a checkpoint in shares."""
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -27,24 +27,6 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     stored = model.state_dict()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
     return {name: weight.detach() for name, weight in model.named_parameters()} | buffers
-
-
-def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by the weights' names, started with zeros where there is none yet.
-
-    Rates and decays aren't part of it: the configuration has these, and the schedule.
-    """
-    found: dict[str, Tensor] = {}
-    for name, weight in model.named_parameters():
-        if not weight.requires_grad:
-            continue
-        state: dict[str, Any] = optimizer.state[weight]
-        if not state:  # AdamW's, as its first step makes them
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-            state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-        found |= {f"{name}.{key}": value.detach() for key, value in state.items()}
-    return found
 
 
 def save_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -76,6 +58,39 @@ def load_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
             raise ValueError(f"{name} has the shape {found}, not {tuple(tensor.shape)}")
     with _plainly():
         dcp.load(dict(tensors), storage_reader=reader)
+
+
+def stored_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the floating-point tensors in a folder's safetensors files.
+
+    Nothing where there are none, or one can't be read.
+    """
+    try:
+        stored = Reader(str(folder)).read_metadata().state_dict_metadata
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return {}
+    return {
+        name: tuple(found.size)  # type: ignore[union-attr]
+        for name, found in stored.items()
+        if found.properties.dtype.is_floating_point  # type: ignore[union-attr]
+    }
+
+
+def read_shares(folder: Path) -> dict[str, Tensor]:
+    """Everything that `save_shares` wrote into a folder, whole, in main memory."""
+    stored = Reader(str(folder)).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(found.size, dtype=found.properties.dtype)  # type: ignore[union-attr]
+        for name, found in stored.items()
+    }
+    load_shares(tensors, folder)
+    return tensors
+
+
+def shares_in(checkpoint: str | Path) -> Path | None:
+    """The folder of a checkpoint's weights where they are in shares; else None."""
+    folder = Path(checkpoint).expanduser() / WEIGHTS
+    return folder if any(folder.glob("shard-*.safetensors")) else None
 
 
 @contextmanager

@@ -1,0 +1,34 @@
+"""The other processes of a run: one that dies ends it for all, in a line that says so."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import distributed
+
+from versatileffn.errors import ResourceError
+
+_LOST = re.compile(
+    r"closed by peer|reset by peer|Connection refused|Broken pipe|[Tt]imed out|[Tt]imeout|gloo|NCCL"
+)
+"""What torch.distributed's backends say; gloo raises a RuntimeError with words alone."""
+
+
+@contextmanager
+def losing_peers() -> Iterator[None]:
+    """Tell that another process is gone, where this one failed for want of it.
+
+    Raises:
+        ResourceError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+        if alone or not _LOST.search(str(error)):
+            raise
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ResourceError(
+            f"another process of this run ended, or its machine can't be reached ({lines[0][:200]}"
+            "): see what it said last; the same command goes on from the newest checkpoint"
+        ) from error
