@@ -110,6 +110,9 @@ def commands(tmp_path, dense_folder):
         }))  # fmt: skip
         return ["train", run_yaml]
 
+    def plan(source):
+        return ["plan", train(source)[1], "--gpu", "h200"]
+
     before = {
         "train": ["tokenize", text, "--tokenizer", dense_folder, "--out", tmp_path / "own-tokens",
                   "--val-documents", "1"],
@@ -128,6 +131,7 @@ def commands(tmp_path, dense_folder):
         "export": lambda source: ["export", source, tmp_path / "out"],
         "tokenize": tokenize,
         "train": train,
+        "plan": plan,
     }
 
 
@@ -139,7 +143,7 @@ def test_every_verb_is_walked(commands):
 @pytest.mark.parametrize(
     "verb",
     ["upcycle", "evaluate", "perplexity", "flops", "bench", "train", "calibrate", "generate",
-     "chat", "doctor", "analyze", "export"],
+     "chat", "doctor", "analyze", "export", "plan"],
 )  # fmt: skip
 def test_a_model_of_its_own_is_refused(verb, commands, alien_model, canary, monkeypatch, capsys):
     before, after = commands

@@ -20,6 +20,7 @@ from versatileffn.cli.flops import flops_command
 from versatileffn.cli.generate import generate_command
 from versatileffn.cli.options import loads_checkpoints
 from versatileffn.cli.perplexity import perplexity_command
+from versatileffn.cli.plan import plan_command
 from versatileffn.cli.reproduce import reproduce_command
 from versatileffn.cli.tokenize import tokenize_command
 from versatileffn.cli.train import train_command
@@ -41,6 +42,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "upcycle": (loads_checkpoints(upcycle_command), "SOURCE OUT"),
     "tokenize": (loads_checkpoints(tokenize_command), "CORPUS --out data/tokens"),
     "train": (loads_checkpoints(train_command), "run.yaml --set optim.learning_rate=1e-3"),
+    "plan": (loads_checkpoints(plan_command), "run.yaml --gpus 8 --gpu h200"),
     "evaluate": (loads_checkpoints(evaluate_command), "DENSE REUSED --compare"),
     "perplexity": (loads_checkpoints(perplexity_command), "MODEL held-out.txt"),
     "calibrate": (loads_checkpoints(calibrate_command), "MODEL held-out.txt --figure curve.svg"),

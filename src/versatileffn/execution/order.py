@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from versatileffn.ffn.imagined import imagined_counts, is_imagined
 from versatileffn.ffn.token_weights import TokenWeights
 
 BLOCK = 512
@@ -31,6 +32,9 @@ def count_active(loop_count_M: Tensor, max_loops: int) -> Count:
     On CUDA the counts travel to the host while loop 1, which every token runs, is computed; this
     is the only time the host waits.
     """
+    if is_imagined(loop_count_M):
+        imagined = [*imagined_counts(len(loop_count_M), max_loops), 0]
+        return lambda: imagined
     loops_L = torch.arange(1, max_loops + 1, device=loop_count_M.device)
     active_L = (loop_count_M[:, None] >= loops_L).sum(0)
     if not active_L.is_cuda:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from versatileffn.ffn.imagined import is_imagined
 from versatileffn.ffn.view import FFNView, unchanged
 
 
@@ -34,7 +35,7 @@ def has_plain_linears(view: FFNView) -> bool:
     """
     return all(
         type(linear) is nn.Linear
-        and type(linear.weight) in (Tensor, nn.Parameter)
+        and (type(linear.weight) in (Tensor, nn.Parameter) or is_imagined(linear.weight))
         and not is_watched(linear)
         for linear in view.linears
     )

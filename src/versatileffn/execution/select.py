@@ -55,6 +55,7 @@ from versatileffn.execution.packed_training import (
 )
 from versatileffn.execution.plain import why_called, why_stepwise
 from versatileffn.execution.stepwise import run_stepwise
+from versatileffn.ffn.imagined import is_imagined
 from versatileffn.ffn.plan import ReusePlan
 from versatileffn.ffn.token_weights import TokenWeights
 from versatileffn.ffn.view import FFNView
@@ -218,6 +219,8 @@ def _is_compiling() -> bool:
 def _is_recorded(weights: TokenWeights) -> bool:
     """Whether a graph is being recorded, which must not depend on the values of this plan."""
     loop_count = weights.loop_count
+    if is_imagined(loop_count):
+        return False
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from versatileffn.ffn.balance import balance_loss
 from versatileffn.ffn.controller import select_experts
+from versatileffn.ffn.imagined import imagined_sizes, is_imagined
 from versatileffn.ffn.router_bias import RouterBias
 from versatileffn.ffn.view import Activation, FFNView
 from versatileffn.ffn.wide import WideLinear, at_least_float32
@@ -114,7 +115,7 @@ class SparseExperts(nn.Module):
 
         order_S = experts_MK.flatten().argsort(stable=True)
         token_S = order_S // self.top_k
-        sizes_N = torch.bincount(experts_MK.flatten(), minlength=self.num_experts)
+        sizes_N = self._sizes(experts_MK)
         hidden_S = grouped_linear(x_MD[token_S], self.gate_up_proj, sizes_N)
         if self.gated:
             gate_S, up_S = hidden_S.chunk(2, dim=-1)
@@ -125,6 +126,12 @@ class SparseExperts(nn.Module):
         output_SD = output_SD * gates_MK.flatten()[order_S, None].to(output_SD.dtype)
         sum_MD = torch.zeros_like(x_MD, dtype=output_SD.dtype).index_add(0, token_S, output_SD)
         return sum_MD.view_as(x), logits
+
+    def _sizes(self, experts_MK: Tensor) -> Tensor:
+        """How many assignments each expert has, [N]."""
+        if is_imagined(experts_MK):
+            return experts_MK.new_empty(self.num_experts)
+        return torch.bincount(experts_MK.flatten(), minlength=self.num_experts)
 
 
 def grouped_linear(rows_S: Tensor, weight_Noi: Tensor, sizes_N: Tensor) -> Tensor:
@@ -144,5 +151,7 @@ def grouped_linear(rows_S: Tensor, weight_Noi: Tensor, sizes_N: Tensor) -> Tenso
             rows_S, weight_Noi = rows_S.to(dtype), weight_Noi.to(dtype)
         offsets_N = sizes_N.cumsum(0).to(torch.int32)
         return F.grouped_mm(rows_S, weight_Noi.transpose(1, 2), offs=offsets_N)
-    groups = rows_S.split(sizes_N.tolist())
+    imagined = is_imagined(sizes_N)
+    sizes = imagined_sizes(len(rows_S), len(sizes_N)) if imagined else sizes_N.tolist()
+    groups = rows_S.split(sizes)
     return torch.cat([F.linear(rows, w) for rows, w in zip(groups, weight_Noi, strict=True)])

@@ -5,15 +5,16 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from versatileffn.analysis.flops import ModelCost, model_cost
 from versatileffn.analysis.presets import preset
+from versatileffn.analysis.training_flops import training_flops
 from versatileffn.ffn.config import Dense
 from versatileffn.models.family import reuse_config
+from versatileffn.planning.gpus import GPUS
 from versatileffn.reproduce.arms import THE_BASE, Arm
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.tables import TABLES
 
-PEAK_FLOPS = 989e12
+PEAK_FLOPS = GPUS["h100"].tflops * 1e12
 """Dense bfloat16 FLOPs per second of one H100 SXM."""
 UTILISATION = 0.4
 """Share of the peak that a good training run reaches; an assumption."""
@@ -71,21 +72,10 @@ def cost(protocol: Protocol, arm: Arm) -> Cost:
     """Tokens and FLOPs of an arm's training."""
     shape = preset(protocol.scale)
     shape.intermediate_size *= arm.width
-    D, layers, T = shape.hidden_size, shape.num_hidden_layers, protocol.seq_len
-    attention = layers * (2 * 4 * D * D + 2 * T * D)  # of T/2 tokens on average, two products
-    around = 3 * (attention + 2 * shape.vocab_size * D)
-    ffn = _ffn_training(model_cost(reuse_config(shape, arm.ffn)))
+    reused = reuse_config(shape, arm.ffn)
+    per_token = training_flops(reused, protocol.seq_len, reused.ffn().loops * LOOP_SHARE)
     tokens = protocol.tokens(arm)
-    return Cost(tokens, tokens * (around + ffn))
-
-
-def _ffn_training(found: ModelCost) -> float:
-    """FLOPs of all FFNs for one token in training: L loops forward, and back those that count."""
-    loops = found.ffn.loops
-    taken = loops * LOOP_SHARE if found.needs_loops else loops
-    forward, back = (found.once + found.again * (max(n, 1) - 1) for n in (loops, taken))
-    real = found.experts if found.ffn.variant == "moe" else 0
-    return forward + 2 * back + 3 * (real + found.controller) + 3 * found.width_down
+    return Cost(tokens, tokens * per_token)
 
 
 def launch(protocol: Protocol) -> Iterator[str]:

@@ -10,6 +10,8 @@ from versatileffn.workspace.durable import PARTIAL, rename, set_aside, sync, syn
 from versatileffn.workspace.manifest import damage, digests, files_of, read_record
 
 CONTENTS = "contents.json"
+STATE = "trainer_state.json"
+"""What Transformers reads as it is."""
 ESSENTIAL = (
     "config.json", "scheduler.pt", "trainer_state.json", "loss_window.json", "log.jsonl"
 )  # fmt: skip
@@ -91,7 +93,10 @@ def fault(checkpoint: Path, binding: Binding) -> str | None:
         return "it is another run's"
     if record.get("step") != step_of(checkpoint):
         return f"it is of step {record.get('step')}"
-    return next(iter(damage(checkpoint, files)), None)
+    found = next(iter(damage(checkpoint, files)), None)
+    if found is None and read_record(checkpoint / STATE) is None:
+        return f"{STATE} isn't what Transformers writes"
+    return found
 
 
 def newest_whole(folder: Path, binding: Binding) -> tuple[Path | None, dict[Path, str]]:

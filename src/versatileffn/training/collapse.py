@@ -77,9 +77,12 @@ class CollapseWatch:
 def watched(log: Path, schedule_steps: int) -> CollapseWatch:
     """A watch that has seen what a run has logged so far."""
     watch = CollapseWatch(schedule_steps)
-    for line in log.read_text().splitlines() if log.is_file() else ():
-        entry = json.loads(line)
-        watch.see(entry["step"], entry)
+    for line in log.read_bytes().splitlines() if log.is_file() else ():
+        try:
+            entry = json.loads(line)
+            watch.see(entry["step"], entry)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            continue  # none of ours: it says nothing of this run
     return watch
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -36,13 +36,21 @@ def shard(model: Any, section: ParallelSection, device: torch.device, processes:
     Raises:
         ConfigError: a weight would not be divided.
     """
-    # Nobody changes what the model returns in place.
-    warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
+    shard_over(model, section, make_mesh(section, device, processes))
+
+
+def make_mesh(section: ParallelSection, device: torch.device, processes: int) -> DeviceMesh:
+    """Who shares with whom; arguments as of `shard`."""
     sizes = (section.replicas, processes // section.replicas)
     if section.replicas > 1:
-        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))
-    else:
-        mesh = init_device_mesh(device.type, sizes[1:], mesh_dim_names=("shard",))
+        return init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(device.type, sizes[1:], mesh_dim_names=("shard",))
+
+
+def shard_over(model: Any, section: ParallelSection, mesh: DeviceMesh) -> None:
+    """`shard` among the processes of a mesh."""
+    # Nobody changes what the model returns in place.
+    warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
     for layer in model.base_model.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=section.reshard_after_forward)
     fully_shard(model, mesh=mesh)
