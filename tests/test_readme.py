@@ -38,6 +38,7 @@ def test_every_verb_is_shown():
         "upcycle",
         "tokenize",
         "train",
+        "plan",
         "reproduce",
         "evaluate",
         "perplexity",
