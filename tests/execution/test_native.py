@@ -1,13 +1,16 @@
 """The compiled kernel for one loop: what it computes, when it is taken, and what without it."""
 
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from execution.test_once import ONE, capped, truth, update
-from support.layers import make_hidden, relative_error
+from support.layers import make_hidden, relative_error, view_of
 from versatileffn.errors import ResourceError
 from versatileffn.execution import native
 from versatileffn.execution.select import execution_choices, forget_choices
@@ -170,3 +173,39 @@ def test_who_cannot_build_is_told_why(monkeypatch, tmp_path, compiler, cause):
     with pytest.raises(ResourceError, match=cause):
         native.build()
     assert not list(tmp_path.rglob("*.so"))
+
+
+def traced(layer, hidden):
+    return torch.jit.trace(lambda h: layer.update(h, view_of(layer)), hidden)(hidden)
+
+
+def made_into_a_graph(layer, hidden):
+    return make_fx(lambda h: layer.update(h, view_of(layer)))(hidden)(hidden)
+
+
+def without_memory(layer, hidden):
+    with FakeTensorMode(allow_non_fake_inputs=True) as fakes:
+        layer.update(fakes.from_tensor(hidden), view_of(layer))
+    return update(layer, hidden)
+
+
+@pytest.mark.filterwarnings("ignore:.*(trac|Converting).*")
+@pytest.mark.parametrize("watch", [traced, made_into_a_graph, without_memory])
+def test_whoever_records_operations_sees_them_all(watch):
+    layer, hidden = made("paper", torch.float32), make_hidden(3, 16).float()
+    expected = update(layer.requires_grad_(False), hidden)
+    with torch.no_grad():
+        torch.testing.assert_close(watch(layer, hidden), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_map_of_another_dtype_is_not_read_as_this_one():
+    layer, hidden = made("paper", torch.float32), make_hidden(3, 16, dtype=torch.bfloat16)
+    kernel = native.compiled_one_loop(layer.controller, hidden, False, None)
+    a, wide = make_hidden(3, 32).float(), kernel._replace(hidden=hidden.float())
+    assert torch.equal(kernel.weigh(a.clone()), wide.weigh(a.clone()))
+
+
+def test_a_home_that_cannot_be_read_has_no_kernel(monkeypatch):
+    monkeypatch.setattr(native.os, "stat", Mock(side_effect=PermissionError))
+    native.load.cache_clear()
+    assert native.load() is None

@@ -242,13 +242,25 @@ def test_what_cannot_be_is_refused(section, run, says, tokens, tmp_path):
 
 def test_another_engine_of_the_launcher_is_refused(tokens, tmp_path, monkeypatch):
     config = configure(Case({}), tokens, tmp_path / "run", strategy="fsdp2", replicas=3)
-    with pytest.raises(ConfigError, match="replicas=3 doesn't divide 1 processes"):
-        train(config)
+    with pytest.raises(ConfigError, match="replicas=3 doesn't divide 4 processes"):
+        check_launch(config.parallel, 4)
+    check_launch(config.parallel, 1)  # which shares nothing
     with pytest.raises(ConfigError, match="replicas=3 leaves nothing to divide"):
         check_launch(config.parallel, 3)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="accelerate launch was told to use FSDP"):
         train(config)
+
+
+def test_a_share_that_is_missing_is_found(together, tmp_path):
+    """torch's reader leaves what it doesn't find as it was, without a word."""
+    whole = together / BASE / "checkpoints" / "checkpoint-6"
+    shutil.copytree(whole, tmp_path / "torn")
+    first, *_ = sorted((tmp_path / "torn" / "weights").glob("shard-*.safetensors"))
+    first.unlink()
+    config = read_config(str(whole))
+    with pytest.raises(CheckpointError, match="a share is missing"):
+        load_checkpoint(model_class(config), str(tmp_path / "torn"), config)
 
 
 def test_a_checkpoint_in_shares_loads_and_is_exported(together, tmp_path):

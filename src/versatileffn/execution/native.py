@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from versatileffn.errors import ResourceError
 from versatileffn.ffn.controller import LinearController
@@ -56,7 +57,9 @@ class CompiledOneLoop(NamedTuple):
 
     def weigh(self, a_MF: Tensor) -> Tensor:
         """[(1 − λ) + λσ + λ·s·m] ⊙ a₁, [M, F], in the memory of a₁ where that is contiguous."""
-        a_MF, hidden = a_MF.contiguous(), self.hidden.contiguous()
+        if a_MF.dtype not in STORED:
+            raise TypeError(f"the compiled kernel knows no {a_MF.dtype}: give the FFN one dtype")
+        a_MF, hidden = a_MF.contiguous(), self.hidden.to(a_MF.dtype).contiguous()
         num_experts, d_model = self.router_ND.shape
         self.kernel(
             a_MF.data_ptr(), hidden.data_ptr(), self.router_ND.data_ptr(),
@@ -79,6 +82,8 @@ def compiled_one_loop(
     kernel = load()
     if kernel is None or not isinstance(controller, LinearController):
         return None
+    if type(hidden) is not Tensor or torch.jit.is_tracing() or _get_current_dispatch_mode():
+        return None  # somebody wants to see every operation, or there is no memory behind it
     router, slices = controller.router, controller.slices
     if type(router) is not WideLinear or slices is None or controller.router_bias is not None:
         return None
@@ -104,7 +109,7 @@ def compiled_one_loop(
 def load() -> Callable[..., None] | None:
     """The kernel, if it has been built here; looked for once in a process."""
     path = library()
-    if not path.is_file():
+    if not os.path.isfile(path):  # which, unlike Path.is_file, doesn't raise
         return None
     try:
         kernel = ctypes.CDLL(str(path)).weigh_once
@@ -121,7 +126,7 @@ def load() -> Callable[..., None] | None:
 
 def library() -> Path:
     """Where the built kernel is, or would be: one for each source, system and kind of machine."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     kind = f"{platform.system()}-{platform.machine()}".lower()
     return Path(cache_home) / "versatileffn" / f"one_loop-{kind}-{digest}.so"

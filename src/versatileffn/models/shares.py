@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -46,16 +47,23 @@ def load_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
     Raises:
         KeyError: a name isn't there.
-        ValueError: one is there with another shape.
+        ValueError: one is there with another shape, or not whole.
     """
     reader = Reader(str(folder))
     stored = reader.read_metadata().state_dict_metadata
     for name, tensor in tensors.items():
         if name not in stored:
             raise KeyError(f"{name} isn't there")
-        found = tuple(stored[name].size)  # type: ignore[union-attr]
+        there: Any = stored[name]
+        found = tuple(there.size)
         if found != tuple(tensor.shape):
             raise ValueError(f"{name} has the shape {found}, not {tuple(tensor.shape)}")
+        held = sum(chunk.sizes.numel() for chunk in there.chunks)
+        if held != there.size.numel():  # of which the reader would say nothing
+            raise ValueError(
+                f"{held:,} of the {there.size.numel():,} numbers of {name} are there: a share is "
+                "missing, or there twice"
+            )
     with _plainly():
         dcp.load(dict(tensors), storage_reader=reader)
 

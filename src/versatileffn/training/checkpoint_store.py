@@ -1,7 +1,7 @@
 """Where a run's checkpoints go: there is room, they are sealed and synced, older ones go last."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class CheckpointStore:
                 yield
         except Exception as error:
             free = durable.free_bytes(self.folder)
-            remove([self.folder / PARTIAL])
+            with suppress(OSError):  # other processes clear it, too; what stays goes with the next
+                remove([self.folder / PARTIAL])
             full = isinstance(error, ResourceError) or free < self.needed  # torch doesn't say why
             if not full:
                 raise

@@ -10,6 +10,7 @@ from versatileffn.errors import ConfigError
 from versatileffn.imports import import_modules
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.parallel import shards
 from versatileffn.workspace.manifest import sha256
 
 # What may differ between the start of a run and its continuation without changing its outcome.
@@ -36,6 +37,7 @@ def run_inputs(config: TrainConfig, plan: BatchPlan) -> Inputs:
     settings = config.model_dump(mode="json")
     for key in (*_FREE, *_LENGTH):
         del settings["run"][key]
+    settings["parallel"] = "fsdp2" if shards(config.parallel) else None  # what checkpoints are
     return {
         "format": FORMAT,
         "config": settings,

@@ -66,7 +66,7 @@ def check_launch(section: ParallelSection | None, processes: int) -> None:
             f"parallel.replicas={section.replicas} leaves nothing to divide among {processes} "
             "processes: lower it, or say parallel.strategy=ddp"
         )
-    if section is not None and processes % section.replicas:
+    if section is not None and processes > 1 and processes % section.replicas:
         raise ConfigError(
             f"parallel.replicas={section.replicas} doesn't divide {processes} processes: change "
             "one of them"

@@ -14,6 +14,12 @@ _LOST = re.compile(
 """What torch.distributed's backends say; gloo raises a RuntimeError with words alone."""
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether a failure is for want of another process."""
+    alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+    return isinstance(error, RuntimeError) and not alone and bool(_LOST.search(str(error)))
+
+
 @contextmanager
 def losing_peers() -> Iterator[None]:
     """Tell that another process is gone, where this one failed for want of it.
@@ -24,8 +30,7 @@ def losing_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        alone = not distributed.is_initialized() or distributed.get_world_size() == 1
-        if alone or not _LOST.search(str(error)):
+        if not is_lost(error):
             raise
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ResourceError(

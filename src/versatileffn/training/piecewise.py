@@ -16,10 +16,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedConfig
 
 from versatileffn.errors import CheckpointError
+from versatileffn.memory import raise_out_of_memory
 from versatileffn.models.family import model_class
 from versatileffn.models.shares import load_shares, shares_in, stored_in, weights_of
 from versatileffn.training.config import ModelSection
 from versatileffn.training.init import draw, draws_itself, seed_of
+from versatileffn.training.peers import is_lost
 from versatileffn.training.sharding import whole
 
 
@@ -96,6 +98,9 @@ class Unfilled:
         try:
             load_shares(weights_of(self.model), folder)
         except Exception as error:
+            raise_out_of_memory(error)
+            if is_lost(error):
+                raise
             raise CheckpointError(
                 f"the weights of {source} can't be read ({error}): copy the checkpoint again"
             ) from None

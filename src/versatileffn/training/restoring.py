@@ -11,6 +11,7 @@ from torch import nn
 
 from versatileffn.errors import CheckpointError
 from versatileffn.memory import raise_out_of_memory
+from versatileffn.training.peers import is_lost
 
 UNREADABLE = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError
@@ -32,6 +33,8 @@ def reading(path: Path) -> Iterator[None]:
         raise _unusable(path, reason) from None
     except UNREADABLE as error:
         raise_out_of_memory(error)
+        if is_lost(error):  # which says nothing of the file
+            raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise _unusable(path, f"can't be read ({reason})") from None
 

@@ -80,7 +80,7 @@ def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> P
         SystemExit: it was stopped by SIGTERM, SIGHUP or SIGUSR1 (code 143, 129, 138), and can be
             continued.
     """
-    with without_progress_bars():
+    with without_progress_bars(), losing_peers():
         return _train(config, evaluate_tasks)
 
 
@@ -188,7 +188,7 @@ def _run(
     torch.manual_seed(config.run.seed * 100_003 + trainer.args.process_index)
     forget_choices()
     started = time.time()
-    with stop.listening(), losing_peers():
+    with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not stop_callback.signal:
             finish(trainer, config, folder, speed, time.time() - started)
