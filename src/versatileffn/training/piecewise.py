@@ -94,7 +94,7 @@ class Unfilled:
         return found
 
     def _read(self, source: str) -> None:
-        folder = shares_in(source) or Path(source)
+        folder = shares_in(source) or Path(source).expanduser()
         try:
             load_shares(weights_of(self.model), folder)
         except Exception as error:
@@ -119,7 +119,7 @@ def can_fill(section: ModelSection, config: PreTrainedConfig) -> bool:
     """
     if section.init_from is None:
         return True
-    folder = shares_in(section.init_from) or Path(section.init_from)
+    folder = shares_in(section.init_from) or Path(section.init_from).expanduser()
     stored = stored_in(folder) if folder.is_dir() else {}
     with torch.device("meta"):
         wanted = weights_of(model_class(config)(deepcopy(config)))

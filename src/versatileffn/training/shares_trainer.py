@@ -54,9 +54,9 @@ class SharesTrainer(ReuseTrainer):
             return
         save_shares(weights, Path(output_dir) / WEIGHTS)
         if self.args.should_save:
-            self._save_papers(output_dir)
+            self._save_config_and_tokenizer(output_dir)
 
-    def _save_papers(self, output_dir: str) -> None:
+    def _save_config_and_tokenizer(self, output_dir: str) -> None:
         """What stands beside the weights, as in any checkpoint of Transformers."""
         model, tokenizer = self.unwrapped, cast(Any, self.processing_class)
         model.config.architectures = [type(model).__name__.removeprefix("FSDP")]

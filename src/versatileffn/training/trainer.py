@@ -158,7 +158,7 @@ class ReuseTrainer(Trainer):
     ) -> Tensor:
         """Nats per token from the capped exits to the free ones, averaged as the loss is."""
         total = consistency_loss(model, inputs, logits, self.unwrapped)
-        counted = (inputs["labels"][:, 1:] != -100).sum()
+        counted = (inputs["labels"][:, 1:] != UNSCORED).sum()
         if self._logged_step():
             self.telemetry.add_value("consistency", total.item() / max(int(counted), 1))
         if num_items is None:
