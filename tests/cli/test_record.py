@@ -69,7 +69,7 @@ def test_links_pipes_and_folders_are_refused(tmp_path, overwrite):
     for name in ("link", "loop", "pipe"):
         with pytest.raises(ConfigError, match="is no plain file"):
             RecordFile(tmp_path / name, "flops", [], overwrite)
-    with pytest.raises(ConfigError, match="it is a folder"):
+    with pytest.raises(ConfigError, match="Is a directory"):
         RecordFile(tmp_path, "flops", [], overwrite)
     with pytest.raises(ConfigError, match="can't be written"):
         RecordFile(tmp_path / "loop" / "x.json", "flops", [], overwrite)
