@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from versatileffn.errors import ResourceError
+from versatileffn.errors import ResourceError, VersatileFFNError
 from versatileffn.training.checkpoints import Binding, commit, complete_checkpoints, prune
 from versatileffn.training.log_file import copy_log
 from versatileffn.training.loss_window import WINDOW
@@ -46,10 +46,11 @@ class CheckpointStore:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Where the disk fills up in the middle all the same, nothing half-written stays.
+        """Where the disk fills up or fails in the middle, nothing half-written stays.
 
         Raises:
-            ResourceError: the disk is full.
+            ResourceError: the disk is full, or fails.
+            ConfigError: the folder can't be written for another reason.
         """
         try:
             with durable.writing(self.folder):
@@ -58,8 +59,9 @@ class CheckpointStore:
             free = durable.free_bytes(self.folder)
             with suppress(OSError):  # other processes clear it, too; what stays goes with the next
                 remove([self.folder / PARTIAL])
-            full = isinstance(error, ResourceError) or free < self.needed  # torch doesn't say why
-            if not full:
+            if free >= self.needed:
+                if isinstance(error, VersatileFFNError):
+                    raise type(error)(f"{error}; {self._resume()}") from error
                 raise
             size = durable.size_text
             raise ResourceError(

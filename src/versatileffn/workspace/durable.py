@@ -8,9 +8,10 @@ rename, and the folder after it.
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,8 @@ PARTIAL = ".partial"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILING = (*FULL, errno.EIO, errno.EROFS)
 """What the system says of a disk that takes nothing, whatever the file."""
+_TORCH_CANT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream error")
+"""What `torch.save` says of it: that it failed, and not why."""
 
 
 def beside(path: Path) -> Path:
@@ -181,6 +184,8 @@ def writing(path: Path, error_class: type[VersatileFFNError] = ConfigError) -> I
         raise
     except Exception as error:
         number = system_error(error)
+        if number is None and _TORCH_CANT_WRITE.search(str(error)):
+            number = _asked_again(path)
         if number in FULL:
             raise ResourceError(
                 f"{path} can't be written: the disk is full ({size_text(free_bytes(path))} free). "
@@ -196,6 +201,22 @@ def writing(path: Path, error_class: type[VersatileFFNError] = ConfigError) -> I
             raise  # no other output would mend it: too little memory, or a defect of ours
         reason = os.strerror(number) if number else error
         raise error_class(f"{path} can't be written ({reason}): choose another output") from error
+
+
+def _asked_again(path: Path) -> int:
+    """The system's number for a small write at `path`; EIO where this one succeeds."""
+    probe = beside((path if path.is_dir() else path.parent) / "probe")
+    try:
+        with open_own(probe, os.O_TRUNC) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno or errno.EIO
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return errno.EIO
 
 
 def system_error(error: BaseException) -> int | None:
