@@ -16,7 +16,7 @@ from support.launch import SOURCE
 from versatileffn.errors import DivergedError
 from versatileffn.training.bad_steps import LEFT_OUT, BadSteps
 from versatileffn.training.batches import BatchPlan, WindowBatches
-from versatileffn.training.config import BadStepsSection
+from versatileffn.training.optim_config import BadStepsSection
 from versatileffn.training.run import train
 from versatileffn.training.trainer import ReuseTrainer
 

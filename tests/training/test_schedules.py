@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatileffn.training.config import TAU_PRESETS, OptimSection
+from versatileffn.training.optim_config import TAU_PRESETS, OptimSection
 from versatileffn.training.run import train
 from versatileffn.training.schedules import tau_at
 

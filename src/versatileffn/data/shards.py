@@ -1,8 +1,6 @@
 """The tokens of one task and split, on disk as they come; and the record of a finished task."""
 
 import hashlib
-import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from versatileffn.workspace.durable import (
     write_bytes,
     write_json,
 )
-from versatileffn.workspace.manifest import FILES, damage, read_record
+from versatileffn.workspace.manifest import CHECKSUM, FILES, checksum, damage, read_record
 
 
 class Shard:
@@ -85,10 +83,6 @@ class Shard:
         return {self.name: self._digest.hexdigest(), f"{self.name}.index": digest}
 
 
-CRC = "crc32"
-"""Key of a record's checksum: its counts contradict nothing else."""
-
-
 @dataclass(frozen=True)
 class TaskRecords:
     """What each finished task has made. A task without a record has to be done (again).
@@ -105,7 +99,7 @@ class TaskRecords:
         """Call a task finished: its files, with their digests, are on disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {FILES: files, "counts": counts}
-        write_json(self._path(rank), record | {CRC: _crc32(record)})
+        write_json(self._path(rank), record | {CHECKSUM: checksum(record)})
 
     def finished(self, rank: int) -> bool:
         """Whether a task has a record, and its files are still what it wrote; if not, it has no
@@ -143,11 +137,7 @@ class TaskRecords:
     def _whole(self, rank: int) -> dict[str, Any] | None:
         """A task's record, if there is one and it is what was written."""
         record = read_record(self._path(rank)) or {}
-        return record if record.pop(CRC, None) == _crc32(record) else None
+        return record if record.pop(CHECKSUM, None) == checksum(record) else None
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"{rank:05d}.json"
-
-
-def _crc32(record: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())

@@ -10,8 +10,8 @@ from typing import Any
 
 from versatileffn.errors import DivergedError
 from versatileffn.training.batches import BatchPlan, WindowBatches
-from versatileffn.training.config import BadStepsSection
 from versatileffn.training.log_file import append_entry
+from versatileffn.training.optim_config import BadStepsSection
 
 LEFT_OUT = "left_out"
 """Key of an entry of the log, with the reason; `windows` beside it says which batch it was."""

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from yaml.constructor import ConstructorError
 
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.values import suggestion
 
 Schema = TypeVar("Schema", bound=BaseModel)
+Count = Annotated[int, Field(ge=1, le=2**40)]
+"""Of steps, windows or tokens."""
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 _MOST_DIGITS = 100
 _MOST_BYTES = 2**20
 _MOST_PARTS = 8  # of a dotted key

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from versatileffn.errors import ConfigError
 from versatileffn.models.family import is_reuse
 from versatileffn.training.callbacks import deciders
-from versatileffn.training.config import LoopCurriculumSection, OptimSection
+from versatileffn.training.optim_config import LoopCurriculumSection, OptimSection
 from versatileffn.training.schedules import opened_at
 
 

@@ -19,11 +19,11 @@ from versatileffn.training.bad_steps import BadSteps
 from versatileffn.training.batches import BatchPlan, WindowBatches
 from versatileffn.training.callbacks import deciders
 from versatileffn.training.checkpoint_store import CheckpointStore
-from versatileffn.training.config import ConsistencySection
 from versatileffn.training.consistency import consistency_loss
 from versatileffn.training.divergence import check_logs, check_weights
 from versatileffn.training.loss_window import WINDOW, LossWindow
 from versatileffn.training.open_loops import OpenLoopsCallback
+from versatileffn.training.optim_config import ConsistencySection
 from versatileffn.training.restoring import load_weights, reading
 from versatileffn.training.sharding import whole
 from versatileffn.training.stopping import ignore_signals

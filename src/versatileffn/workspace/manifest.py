@@ -6,6 +6,7 @@ Every folder of ours has a record, a JSON file whose `files` maps names to SHA-2
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,8 @@ from versatileffn.workspace.durable import stop
 from versatileffn.workspace.lock import LOCK
 
 FILES = "files"
+CHECKSUM = "crc32"
+"""Key of a record's own checksum, where a digit that flips would contradict nothing else."""
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -24,6 +27,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def checksum(record: Mapping[str, Any]) -> int:
+    """CRC-32 of what a record says, whatever the order of its keys."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def files_of(record: Mapping[str, Any] | None) -> dict[str, str] | None:

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -16,14 +15,12 @@ from versatileffn.evaluation.tasks.metrics import predictions
 from versatileffn.evaluation.tasks.requests import Item
 from versatileffn.workspace.durable import open_own, write_bytes, write_json, writing
 from versatileffn.workspace.folder import claim, held
-from versatileffn.workspace.manifest import read_record
+from versatileffn.workspace.manifest import CHECKSUM, checksum, read_record
 
 SETTINGS_FILE = "settings.json"
 RECORDS_FILE = "records.jsonl"
 FORMAT = 2
 """Of the records; those of another format aren't continued."""
-CRC = "crc32"
-"""Key of a line's checksum: a digit of a score that flips contradicts nothing else."""
 SECONDS_AT_RISK = 2.0
 """What losing power may cost: records are on disk at least this often."""
 
@@ -127,7 +124,9 @@ class RecordStore:
     def add(self, record: Record) -> None:
         """Append a finished record; it survives the end of this process, however it ends."""
         fields = asdict(record)
-        line = json.dumps(fields | {CRC: _crc32(fields)}, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(
+            fields | {CHECKSUM: checksum(fields)}, ensure_ascii=False, allow_nan=False
+        )
         with writing(self.folder):
             self._file.write(f"{line}\n".encode())
             self._file.flush()
@@ -184,17 +183,13 @@ def _parse(line: bytes) -> Record | None:
     """The record of a line; None where it is damaged, by its missing end, too."""
     try:
         fields = json.loads(line)
-        if fields.pop(CRC, None) not in (None, _crc32(fields)):  # earlier versions had none
+        if fields.pop(CHECKSUM, None) not in (None, checksum(fields)):  # earlier versions had none
             return None
         record = Record(**fields)
         record.check()
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     return record if line.endswith(b"\n") else None
-
-
-def _crc32(fields: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def check_own(folder: Path) -> None:
