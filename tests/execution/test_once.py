@@ -1,7 +1,6 @@
 """One loop for every token: what the shortcut computes, when it is taken, what it dispatches."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
@@ -145,7 +144,7 @@ def test_lambda_is_the_plans(fusion, max_loops):
 def test_activations_that_somebody_keeps_are_left_alone():
     kept = []
     layer, hidden = capped("plain-biases", PLANS["paper"]), make_hidden(7, 16)
-    view = replace(view_of(layer), act=nn.GELU())
+    view = view_of(layer)._replace(act=nn.GELU())
     for module in (*layer.proj, view.act, layer.down):
         module.register_forward_hook(lambda _, given, out: kept.append((out, out.clone())))
     with torch.no_grad():

@@ -243,7 +243,7 @@ def detach_gates(hidden, view, weights):
 
 
 def forget_scale(hidden, view, weights):
-    return run_packed_training(hidden, dataclasses.replace(view, scale=0.5 * view.scale), weights)
+    return run_packed_training(hidden, view._replace(scale=0.5 * view.scale), weights)
 
 
 def one_bias_too_many(hidden, view, weights):
@@ -252,7 +252,7 @@ def one_bias_too_many(hidden, view, weights):
 
 
 def forget_post_norm(hidden, view, weights):
-    return run_masked(hidden, dataclasses.replace(view, post_norm=None), weights)
+    return run_masked(hidden, view._replace(post_norm=None), weights)
 
 
 WRONG = {

@@ -1,7 +1,5 @@
 """What every executor is given: a row for each token, whatever shape the hidden states have."""
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from versatileffn.errors import PlanError
@@ -34,5 +32,5 @@ def flatten_tokens(
         )
     weights = plan.flatten().weights()
     if weights.max_loops == 1:
-        view = replace(view, loop_weights=None)
+        view = view._replace(loop_weights=None)
     return hidden.reshape(-1, hidden.shape[-1]), view, weights

@@ -28,7 +28,7 @@ from versatileffn.ffn.controller import LinearController
 from versatileffn.ffn.wide import WideLinear
 
 SOURCE = Path(__file__).with_name("one_loop.c")
-MOST_EXPERTS, MOST_TOKENS = 256, 32
+MOST_EXPERTS, MOST_TOKENS = 256, 128
 """What the source has room for; and from how many tokens on operators are no slower."""
 STORED = (torch.float32, torch.bfloat16)
 logger = logging.getLogger(__name__)
@@ -82,12 +82,12 @@ def compiled_one_loop(
     kernel = load()
     if kernel is None or not isinstance(controller, LinearController):
         return None
-    if type(hidden) is not Tensor or torch.jit.is_tracing() or _get_current_dispatch_mode():
+    if type(hidden) is not Tensor or torch._C._is_tracing() or _get_current_dispatch_mode():
         return None  # somebody wants to see every operation, or there is no memory behind it
-    router, slices = controller.router, controller.slices
+    router, slices = controller._modules.get("router"), controller.slices
     if type(router) is not WideLinear or slices is None or controller.router_bias is not None:
         return None
-    weight = router.weight
+    weight = router._parameters["weight"]
     if not (
         type(weight) is nn.Parameter
         and weight.dtype is torch.float32

@@ -14,7 +14,19 @@
 
 enum { LANES = 16, MOST = 256 };
 
-static float widen(uint16_t bits) {
+/* Made for several kinds of machine; which one this is, is found out when the library is loaded. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_MACHINE __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define FOR_EACH_MACHINE
+#endif
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+INLINE float widen(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
     float value;
     memcpy(&value, &wide, sizeof value);
@@ -22,7 +34,7 @@ static float widen(uint16_t bits) {
 }
 
 /* To the nearest bfloat16, ties to even; what isn't a number stays none. */
-static uint16_t narrow(float value) {
+INLINE uint16_t narrow(float value) {
     uint32_t wide;
     memcpy(&wide, &value, sizeof wide);
     if (value != value) return 0x7fc0;
@@ -30,7 +42,7 @@ static uint16_t narrow(float value) {
 }
 
 /* <w, h>, in sums that a compiler may put into one vector. */
-static float dot(const float *w, const float *h, int64_t size) {
+INLINE float dot(const float *w, const float *h, int64_t size) {
     float sums[LANES] = {0}, total = 0;
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES)
@@ -41,7 +53,7 @@ static float dot(const float *w, const float *h, int64_t size) {
 }
 
 /* Logits become gates, zero where an expert isn't among the K best. */
-static void gate(float *logits, int64_t experts, int64_t top_k) {
+INLINE void gate(float *logits, int64_t experts, int64_t top_k) {
     float gates[MOST] = {0}, best = 0, total = 0;
     int taken[MOST] = {0};
     for (int64_t k = 0; k < top_k; k++) {
@@ -58,7 +70,7 @@ static void gate(float *logits, int64_t experts, int64_t top_k) {
 }
 
 /* a and hidden are bfloat16 if `half`, else float32. */
-void weigh_once(void *a, const void *hidden, const float *router, int64_t half, int64_t tokens,
+FOR_EACH_MACHINE void weigh_once(void *a, const void *hidden, const float *router, int64_t half, int64_t tokens,
                 int64_t d_model, int64_t experts, int64_t d_expert, int64_t top_k, float rest,
                 float share) {
     float weights[MOST], wide[half ? d_model : 1];

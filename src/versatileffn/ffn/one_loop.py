@@ -49,7 +49,9 @@ class OneLoop(NamedTuple):
         return a_MF
 
 
+_SHARES = {"average": 0.5, "width": 1.0, "depth": 0.0}
+
+
 def share_of_one_loop(fusion: Fusion, max_loops: int) -> float:
     """λ of a token that loops once: `width_share` at p₁ = 1. Source: Eq. 13."""
-    shares = {"average": 0.5, "width": 1.0, "depth": 0.0}
-    return (max_loops - 1) / max_loops if fusion == "difficulty" else shares[fusion]
+    return (max_loops - 1) / max_loops if fusion == "difficulty" else _SHARES[fusion]

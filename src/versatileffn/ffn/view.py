@@ -6,8 +6,7 @@ Legend: D d_model, F d_hidden; leading dimensions are free. Loops count from 0 h
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -28,8 +27,7 @@ class LoopWeights(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FFNView:
+class FFNView(NamedTuple):
     """norm → project → φ → down → post-norm → scale.
 
     The linears are called, never read, so adapters and quantized weights take part; executors that

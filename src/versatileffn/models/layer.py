@@ -99,16 +99,19 @@ class ReuseLayer(Reuse):
 
     def ffn_view(self) -> FFNView:
         """The dense FFN as executors see it."""
-        family, mlp = self.family, getattr(self, self.family.mlp)
+        family = self.family
+        modules: dict[str, Any] = self._modules  # faster than attributes, and asked at each token
+        mlp = modules[family.mlp]
+        parts = mlp._modules
         return FFNView(
-            norm=unchanged if self.norm_name is None else getattr(self, self.norm_name),
-            proj=tuple(getattr(mlp, name) for name in family.proj),
-            act=getattr(mlp, family.act),
-            down=getattr(mlp, family.down),
+            norm=unchanged if self.norm_name is None else modules[self.norm_name],
+            proj=tuple([parts[name] for name in family.proj]),
+            act=parts[family.act] if family.act in parts else getattr(mlp, family.act),
+            down=parts[family.down],
             gated=family.gated,
-            post_norm=None if family.post_norm is None else getattr(self, family.post_norm),
+            post_norm=None if family.post_norm is None else modules[family.post_norm],
             scale=1.0 if family.scale is None else getattr(self, family.scale),
-            loop_weights=getattr(self, "loop_weights", None),
+            loop_weights=modules.get("loop_weights"),
         )
 
     def forward(

@@ -115,7 +115,7 @@ def test_what_is_not_supported_says_why(device):
             "scale": {"scale": 0.5},
             "of its own": {"post_norm": nn.RMSNorm(16)},
         }.items():
-            assert reason in unsupported(hidden, dataclasses.replace(view, **change), weights)
+            assert reason in unsupported(hidden, view._replace(**change), weights)
         fused = make_any("fused", Versatile(), dtype=torch.float32).to(device)
         assert "fused" in unsupported(hidden, view_of(fused), weights)
         with_bias = make_layer(dtype=torch.float32, bias=True).to(device)
@@ -126,7 +126,7 @@ def test_what_is_not_supported_says_why(device):
 def test_a_family_s_norm_is_read(device):
     layer = make_layer(dtype=torch.float32).to(device).eval()
     hidden = make_hidden(5, 16, dtype=torch.float32).to(device)
-    view = dataclasses.replace(view_of(layer), norm=LlamaRMSNorm(16, eps=0.1).to(device))
+    view = view_of(layer)._replace(norm=LlamaRMSNorm(16, eps=0.1).to(device))
     with torch.no_grad():
         weights = decide(layer, hidden).weights()
         assert unsupported(hidden, view, weights) is None
