@@ -183,6 +183,7 @@ class ReuseTrainer(CheckpointTrainer):
         self.window.end_step(taken)
         if taken:
             return norm
+        self.telemetry.forget()
         model.zero_grad(set_to_none=True)  # the optimizer passes over what has no gradient
         for module in self.unwrapped.modules():
             if isinstance(module, RouterBias):
@@ -195,7 +196,8 @@ class ReuseTrainer(CheckpointTrainer):
             details["tau"] = self.unwrapped.config.tau
         if any(isinstance(each, OpenLoopsCallback) for each in self.callback_handler.callbacks):
             details["open_loops"] = deciders(self.unwrapped, "open_loops")[0].open_loops
-        details["tokens_crc32"] = self.telemetry.take_fed()
+        if self.telemetry.fed is not None:
+            details["tokens_crc32"] = self.telemetry.fed
         values = dict(sorted(self.telemetry.take().items()))
         if values:
             mine = torch.tensor(list(values.values()), device=self.args.device)
