@@ -102,21 +102,21 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
         verify_tokens(feed.train.folder, feed.train.meta)
     meta = feed.train.meta
     planned = model_config(config.model, meta.vocab_size, meta.eos_token_id, config.data.seq_len)
-    start = StartModel(config, planned, feed.plan)
+    start = StartModel(config, planned, feed.plan, rank)
     with folder.held() if rank == 0 else contextlib.nullcontext():
         binding = folder.prepare(feed.inputs) if rank == 0 else None
         trainer = _build_trainer(config, feed, start, tokenizer, folder)
         if config.eval is not None and evaluate_tasks is not None:
             every = config.eval.every_steps
             trainer.add_callback(TaskCallback(evaluate_tasks, every, trainer.log))
+        keep = config.run.save_total_limit
+        if rank == 0:
+            prune(folder.checkpoints, keep)  # as the last save would
         trainer.accelerator.wait_for_everyone()  # until the folder is prepared
         checkpoint = folder.check(feed.inputs)
-        keep = config.run.save_total_limit
         trainer.store = CheckpointStore(
             folder.checkpoints, keep, binding, folder.log, start.checkpoint_bytes
         )
-        if rank == 0:
-            prune(folder.checkpoints, keep)  # as the last save would
         trainer.store.make_room()
         try:
             _run(trainer, config, folder, checkpoint, began)

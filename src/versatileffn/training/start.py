@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from versatileffn.training.announcement import say
 from versatileffn.training.batches import BatchPlan
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.init import build_model, freeze, set_execution
@@ -22,6 +23,7 @@ class StartModel:
         config: the run.
         planned: what the model will be, see `model_config`.
         plan: how the windows are spread; says how many processes there are.
+        rank: of this process, the first of which says what the user should know.
 
     Attributes:
         model: complete, or without its values until `spread`.
@@ -32,11 +34,21 @@ class StartModel:
         ConfigError, CheckpointError: see `build_model`.
     """
 
-    def __init__(self, config: TrainConfig, planned: PreTrainedConfig, plan: BatchPlan) -> None:
+    def __init__(
+        self, config: TrainConfig, planned: PreTrainedConfig, plan: BatchPlan, rank: int
+    ) -> None:
         self.config, self.processes = config, plan.world_size
         self._divides = shards(config.parallel) and self.processes > 1
         piecewise = self._divides and can_fill(config.model, planned)
         self.checkpoint_bytes = check_sizes(planned, config, plan, piecewise)
+        if self._divides and not piecewise:
+            say(
+                rank,
+                f"model.init_from={config.model.init_from} can't be read piece by piece (it is to "
+                "be converted, on the Hub, or of another format): each process builds the whole "
+                "model in main memory before its weights are divided; where that is too much, make "
+                "a folder of it first (`versatileffn upcycle`)",
+            )
         seed = config.run.seed
         self._unfilled = Unfilled(config.model, planned, seed) if piecewise else None
         self.model: Any = (
