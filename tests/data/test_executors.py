@@ -180,7 +180,7 @@ def test_a_job_outlives_its_caller(small: Path, cluster: Path, tmp_path: Path) -
         run_stage(corpus, there, choose_executor("slurm", 2, options, said.append), print)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote.Watch, "look", stopped)
+        patch.setattr(remote.Watch, "poll", stopped)
         with pytest.raises(KeyboardInterrupt):
             run()
     run()

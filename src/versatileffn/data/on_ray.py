@@ -59,29 +59,29 @@ class RayExecutor:
 
     def run(self, stage: Stage, ranks: list[int], done: Callable[[], None]) -> None:
         """See `Executor`."""
-        executor = RayPipelineExecutor(
-            pipeline=[remote.RemoteTask(stage, ranks)],
-            tasks=len(ranks),
-            workers=self.workers or -1,
-            mem_per_cpu_gb=self.memory_gb,
-            logging_dir=str(remote.logs(stage)),
-            skip_completed=False,
-        )
-        watch, over = remote.Watch(stage, ranks, done), threading.Event()
+        with remote.datatrove_at(stage):
+            executor = RayPipelineExecutor(
+                pipeline=[remote.RemoteTask(stage, ranks)],
+                tasks=len(ranks),
+                workers=self.workers or -1,
+                mem_per_cpu_gb=self.memory_gb,
+                logging_dir=str(remote.logs(stage)),
+                skip_completed=False,
+            )
+            watch, over = remote.Watch(stage, ranks, done), threading.Event()
 
-        def keep_looking() -> None:
-            while not over.wait(remote.POLL_SECONDS):
-                watch.look()
+            def keep_polling() -> None:
+                while not over.wait(remote.POLL_SECONDS):
+                    watch.poll()
 
-        looking = threading.Thread(target=keep_looking, daemon=True)
-        looking.start()
-        try:
-            with remote.datatrove_at(stage):
+            polling = threading.Thread(target=keep_polling, daemon=True)
+            polling.start()
+            try:
                 executor.run()
-        finally:
-            over.set()
-            looking.join()
-        watch.look()
+            finally:
+                over.set()
+                polling.join()
+            watch.poll()
         remote.check_ended(stage, ranks)
 
 

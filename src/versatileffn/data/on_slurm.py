@@ -75,9 +75,9 @@ class SlurmExecutor:
             if remote.failure(stage) is not None and not cancelled:
                 cancelled = True
                 subprocess.run(["scancel", job], check=False)
-            watch.look()
+            watch.poll()
             time.sleep(remote.POLL_SECONDS)
-        watch.look()
+        watch.poll()
         remote.check_ended(stage, ranks)
 
     def _submit(self, stage: Stage, ranks: list[int]) -> str:
@@ -86,29 +86,29 @@ class SlurmExecutor:
         Raises:
             ConfigError: sbatch refuses.
         """
-        executor = _ArrayJob(
-            pipeline=[remote.RemoteTask(stage, ranks)],
-            tasks=len(ranks),
-            time=TIME,
-            partition=self.options["partition"],
-            workers=self.workers or -1,
-            job_name="versatileffn-tokenize",
-            qos="",
-            env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
-            sbatch_args=self.options,
-            max_array_size=len(ranks),
-            logging_dir=str(remote.logs(stage)),
-            skip_completed=False,
-            with_srun=False,
-        )
-        try:
-            with remote.datatrove_at(stage):
+        with remote.datatrove_at(stage):
+            executor = _ArrayJob(
+                pipeline=[remote.RemoteTask(stage, ranks)],
+                tasks=len(ranks),
+                time=TIME,
+                partition=self.options["partition"],
+                workers=self.workers or -1,
+                job_name="versatileffn-tokenize",
+                qos="",
+                env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
+                sbatch_args=self.options,
+                max_array_size=len(ranks),
+                logging_dir=str(remote.logs(stage)),
+                skip_completed=False,
+                with_srun=False,
+            )
+            try:
                 executor.run()
-        except subprocess.CalledProcessError as error:
-            raise ConfigError(
-                f"sbatch refused the job with exit code {error.returncode}, and said why above: "
-                "change what --executor-option sets"
-            ) from error
+            except subprocess.CalledProcessError as error:
+                raise ConfigError(
+                    f"sbatch refused the job with exit code {error.returncode}, and said why "
+                    "above: change what --executor-option sets"
+                ) from error
         return str(executor.job_id)
 
 

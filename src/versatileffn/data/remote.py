@@ -136,8 +136,8 @@ class Watch:
         self.stage, self.done = stage, done
         self.open = list(ranks)
 
-    def look(self) -> None:
-        """Look which have one by now."""
+    def poll(self) -> None:
+        """See which have one by now."""
         for rank in [rank for rank in self.open if self.stage.records.exists(rank)]:
             self.open.remove(rank)
             self.done()
