@@ -7,7 +7,7 @@ config or a command line asks for is added up first.
 import errno
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     return available
 
 
+def total_memory() -> int:
+    """Bytes of main memory that this machine has for all processes together, container or not."""
+    total = int(psutil.virtual_memory().total + psutil.swap_memory().total)
+    for limit_file, _ in CGROUP_FILES:
+        with suppress(OSError, ValueError):  # no such container, or `max`
+            return min(total, int(Path(limit_file).read_text()))
+    return total
+
+
 def _cached(statistics: Path) -> int:
     """Bytes of files that a container keeps in memory, as far as the system says."""
     try:
@@ -56,7 +65,9 @@ def _cached(statistics: Path) -> int:
         return 0
 
 
-def check_memory(needed: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
+def check_memory(
+    needed: int, what: str, remedy: str, device: torch.device | str = "cpu", processes: int = 1
+) -> None:
     """Refuse what can't fit before it is allocated.
 
     Args:
@@ -64,6 +75,8 @@ def check_memory(needed: int, what: str, remedy: str, device: torch.device | str
         what: what needs them.
         remedy: what to do about it.
         device: where.
+        processes: how many need as much, in one main memory. How far the others are is unknown, so
+            all of them are compared with all there is.
 
     Raises:
         ResourceError: they aren't there; both sizes are named.
@@ -73,6 +86,11 @@ def check_memory(needed: int, what: str, remedy: str, device: torch.device | str
         raise ResourceError(
             f"{what} needs {size_text(needed)} of memory, {size_text(available)} are available: "
             f"{remedy}"
+        )
+    if processes > 1 and processes * needed > (total := total_memory()):
+        raise ResourceError(
+            f"{what} needs {size_text(needed)} of memory in each of {processes} processes of this "
+            f"machine, which has {size_text(total)}: {remedy}, or start fewer"
         )
 
 

@@ -105,7 +105,7 @@ def test_build_makes_the_kernel_and_holds_it_to_the_algorithms(monkeypatch, tmp_
     monkeypatch.setattr(native, "load", built)
     done = doctor("doctor", "--build")
     assert done.exit_code == 0, done.output
-    assert f"built {native.library()}" in done.stdout.replace("\n", "")
+    assert f"built {native.kernel_file()}" in done.stdout.replace("\n", "")
     assert "one loop, for decoding on the CPU with max_loops=1: built" in done.stdout
     assert "the compiled kernel weighs experts" in done.stdout
     assert done.stdout.count("D = 48, F = 96, float32") == 1  # which float64 doesn't take

@@ -15,7 +15,7 @@ import pytest
 
 from support import slurm
 from versatileffn.data import corpus as corpus_module
-from versatileffn.data import remote
+from versatileffn.data import on_slurm, remote
 from versatileffn.data.corpus import find_corpus
 from versatileffn.data.executors import choose_executor
 from versatileffn.data.pipeline import DocumentKeys, run_stage
@@ -180,7 +180,7 @@ def test_a_job_outlives_its_caller(small: Path, cluster: Path, tmp_path: Path) -
         run_stage(corpus, there, choose_executor("slurm", 2, options, said.append), print)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote.Watch, "look", stopped)
+        patch.setattr(remote.Watch, "poll", stopped)
         with pytest.raises(KeyboardInterrupt):
             run()
     run()
@@ -250,6 +250,27 @@ def test_a_killed_command_is_given_again(small: Path, cluster: Path, tmp_path: P
     # One job for each stage: the second command waited for the first one's, or took what it left.
     assert sorted(path.name for path in cluster.iterdir()) == ["1", "2", "bin"]
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_a_queue_that_never_answers_ends_the_wait(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer among the failures starts the count again."""
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(on_slurm, "TRIES", 3)
+    stage = stage_of(note, tmp_path)
+    stage.folder.mkdir()
+    write_json(stage.folder / "job.json", {"job": "7"})
+    (cluster / "bin" / "squeue").write_text(
+        f'#!/bin/sh\necho >> "{cluster}/asked"\n'
+        f'[ $(wc -l < "{cluster}/asked") = 2 ] && echo RUNNING && exit\n'
+        "echo 'Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    executor = choose_executor("slurm", None, {"partition": "cpu"}, print)
+    told = r"3 times in a row \(Unable to contact .*Slurm job 7.* run the same command again"
+    with pytest.raises(ResourceError, match=told):
+        executor.run(stage, [0], lambda: None)
+    assert (cluster / "asked").read_text() == 5 * "\n"
 
 
 def test_a_job_that_slurm_forgot_is_over(cluster: Path, small: Path, tmp_path: Path) -> None:

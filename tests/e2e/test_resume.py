@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from support import threads
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError
 from versatileffn.training.config import TrainConfig
@@ -50,13 +50,8 @@ train(load_config(path))
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The same number of threads in this process and in the one that dies."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# The same number of threads in this process and in the one that dies.
+one_thread = pytest.fixture(autouse=True, scope="module")(threads.one_thread)
 
 
 @pytest.fixture(scope="module")

@@ -157,8 +157,8 @@ def test_without_it_nothing_is_said_and_the_operators_compute(monkeypatch):
 
 def test_a_damaged_library_is_named(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library().parent.mkdir()
-    native.library().write_bytes(b"no library")
+    native.kernel_file().parent.mkdir()
+    native.kernel_file().write_bytes(b"no library")
     native.load.cache_clear()
     assert native.load() is None
     assert "doctor --build" in caplog.text

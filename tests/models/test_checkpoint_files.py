@@ -95,6 +95,13 @@ def test_an_index_whose_file_is_a_link_out_of_its_folder(split, tmp_path):
         vf.upcycle(split, DENSE)
 
 
+def test_a_lone_file_of_weights_may_be_a_link(folder, tmp_path):
+    """To wherever the user, or a download, keeps it."""
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    assert vf.upcycle(folder)[1].logit_difference <= 1e-5
+
+
 def test_the_hubs_cache_links_its_files(split, tmp_path):
     """It keeps contents beside the snapshots, and links to them."""
     cache = tmp_path / "models--owner--name"

@@ -13,8 +13,9 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import versatileffn as vf
+from support.command_line import run
 from support.models import SHAPE
-from versatileffn.cli.main import app, main
+from versatileffn.cli.main import app
 from versatileffn.data.tokenizers import train_bpe
 from versatileffn.errors import CheckpointError
 
@@ -76,17 +77,6 @@ def _alien(folder, dense_folder, canary, edited, change):
     (folder / edited).write_text(json.dumps(content | change))
     (folder / "alien.py").write_text(CODE.format(canary=str(canary)))
     return folder
-
-
-def run(monkeypatch, *arguments):
-    """The command line with a `y` waiting for every question; its exit code."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
-    monkeypatch.setattr(sys, "argv", ["versatileffn", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.fixture

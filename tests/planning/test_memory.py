@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from planning.cases import WITHIN, Case, all_cases, compare, make_config
+from support import threads
 from versatileffn.planning.plan import RunPlan
 
 MAIN = runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="table")
@@ -21,12 +22,7 @@ SAMPLE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = pytest.fixture(autouse=True)(threads.one_thread)
 
 
 @pytest.mark.parametrize("case", SAMPLE, ids=str)

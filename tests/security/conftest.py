@@ -1,18 +1,15 @@
 """A run in the middle of its work, with its tokens and its model, made once by the real verbs."""
 
-import io
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
+from support import threads
+from support.command_line import run
 from training.conftest import write_tokens
-from versatileffn.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -90,20 +87,4 @@ def copied(tmp_path, monkeypatch):
     return copy
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def run(patch: pytest.MonkeyPatch, *arguments: Any) -> Any:
-    """The command line with a `y` waiting for every question; its exit code."""
-    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"y\n" * 20)))
-    patch.setattr(sys, "argv", ["versatileffn", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
+one_thread = pytest.fixture(autouse=True)(threads.one_thread)

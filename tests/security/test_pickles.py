@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from security.conftest import Place, run
+from security.conftest import Place
 from security.payload import by_torch, plain, put
+from support.command_line import run
 
 PICKLED = (".pt", ".pth", ".bin", ".distcp", ".metadata")
 """Endings under which somebody may expect a pickle."""

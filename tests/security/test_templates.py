@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jinja2.exceptions import SecurityError
 
-from security.conftest import run
+from support.command_line import run
 from versatileffn.models.tokenizer import load_own_tokenizer
 
 REACHING = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from security.conftest import run
+from support.command_line import run
 from versatileffn.errors import ConfigError
 from versatileffn.training.config_file import apply_overrides, read_yaml
 from versatileffn.workspace.manifest import read_record

@@ -102,7 +102,7 @@ class Run:
     def alive(self) -> bool:
         """Whether the process is still there; looks at it."""
         assert self.process is not None
-        self.watches[-1].look()
+        self.watches[-1].sample()
         return self.process.poll() is None
 
     def has_begun(self) -> bool:

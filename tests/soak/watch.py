@@ -33,7 +33,7 @@ class Watch:
         self.began = time.monotonic()
         self.samples: list[Sample] = []
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Take a sample, if the process is still there."""
         try:
             with self.process.oneshot():

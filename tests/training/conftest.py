@@ -1,16 +1,16 @@
 """A tiny token folder with learnable structure, and run configurations over it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from support import threads
 from versatileffn.data.meta import SplitMeta, TokenMeta
 from versatileffn.data.tokenizers import save_tokenizer
 from versatileffn.training.config import TrainConfig
@@ -49,13 +49,7 @@ def write_tokens(folder: Path, train: int = 20_000, val: int = 1_600, vocab: int
     return folder
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by sharing their work among threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = pytest.fixture(autouse=True)(threads.one_thread)
 
 
 @pytest.fixture(scope="session")

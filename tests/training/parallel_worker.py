@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from versatileffn.training import run
+from versatileffn.training import run, start
 from versatileffn.training.config import load_config
 from versatileffn.training.trainer import ReuseTrainer
 
@@ -40,7 +40,7 @@ def never_whole(*_: Any) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run.build_model = never_whole
+    start.build_model = never_whole
     with noise_by_tokens():
         for path in sys.argv[1:]:
             run.train(load_config(path))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from support.launch import SOURCE
+from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import DivergedError
 from versatileffn.training.bad_steps import LEFT_OUT, BadSteps
 from versatileffn.training.batches import BatchPlan, WindowBatches
@@ -98,6 +100,19 @@ def test_a_step_that_is_left_out_moves_nothing(make_config, broken_in, capsys):
     assert all(
         torch.isfinite(each).all() for each in load_file(after / "model.safetensors").values()
     )
+
+
+def test_nothing_is_told_of_what_a_left_out_step_decided_and_read(make_config, broken_in):
+    broken_in(4)
+    config = make_config(model__ffn=BIASED, optim__bad_steps={"action": "skip"})
+    lines = {entry["step"]: entry for entry in entries(train(config)) if "tokens" in entry}
+    assert lines[2].keys() == lines[6].keys()
+    assert {"layer_1/mean_loops", "tokens_crc32", "grad_norm"} <= lines[6].keys() - lines[4].keys()
+    assert not [key for key in lines[4] if "/" in key]
+    assert lines[4]["loss"] > 0  # of step 3
+    windows = PackedDataset(config.data.tokens, "train", seq_len=32)
+    read = [windows[window]["input_ids"] for window in WindowBatches(PLAN).step_windows(5)]
+    assert lines[6]["tokens_crc32"] == zlib.crc32(torch.stack(read).numpy().tobytes())
 
 
 def test_the_logged_loss_is_of_the_steps_that_were_taken(make_config, tmp_path, broken_in):

@@ -28,10 +28,13 @@ from versatileffn.models.checkpoint import load_checkpoint, read_config
 from versatileffn.models.family import model_class, reuse_config
 from versatileffn.models.shares import load_shares, save_shares
 from versatileffn.publish.export import export, export_dense
+from versatileffn.training.batches import plan_batches
 from versatileffn.training.config import TrainConfig
+from versatileffn.training.init import model_config
 from versatileffn.training.parallel import check_launch
 from versatileffn.training.restoring import reading
 from versatileffn.training.run import train
+from versatileffn.training.start import StartModel
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 LEARNED = {"variant": "versatile", "num_experts": 4, "reuse_gains": "learned", "gain_init": 0.1}
@@ -347,8 +350,23 @@ def test_a_conversion_is_built_whole_and_then_divided(tokens, tmp_path, request)
     config = configure(converted, tokens, tmp_path / "many", strategy="fsdp2")
     result = torchrun(write(config))
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("each process builds the whole model") == 1
     for name, weight in weights(alone).items():
         torch.testing.assert_close(weights(tmp_path / "many")[name], weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ffn", [LEARNED, None])
+def test_one_process_says_that_all_build_the_whole_model(ffn, tokens, tmp_path, capsys):
+    """Of a conversion that adds weights; a dense model in a folder is read as it is."""
+    dense = LlamaForCausalLM(LlamaConfig(vocab_size=64, eos_token_id=63, **TINY))
+    dense.save_pretrained(tmp_path / "dense")
+    case = Case({"architecture": None, "init_from": str(tmp_path / "dense"), "ffn": ffn})
+    config = configure(case, tokens, tmp_path / "run", strategy="fsdp2")
+    planned = model_config(config.model, 64, 63, 32)
+    for rank in (0, 1):
+        StartModel(config, planned, plan_batches(config, 625, 2), rank)
+        said = capsys.readouterr().out
+        assert ("can't be read piece by piece" in said) == (ffn is not None and rank == 0)
 
 
 def test_a_run_of_whole_weights_goes_on_with_two_processes(tokens, tmp_path, request):

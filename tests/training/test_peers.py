@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch.multiprocessing as mp
 import yaml
 
 from support.launch import SOURCE, torchrun
+from support.processes import PROCESSES, join, leave
 from versatileffn.errors import ResourceError
+from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.peers import losing_peers
 
 DYING = """
@@ -68,6 +71,19 @@ def test_what_backends_say_is_told(monkeypatch, words):
         raise RuntimeError(f"{words}\nException raised from …")
     with pytest.raises(RuntimeError, match="a defect"), losing_peers():
         raise RuntimeError("a defect")
+
+
+def lack_room_in_one(rank, folder):
+    join(rank, folder)
+    log = folder / "log.jsonl"
+    CheckpointStore(folder, 1, None, log, 0).make_room()
+    with pytest.raises(ResourceError, match=r"next checkpoint: .* needs 1,073,741,824\.0 GiB"):
+        CheckpointStore(folder, 1, None, log, 2**60 * rank).make_room()
+    leave()
+
+
+def test_a_checkpoint_without_room_in_the_eyes_of_one_process_ends_all(tmp_path):
+    mp.spawn(lack_room_in_one, (tmp_path,), nprocs=PROCESSES)
 
 
 INTRUDED = """

@@ -10,7 +10,7 @@ from versatileffn.training.architecture import Architecture, architecture_config
 from versatileffn.training.batches import plan_batches
 from versatileffn.training.init import new_model
 from versatileffn.training.run import train
-from versatileffn.training.sizes import check_sizes
+from versatileffn.training.sizes import FLOAT, check_sizes
 
 TINY = {
     "hidden_size": 32,
@@ -56,6 +56,18 @@ def test_too_much_of_anything_is_refused_at_once(
         train(make_config(**change))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_process_of_a_machine_is_counted(make_config, monkeypatch):
+    config = make_config(run__per_device_train_batch_size=2)
+    architecture = architecture_config(config.model.architecture, None, 64)
+    plan = plan_batches(config, 600, 4)
+    room = 3 * FLOAT * parameter_count(architecture)
+    monkeypatch.setattr(memory, "total_memory", lambda: room)
+    assert check_sizes(architecture, config, plan) > 0  # each on a machine of its own
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ResourceError, match=r"in each of 4 processes .* or start fewer$"):
+        check_sizes(architecture, config, plan)
 
 
 def test_layers_that_differ_are_counted_each():

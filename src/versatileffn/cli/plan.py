@@ -8,12 +8,12 @@ from rich.console import Console
 
 from versatileffn.cli.record import JsonOption, OverwriteOption, RecordFile
 from versatileffn.cli.table import print_table
+from versatileffn.planning.gpus import UTILISATION
 
 if TYPE_CHECKING:
     from versatileffn.planning.gpus import Gpu
     from versatileffn.planning.plan import Form, Mode, RunPlan
 
-UTILISATION = 0.35
 GIB = 2**30
 
 

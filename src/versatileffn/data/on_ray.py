@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 
 import ray
 from datatrove.executor.ray import RayPipelineExecutor
-from loguru import logger
 
 from versatileffn.data import remote
 from versatileffn.data.stage import Stage
 from versatileffn.errors import ConfigError
-from versatileffn.workspace.durable import make_folder
 
 MEMORY_GB = 2.0
 _OPTIONS = ("memory-gb",)
@@ -30,10 +28,7 @@ class RayExecutor:
     """
 
     def __init__(self, workers: int | None, options: Mapping[str, str]) -> None:
-        if unknown := sorted(set(options) - set(_OPTIONS)):
-            raise ConfigError(
-                f"executor-option {unknown[0]!r} means nothing to ray, only {', '.join(_OPTIONS)}"
-            )
+        remote.check_options("ray", options, known=_OPTIONS)
         self.workers = workers
         self.memory_gb = _positive(options.get("memory-gb", str(MEMORY_GB)))
         self._ours = not ray.is_initialized()
@@ -64,32 +59,29 @@ class RayExecutor:
 
     def run(self, stage: Stage, ranks: list[int], done: Callable[[], None]) -> None:
         """See `Executor`."""
-        remote.forget_failures(stage)
-        make_folder(remote.logs(stage))
-        logger.disable("datatrove")
-        executor = RayPipelineExecutor(
-            pipeline=[remote.RemoteTask(stage, ranks)],
-            tasks=len(ranks),
-            workers=self.workers or -1,
-            mem_per_cpu_gb=self.memory_gb,
-            logging_dir=str(remote.logs(stage)),
-            skip_completed=False,
-        )
-        watch, over = remote.Watch(stage, ranks, done), threading.Event()
+        with remote.datatrove_at(stage):
+            executor = RayPipelineExecutor(
+                pipeline=[remote.RemoteTask(stage, ranks)],
+                tasks=len(ranks),
+                workers=self.workers or -1,
+                mem_per_cpu_gb=self.memory_gb,
+                logging_dir=str(remote.logs(stage)),
+                skip_completed=False,
+            )
+            watch, over = remote.Watch(stage, ranks, done), threading.Event()
 
-        def keep_looking() -> None:
-            while not over.wait(remote.POLL_SECONDS):
-                watch.look()
+            def keep_polling() -> None:
+                while not over.wait(remote.POLL_SECONDS):
+                    watch.poll()
 
-        looking = threading.Thread(target=keep_looking, daemon=True)
-        looking.start()
-        try:
-            executor.run()
-        finally:
-            over.set()
-            looking.join()
-            logger.enable("datatrove")
-        watch.look()
+            polling = threading.Thread(target=keep_polling, daemon=True)
+            polling.start()
+            try:
+                executor.run()
+            finally:
+                over.set()
+                polling.join()
+            watch.poll()
         remote.check_ended(stage, ranks)
 
 

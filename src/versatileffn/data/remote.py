@@ -1,9 +1,12 @@
 """Tasks that datatrove runs in processes that aren't our children: alone, heard of by files."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from loguru import logger
 
 from versatileffn.data.stage import Stage
 from versatileffn.errors import ConfigError, DataError, ResourceError
@@ -13,6 +16,32 @@ from versatileffn.workspace.manifest import read_record
 POLL_SECONDS = 5.0
 _ERROR = "error.json"
 _KINDS = {kind.__name__: kind for kind in (ConfigError, DataError, ResourceError)}
+
+
+def check_options(
+    executor: str,
+    options: Mapping[str, str],
+    known: Sequence[str] | None = None,
+    needed: Mapping[str, str] | None = None,
+) -> None:
+    """See that an executor can make sense of what the user gave it.
+
+    Args:
+        executor: its name.
+        options: the user's, by name.
+        known: those that it has; None: it passes all of them on.
+        needed: those that it can't do without, and what each has to name.
+
+    Raises:
+        ConfigError: an option means nothing to it, or is missing.
+    """
+    if known is not None and (unknown := sorted(set(options) - set(known))):
+        raise ConfigError(
+            f"executor-option {unknown[0]!r} means nothing to {executor}, only {', '.join(known)}"
+        )
+    for name, what in (needed or {}).items():
+        if not options.get(name):
+            raise ConfigError(f"executor={executor} needs --executor-option {name}=NAME, {what}")
 
 
 class RemoteTask:
@@ -77,6 +106,18 @@ def check_ended(stage: Stage, ranks: list[int]) -> None:
         )
 
 
+@contextmanager
+def datatrove_at(stage: Stage) -> Iterator[None]:
+    """While datatrove runs or submits a stage: earlier failures are forgotten, logs are files."""
+    forget_failures(stage)
+    make_folder(logs(stage))
+    logger.disable("datatrove")
+    try:
+        yield
+    finally:
+        logger.enable("datatrove")
+
+
 def logs(stage: Stage) -> Path:
     """The folder that datatrove writes its logs to."""
     return stage.folder / "logs"
@@ -95,8 +136,8 @@ class Watch:
         self.stage, self.done = stage, done
         self.open = list(ranks)
 
-    def look(self) -> None:
-        """Look which have one by now."""
+    def poll(self) -> None:
+        """See which have one by now."""
         for rank in [rank for rank in self.open if self.stage.records.exists(rank)]:
             self.open.remove(rank)
             self.done()

@@ -4,17 +4,23 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from versatileffn.data.corpus import Corpus, find_corpus
 from versatileffn.data.executors import choose_executor
+from versatileffn.data.folder_tokenizer import (
+    check_tokenizer_options,
+    put_tokenizer,
+    tokenizer_files,
+    train_on,
+)
 from versatileffn.data.meta import (
     MAX_SEED,
     MAX_VOCAB_SIZE,
@@ -26,36 +32,19 @@ from versatileffn.data.meta import (
 )
 from versatileffn.data.pipeline import DocumentKeys, Progress, SplitTokenizer, run_stage
 from versatileffn.data.shards import TaskRecords
-from versatileffn.data.split import TRAIN, VAL, check_val_size, split_of, val_threshold
+from versatileffn.data.split import TRAIN, VAL, check_val_size, val_threshold
 from versatileffn.data.stage import Executor
-from versatileffn.data.tokenizers import (
-    MIN_VOCAB_SIZE,
-    TOKENIZER_FOLDER,
-    describe,
-    find_tokenizer,
-    save_tokenizer,
-    train_bpe,
-)
+from versatileffn.data.tokenizers import MIN_VOCAB_SIZE, TOKENIZER_FOLDER, find_tokenizer
 from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.provenance import versions
-from versatileffn.workspace.durable import remove, size_text, write_json, writing
+from versatileffn.workspace.durable import remove, size_text, writing
 from versatileffn.workspace.folder import check_free, new_folder
-from versatileffn.workspace.manifest import (
-    FILES,
-    damage,
-    digests,
-    files_of,
-    read_record,
-    strangers,
-)
+from versatileffn.workspace.manifest import strangers
 
 VOCAB_SIZE = 4096
 VAL_FRACTION = 0.02
-BPE_SAMPLE_BYTES = 32 * 2**20  # more text hardly changes a small vocabulary
 _UNITS = ("documents", "bytes", "tokens")
 _PACKAGES = ("tokenizers", "transformers")
-SEAL = "tokenizer.json"
-"""Of the work beside the folder: what the tokenizer's files were when it was made."""
 
 
 def tokenize_corpus(
@@ -116,7 +105,8 @@ def tokenize_corpus(
         ResourceError: the disk is full, or a process was killed; the same call goes on.
     """
     report = progress or (lambda line: None)
-    _check_tokenizer_options(tokenizer, vocab_size, eos_token)
+    _check_range("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
+    check_tokenizer_options(tokenizer, vocab_size, eos_token)
     check_val_size(val_fraction, val_documents)
     _check_range("seed", seed, 0, MAX_SEED)
     _check_range("limit_documents", limit_documents, 1)
@@ -156,12 +146,9 @@ def tokenize_corpus(
         job = _Job(corpus, folder, seed, runner, report)
         keys = _read_keys(job)
         threshold = val_threshold(keys, val_fraction, val_documents, corpus.source)
-        if not _tokenizer_is_whole(job, notice):
-            chosen = given if given is not None else _train(job, threshold, vocab_size)
-            described = save_tokenizer(chosen, folder, job.work)
-            write_json(job.work / SEAL, {FILES: digests(folder / TOKENIZER_FOLDER)})
-        else:  # an interrupted run got this far
-            described = describe(find_tokenizer(str(folder / TOKENIZER_FOLDER)), folder)
+        train = partial(train_on, corpus, seed, threshold, vocab_size, report)
+        make = train if given is None else lambda: given
+        described = put_tokenizer(folder, job.work, make, notice)
         step = _write_shards(job, described, threshold)
         splits = _count_splits(job, step, keys)
         uncertain = step.records.totals(corpus.tasks)["uncertain"]
@@ -170,7 +157,7 @@ def tokenize_corpus(
                 f"{corpus.source}: texts without a place where this tokenizer surely cuts were cut "
                 f"at {uncertain:,} places, where tokens may differ from the whole text's"
             )
-        files = step.records.files(corpus.tasks) | _tokenizer_files(folder)
+        files = step.records.files(corpus.tasks) | tokenizer_files(folder)
         remove(folder / name for name in strangers(folder, files))
         TokenMeta(
             tokenizer=described,
@@ -215,36 +202,6 @@ def _read_keys(job: _Job) -> np.ndarray:
     step = DocumentKeys(job.key_records, job.seed)
     run_stage(job.corpus, step, job.executor, on_progress)
     return step.keys(job.corpus.tasks)
-
-
-def _tokenizer_is_whole(job: _Job, notice: Callable[[str], None]) -> bool:
-    """Whether an interrupted run made the tokenizer; one that isn't what was written goes away."""
-    folder, files = job.folder / TOKENIZER_FOLDER, files_of(read_record(job.work / SEAL))
-    wrong = [] if files is None else damage(folder, files)
-    if wrong:
-        notice(f"{folder}: {wrong[0]}: it is made again")
-    if wrong or files is None:
-        remove([folder])
-        return False
-    return True
-
-
-def _train(job: _Job, threshold: int | None, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a BPE on about `BPE_SAMPLE_BYTES` of training text, taken evenly from all files."""
-
-    def sample() -> Iterator[str]:
-        pieces = job.corpus.pieces()
-        for documents in pieces:
-            taken = 0
-            for text in documents:
-                if split_of(text, job.seed, threshold) == TRAIN:
-                    taken += len(text)
-                    yield text[:BPE_SAMPLE_BYTES]
-                if taken >= BPE_SAMPLE_BYTES / len(pieces):
-                    break
-
-    job.report("training the tokenizer")
-    return train_bpe(sample(), vocab_size)
 
 
 def _write_shards(job: _Job, tokenizer: TokenizerMeta, threshold: int | None) -> SplitTokenizer:
@@ -294,19 +251,6 @@ def _count_splits(job: _Job, step: SplitTokenizer, keys: np.ndarray) -> dict[str
     return {
         name: SplitMeta(**{unit: totals[f"{name}/{unit}"] for unit in _UNITS}) for name in expected
     }
-
-
-def _tokenizer_files(folder: Path) -> dict[str, str]:
-    found = digests(folder / TOKENIZER_FOLDER)
-    return {f"{TOKENIZER_FOLDER}/{name}": digest for name, digest in found.items()}
-
-
-def _check_tokenizer_options(tokenizer: str, vocab_size: int | None, eos_token: str | None) -> None:
-    _check_range("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
-    if tokenizer == "bpe" and eos_token is not None:
-        raise ConfigError(f"eos_token={eos_token!r} has no effect on `bpe`, which has its own")
-    if tokenizer != "bpe" and vocab_size is not None:
-        raise ConfigError(f"vocab_size={vocab_size} has no effect on {tokenizer}, only on `bpe`")
 
 
 def _check_range(name: str, value: int | None, low: int, high: int = 2**63 - 1) -> None:

@@ -108,7 +108,7 @@ def compiled_one_loop(
 @cache
 def load() -> Callable[..., None] | None:
     """The kernel, if it has been built here; looked for once in a process."""
-    path = library()
+    path = kernel_file()
     if not os.path.isfile(path):  # which, unlike Path.is_file, doesn't raise
         return None
     try:
@@ -124,7 +124,7 @@ def load() -> Callable[..., None] | None:
     return kernel
 
 
-def library() -> Path:
+def kernel_file() -> Path:
     """Where the built kernel is, or would be: one for each source, system and kind of machine."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
@@ -141,7 +141,7 @@ def build() -> Path:
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         raise ResourceError("there is no C compiler: install gcc or clang, or name one in CC")
-    path = library()
+    path = kernel_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

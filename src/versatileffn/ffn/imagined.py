@@ -15,7 +15,7 @@ _MEAN_LOOPS: ContextVar[float | None] = ContextVar("versatileffn_imagined_loops"
 
 
 @contextmanager
-def imagining(mean_loops: float) -> Iterator[None]:
+def assume_mean_loops(mean_loops: float) -> Iterator[None]:
     """Run packed passes and real experts over fake tensors inside.
 
     Args:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.values import suggestion
 
+UTILISATION = 0.4
+"""Share of the peak that a good training run reaches; an assumption."""
+
 
 @dataclass(frozen=True)
 class Gpu:

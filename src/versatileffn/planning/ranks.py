@@ -26,8 +26,8 @@ def imagined_ranks(count: int, section: ParallelSection) -> Iterator[DeviceMesh]
         distributed.destroy_process_group()
 
 
-def gathered(model: Any) -> list[Tensor]:
-    """What FSDP2 gathers weights into; it is there once a pass has been made."""
+def all_gather_outputs(model: Any) -> list[Tensor]:
+    """The buffers that FSDP2 gathers weights into; they are there once a pass has been made."""
     found = []
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig
 
-from versatileffn.ffn.imagined import imagining
+from versatileffn.ffn.imagined import assume_mean_loops
 from versatileffn.models.checkpoint import quiet_transformers
 from versatileffn.planning.live import LiveMemory
-from versatileffn.planning.ranks import gathered, imagined_ranks
+from versatileffn.planning.ranks import all_gather_outputs, imagined_ranks
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.init import freeze, new_model, set_execution
 from versatileffn.training.open_loops import prepare_loops
@@ -59,7 +59,7 @@ def peak_memory(
         planned: of the model that is trained.
         config: the run; its `model` and `data` aren't looked at, `parallel` is.
         share: this process's of the work.
-        mean_loops: of the tokens, where they choose, see `imagining`.
+        mean_loops: of the tokens, where they choose, see `assume_mean_loops`.
 
     Returns:
         Bytes by part.
@@ -74,7 +74,7 @@ def peak_memory(
         quiet_transformers(),
         ranks as mesh,
         FakeTensorMode(allow_non_fake_inputs=True),
-        imagining(mean_loops),
+        assume_mean_loops(mean_loops),
         memory,
     ):
         memory.part = WEIGHTS
@@ -86,7 +86,7 @@ def peak_memory(
         _follow(model, trained, memory)
         if section is not None:
             _forward(model, _tokens(1, share.seq_len), config.run.bf16, share, memory).backward()
-            memory.belongs_to(GATHERED, gathered(model))
+            memory.belongs_to(GATHERED, all_gather_outputs(model))
             optimizer.zero_grad()
         memory.part = BUCKETS
         copies = share.ranks > 1 and section is None

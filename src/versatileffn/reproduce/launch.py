@@ -9,15 +9,13 @@ from versatileffn.analysis.presets import preset
 from versatileffn.analysis.training_flops import training_flops
 from versatileffn.ffn.config import Dense
 from versatileffn.models.family import reuse_config
-from versatileffn.planning.gpus import GPUS
+from versatileffn.planning.gpus import GPUS, UTILISATION
 from versatileffn.reproduce.arms import THE_BASE, Arm
 from versatileffn.reproduce.protocol import Protocol
 from versatileffn.reproduce.tables import TABLES
 
 PEAK_FLOPS = GPUS["h100"].tflops * 1e12
 """Dense bfloat16 FLOPs per second of one H100 SXM."""
-UTILISATION = 0.4
-"""Share of the peak that a good training run reaches; an assumption."""
 LOOP_SHARE = 3.1 / 4
 """Mean loops of L that tokens take. Source: what Table 2 implies at 354M, 3.05 to 3.22 of 4."""
 TORCHRUN = "torchrun --nproc-per-node 8 -m versatileffn"

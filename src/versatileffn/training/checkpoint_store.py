@@ -9,6 +9,7 @@ from versatileffn.errors import ResourceError, VersatileFFNError
 from versatileffn.training.checkpoints import Binding, commit, complete_checkpoints, prune
 from versatileffn.training.log_file import copy_log
 from versatileffn.training.loss_window import WINDOW
+from versatileffn.training.peers import raising_together
 from versatileffn.workspace import durable
 from versatileffn.workspace.durable import PARTIAL, check_space, remove, write_json
 
@@ -34,15 +35,16 @@ class CheckpointStore:
         self.needed = needed
 
     def make_room(self) -> None:
-        """See that the next checkpoint fits on the disk.
+        """See that the next checkpoint fits on the disk; all processes call this.
 
         Raises:
-            ResourceError: it doesn't; both sizes are named.
+            ResourceError: it doesn't, in the eyes of any process; both sizes are named.
         """
-        try:
-            check_space(self.folder, self.needed)
-        except ResourceError as error:
-            raise ResourceError(f"the next checkpoint: {error}; {self._resume()}") from None
+        with raising_together():
+            try:
+                check_space(self.folder, self.needed)
+            except ResourceError as error:
+                raise ResourceError(f"the next checkpoint: {error}; {self._resume()}") from None
 
     @contextmanager
     def writing(self) -> Iterator[None]:

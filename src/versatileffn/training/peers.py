@@ -21,6 +21,26 @@ def is_lost(error: BaseException) -> bool:
 
 
 @contextmanager
+def raising_together() -> Iterator[None]:
+    """Where one process of the run lacks something, all raise; else they would wait for it.
+
+    Raises:
+        ResourceError: what the first of them raised.
+    """
+    failed: ResourceError | None = None
+    try:
+        yield
+    except ResourceError as error:
+        failed = error
+    if distributed.is_initialized():
+        every: list[ResourceError | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(every, failed)
+        failed = next((each for each in every if each is not None), None)
+    if failed is not None:
+        raise failed
+
+
+@contextmanager
 def losing_peers() -> Iterator[None]:
     """Tell that another process is gone, where this one failed for want of it.
 

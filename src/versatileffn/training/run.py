@@ -4,7 +4,9 @@ import contextlib
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,9 +18,10 @@ from versatileffn.execution.select import forget_choices
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.models.family import is_reuse
 from versatileffn.training.anneal_tau import AnnealTau
+from versatileffn.training.announcement import announce, say
 from versatileffn.training.arguments import check_trackers, training_arguments
 from versatileffn.training.bad_steps import BadSteps
-from versatileffn.training.batches import plan_batches
+from versatileffn.training.batches import BatchPlan, plan_batches
 from versatileffn.training.callbacks import (
     LastStepCallback,
     RouterBiasCallback,
@@ -30,24 +33,21 @@ from versatileffn.training.collapse import CollapseCallback
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.divergence import record_divergence
 from versatileffn.training.evaluation import TaskCallback, TaskEvaluator
-from versatileffn.training.init import build_model, freeze, model_config, set_execution
-from versatileffn.training.inputs import run_inputs
+from versatileffn.training.init import model_config
+from versatileffn.training.inputs import Inputs, run_inputs
 from versatileffn.training.log_file import LogCallback
-from versatileffn.training.open_loops import OpenLoopsCallback, notes, prepare_loops
+from versatileffn.training.open_loops import OpenLoopsCallback
 from versatileffn.training.parallel import check_launch, shards
 from versatileffn.training.peers import losing_peers
-from versatileffn.training.piecewise import Unfilled, can_fill
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.record import finish
 from versatileffn.training.run_folder import RunFolder
-from versatileffn.training.sharding import local_bytes, shard
 from versatileffn.training.shares_trainer import SharesTrainer
-from versatileffn.training.sizes import check_sizes
+from versatileffn.training.start import StartModel
 from versatileffn.training.stopping import StopCallback, StopRequest
 from versatileffn.training.tensorboard import tensorboard_callback
 from versatileffn.training.tokens import verify_tokens
 from versatileffn.training.trainer import ReuseTrainer
-from versatileffn.workspace.durable import size_text
 
 
 def train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None = None) -> Path:
@@ -92,76 +92,82 @@ def _train(config: TrainConfig, evaluate_tasks: TaskEvaluator | None) -> Path:
     folder = RunFolder(Path(config.run.output_dir))
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     check_launch(config.parallel, world_size)
-    data = PackedDataset(
-        config.data.tokens, "train", config.data.seq_len, config.data.repetition_filter
-    )
-    held_out = PackedDataset(config.data.tokens, split="val", seq_len=config.data.seq_len)
-    plan = plan_batches(config, len(data), world_size, data.shuffled)
-    inputs = run_inputs(config, plan)
-    folder.check(inputs)
-    if folder.finished(plan.max_steps):
-        _say(rank, f"{folder.path} is finished already: its model is in {folder.model}")
+    feed = _plan_feed(config, world_size)
+    folder.check(feed.inputs)
+    if folder.finished(feed.plan.max_steps):
+        say(rank, f"{folder.path} is finished already: its model is in {folder.model}")
         return folder.path
-
     tokenizer = load_tokenizer(config.data.tokens)
     if rank == 0:
-        verify_tokens(data.folder, data.meta)
-    planned = model_config(
-        config.model, data.meta.vocab_size, data.meta.eos_token_id, config.data.seq_len
-    )
-    divides = shards(config.parallel) and world_size > 1
-    piecewise = divides and can_fill(config.model, planned)
-    checkpoint_bytes = check_sizes(planned, config, plan, piecewise)
-    unfilled = Unfilled(config.model, planned, config.run.seed) if piecewise else None
-    model = unfilled.model if unfilled else build_model(config.model, planned, config.run.seed)
-    set_execution(model, config.run.execution)
-    freeze(model, config.optim.frozen)
-    prepare_loops(model, config.optim)
+        verify_tokens(feed.train.folder, feed.train.meta)
+    meta = feed.train.meta
+    planned = model_config(config.model, meta.vocab_size, meta.eos_token_id, config.data.seq_len)
+    start = StartModel(config, planned, feed.plan, rank)
     with folder.held() if rank == 0 else contextlib.nullcontext():
-        binding = folder.prepare(inputs) if rank == 0 else None
-        args = training_arguments(config, plan, folder.checkpoints)
-        if config.parallel is not None and divides:
-            shard(model, config.parallel, args.device, world_size)
-        if unfilled is not None:
-            unfilled.fill(args.device)
-        trainer = (SharesTrainer if shards(config.parallel) else ReuseTrainer)(
-            model,
-            args,
-            plan,
-            data,
-            held_out,
-            tokens_per_step=config.run.tokens_per_batch,
-            eval_windows=config.run.eval_windows,
-            tokenizer=tokenizer,
-            schedule_steps=inputs["schedule_steps"],
-            consistency=config.optim.consistency,
-        )
+        binding = folder.prepare(feed.inputs) if rank == 0 else None
+        trainer = _build_trainer(config, feed, start, tokenizer, folder)
         if config.eval is not None and evaluate_tasks is not None:
             every = config.eval.every_steps
             trainer.add_callback(TaskCallback(evaluate_tasks, every, trainer.log))
+        keep = config.run.save_total_limit
+        if rank == 0:
+            prune(folder.checkpoints, keep)  # as the last save would
         trainer.accelerator.wait_for_everyone()  # until the folder is prepared
-        checkpoint = folder.check(inputs)
+        checkpoint = folder.check(feed.inputs)
+        trainer.store = CheckpointStore(
+            folder.checkpoints, keep, binding, folder.log, start.checkpoint_bytes
+        )
+        trainer.store.make_room()
         try:
-            trainer.store = CheckpointStore(
-                folder.checkpoints,
-                config.run.save_total_limit,
-                binding,
-                folder.log,
-                checkpoint_bytes,
-            )
-            if config.optim.bad_steps is not None:
-                rule = config.optim.bad_steps
-                trainer.bad_steps = BadSteps(rule, plan, folder.log, rank == 0)
-            if rank == 0:
-                prune(folder.checkpoints, config.run.save_total_limit)  # as the last save would
-            trainer.store.make_room()
             _run(trainer, config, folder, checkpoint, began)
         except DivergedError as error:
             if rank == 0:
                 record_divergence(folder.divergence, error)
             raise
-    _say(rank, f"finished: {folder.model}")
+    say(rank, f"finished: {folder.model}")
     return folder.path
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """What a run reads in which order, and all that its steps depend on."""
+
+    train: PackedDataset
+    held_out: PackedDataset
+    plan: BatchPlan
+    inputs: Inputs
+
+
+def _plan_feed(config: TrainConfig, processes: int) -> _Feed:
+    tokens, seq_len = config.data.tokens, config.data.seq_len
+    train = PackedDataset(tokens, "train", seq_len, config.data.repetition_filter)
+    held_out = PackedDataset(tokens, "val", seq_len)
+    plan = plan_batches(config, len(train), processes, train.shuffled)
+    return _Feed(train, held_out, plan, run_inputs(config, plan))
+
+
+def _build_trainer(
+    config: TrainConfig, feed: _Feed, start: StartModel, tokenizer: Any, folder: RunFolder
+) -> ReuseTrainer:
+    """Spread the model over the processes, which join here; its trainer in this one."""
+    args = training_arguments(config, feed.plan, folder.checkpoints)
+    start.spread(args.device)
+    trainer = (SharesTrainer if shards(config.parallel) else ReuseTrainer)(
+        start.model,
+        args,
+        feed.plan,
+        feed.train,
+        feed.held_out,
+        tokens_per_step=config.run.tokens_per_batch,
+        eval_windows=config.run.eval_windows,
+        tokenizer=tokenizer,
+        schedule_steps=feed.inputs["schedule_steps"],
+        consistency=config.optim.consistency,
+    )
+    if config.optim.bad_steps is not None:
+        speaks = args.process_index == 0
+        trainer.bad_steps = BadSteps(config.optim.bad_steps, feed.plan, folder.log, speaks)
+    return trainer
 
 
 def _run(
@@ -182,7 +188,7 @@ def _run(
     stop_callback = StopCallback(stop)
     _add_callbacks(trainer, config, folder, speed, resumed_step)
     trainer.add_callback(stop_callback)  # after all that a step is followed by
-    _announce(config, trainer, resumed_step)
+    announce(config, trainer, resumed_step)
 
     # The noise of each process is its own, and doesn't depend on how the model was built.
     torch.manual_seed(config.run.seed * 100_003 + trainer.args.process_index)
@@ -193,15 +199,10 @@ def _run(
         if not stop_callback.signal:
             finish(trainer, config, folder, speed, time.time() - started)
             return
-    _say(trainer.args.process_index, f"step {trainer.state.global_step} is saved")
+    say(trainer.args.process_index, f"step {trainer.state.global_step} is saved")
     if stop_callback.signal == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + stop_callback.signal)
-
-
-def _say(rank: int, text: str) -> None:
-    if rank == 0:
-        print(text, flush=True)
 
 
 def _add_callbacks(
@@ -227,29 +228,3 @@ def _add_callbacks(
     trainer.add_callback(CollapseCallback(folder.log, trainer.schedule_steps, opens))
     trainer.add_callback(LogCallback(folder.log, speed))
     trainer.add_callback(speed)  # last: printing and writing are not training time
-
-
-def _announce(config: TrainConfig, trainer: ReuseTrainer, resumed_step: int) -> None:
-    plan = trainer.plan
-    _say(
-        trainer.args.process_index,
-        f"{trainer.unwrapped.num_parameters():,} parameters ({trainer.telemetry.variant}), "
-        f"{plan.max_steps:,} steps of {config.run.tokens_per_batch:,} tokens = "
-        f"{plan.epochs_at(plan.max_steps):.2f} epochs, "
-        f"{plan.accumulation} micro-batches of {plan.micro_batch} windows on {plan.world_size} "
-        f"process(es){_shared(config, trainer)}, {trainer.args.device}"
-        + (f"; resumed after step {resumed_step}" if resumed_step else ""),
-    )
-    if shards(config.parallel) and plan.world_size == 1:
-        _say(0, "parallel.strategy=fsdp2: one process has nothing to share; more can go on")
-    for note in notes(trainer.unwrapped, config.optim, trainer.schedule_steps, plan.max_steps):
-        _say(trainer.args.process_index, note)
-
-
-def _shared(config: TrainConfig, trainer: ReuseTrainer) -> str:
-    """How several processes hold the model, in words."""
-    if trainer.plan.world_size == 1:
-        return ""
-    if not shards(config.parallel):
-        return " that hold all weights (ddp)"
-    return f" that hold {size_text(local_bytes(trainer.unwrapped))} of weights each (fsdp2)"

@@ -1,5 +1,6 @@
 """A run whose weights are divided among its processes, and whose checkpoints are in shares."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +24,9 @@ class SharesTrainer(ReuseTrainer):
     accelerate is told that the model needs no more preparation, and adds neither DDP nor autocast.
     """
 
-    @property
+    @cached_property
     def divided(self) -> bool:
-        """Whether there are other processes to gather weights from."""
+        """Whether there are other processes to gather weights from; it stays so."""
         return is_divided(self.unwrapped)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,8 @@
 Legend: D hidden_size, F intermediate_size, L loops, V vocabulary, M tokens of one micro-batch.
 """
 
+import os
+
 import torch
 from transformers import PreTrainedConfig
 
@@ -79,14 +81,15 @@ def check_sizes(
     remedy = "choose smaller sizes"
     shares = shares_of(config.parallel, plan.world_size)
     built = parameters // shares if piecewise else parameters
-    check_memory(FLOAT * built, what, remedy)  # in main memory
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's word for a machine's processes
+    check_memory(FLOAT * built, what, remedy, processes=beside)  # in main memory
     activations = (
         f"{what}, trained on {tokens:,} tokens at once (per_device_train_batch_size × seq_len),"
     )
     remedy = f"{remedy}, or a smaller batch"
     needed = TRAINED * parameters // shares + kept
     if config.run.use_cpu or not torch.cuda.is_available():
-        check_memory(needed + step + readers, activations, remedy)
+        check_memory(needed + step + readers, activations, remedy, processes=beside)
     else:
         check_memory(needed, activations, remedy, "cuda")
     return STORED * parameters

@@ -62,10 +62,11 @@ class Telemetry:
         config = getattr(model, "config", None)
         self.reuses = is_reuse(config)
         self.variant: str = config.ffn().variant if self.reuses else "dense"  # type: ignore[union-attr]
-        self._fed = 0
-        self._restart()
+        self.forget()
 
-    def _restart(self) -> None:
+    def forget(self) -> None:
+        """Drop what was read since the last call of `take`: the step isn't made."""
+        self._fed: int | None = None
         self._tallies: list[LayerTally] = []
         self._values: dict[str, list[float]] = {}
 
@@ -75,7 +76,7 @@ class Telemetry:
 
     def add(self, outputs: Any, input_ids: Tensor) -> None:
         """Read one micro-batch's outputs, and which tokens it was given."""
-        self._fed = zlib.crc32(input_ids.cpu().numpy().tobytes(), self._fed)
+        self._fed = zlib.crc32(input_ids.cpu().numpy().tobytes(), self._fed or 0)
         decisions = getattr(outputs, "reuse_plans", None) or ()
         self._tallies = self._tallies or [LayerTally() for _ in decisions]
         for tally, decision in zip(self._tallies, decisions, strict=True):
@@ -89,15 +90,16 @@ class Telemetry:
         """Read one micro-batch's part of the training loss, or what else is averaged."""
         self._values.setdefault(name, []).append(value)
 
-    def take_fed(self) -> int:
-        """CRC-32 of the token ids that this process was given in the step, for comparing runs."""
-        fed, self._fed = self._fed, 0
-        return fed
+    @property
+    def fed(self) -> int | None:
+        """CRC-32 of the token ids that this process trained on in the logged step, micro-batch
+        after micro-batch, for comparing runs; None: on none, for the step was left out."""
+        return self._fed
 
     def take(self) -> dict[str, float]:
         """Means since the last call, by name; the names are the same in all processes."""
         values = {name: sum(each) / len(each) for name, each in self._values.items()}
         for layer, tally in enumerate(self._tallies):
             values |= use_statistics(layer, tally.use())
-        self._restart()
+        self.forget()
         return values

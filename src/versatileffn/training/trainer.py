@@ -1,37 +1,30 @@
-"""Transformers' Trainer, with our data order, our decay groups, telemetry and whole checkpoints."""
+"""Transformers' Trainer, with our data order, our decay groups, telemetry and held-out loss."""
 
-import zlib
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainingArguments, default_data_collator
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers import TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
 from versatileffn.data.packed import UNSCORED, PackedDataset
 from versatileffn.data.split_text import SplitText
 from versatileffn.evaluation.held_out import held_out_loss
 from versatileffn.ffn.router_bias import RouterBias
-from versatileffn.training.bad_steps import BadSteps
 from versatileffn.training.batches import BatchPlan, WindowBatches
 from versatileffn.training.callbacks import deciders
-from versatileffn.training.checkpoint_store import CheckpointStore
+from versatileffn.training.checkpoint_trainer import CheckpointTrainer
 from versatileffn.training.consistency import consistency_loss
-from versatileffn.training.divergence import check_logs, check_weights
-from versatileffn.training.loss_window import WINDOW, LossWindow
+from versatileffn.training.divergence import check_logs
 from versatileffn.training.open_loops import OpenLoopsCallback
 from versatileffn.training.optim_config import ConsistencySection
-from versatileffn.training.restoring import load_weights, reading
 from versatileffn.training.sharding import whole
 from versatileffn.training.stopping import ignore_signals
 from versatileffn.training.telemetry import Telemetry, learned_gains
-from versatileffn.workspace.durable import PARTIAL
 
 
-class ReuseTrainer(Trainer):
+class ReuseTrainer(CheckpointTrainer):
     """The training loop of Transformers over windows of tokens, for reuse models and dense ones.
 
     Args:
@@ -65,10 +58,6 @@ class ReuseTrainer(Trainer):
         self.held_out_text = SplitText(held_out)
         self.eval_windows = range(len(held_out))[:eval_windows]
         self.schedule_steps = schedule_steps or plan.max_steps
-        self.store: CheckpointStore | None = None
-        self.window = LossWindow()
-        self.bad_steps: BadSteps | None = None
-        self._writing_checkpoint = False
         super().__init__(
             model=model,
             args=args,
@@ -80,11 +69,6 @@ class ReuseTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self._loss_shifts_labels = True  # labels are the inputs; T windows predict T − 1 tokens
         self.telemetry = Telemetry(model)
-
-    @property
-    def unwrapped(self) -> Any:
-        """The model itself, without what shares it among processes."""
-        return self.accelerator.unwrap_model(self.model)
 
     # Data: the order is ours, and skipping to a step reads nothing.
 
@@ -187,17 +171,6 @@ class ReuseTrainer(Trainer):
         history = self.state.log_history
         history[-1] = {key: value for key, value in history[-1].items() if "/" not in key}
 
-    def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """One micro-batch, forward and backward; its part of the step's loss."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.window.add(loss)
-        return loss
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The step's, which all its micro-batches have been added to; None: it is left out."""
         norm = super()._get_grad_norm(model, grad_norm)
@@ -210,6 +183,7 @@ class ReuseTrainer(Trainer):
         self.window.end_step(taken)
         if taken:
             return norm
+        self.telemetry.forget()
         model.zero_grad(set_to_none=True)  # the optimizer passes over what has no gradient
         for module in self.unwrapped.modules():
             if isinstance(module, RouterBias):
@@ -222,7 +196,8 @@ class ReuseTrainer(Trainer):
             details["tau"] = self.unwrapped.config.tau
         if any(isinstance(each, OpenLoopsCallback) for each in self.callback_handler.callbacks):
             details["open_loops"] = deciders(self.unwrapped, "open_loops")[0].open_loops
-        details["tokens_crc32"] = self.telemetry.take_fed()
+        if self.telemetry.fed is not None:
+            details["tokens_crc32"] = self.telemetry.fed
         values = dict(sorted(self.telemetry.take().items()))
         if values:
             mine = torch.tensor(list(values.values()), device=self.args.device)
@@ -252,67 +227,3 @@ class ReuseTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-    # Checkpoints: written beside, sealed and synced, renamed when every process is done.
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder) / PARTIAL) if self._writing_checkpoint else folder
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        assert self.store is not None
-        check_weights(self.unwrapped, self.state.global_step)
-        window = self.window.state(self.accelerator)
-        if self.bad_steps is not None:
-            window |= self.bad_steps.state()
-        self.store.make_room()
-        self._writing_checkpoint = True
-        try:
-            with self.store.writing():
-                super()._save_checkpoint(model, trial)
-        finally:
-            self._writing_checkpoint = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.store.publish(self.state.global_step, window)
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        folder = Path(resume_from_checkpoint)
-        load_weights(self.unwrapped if model is None else model, folder)
-        self._load_window(folder)
-
-    def _load_window(self, folder: Path) -> None:
-        args = self.args
-        with reading(folder / WINDOW):
-            self.window.load(folder / WINDOW, args.process_index, args.world_size, args.device)
-            if self.bad_steps is not None:
-                self.bad_steps.load(folder / WINDOW)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        # Not the Trainer's way: with several CPU processes it maps to a device "cpu:0", which
-        # torch.load doesn't know.
-        parts: dict[str, Any] = {OPTIMIZER_NAME: self.optimizer, SCHEDULER_NAME: self.lr_scheduler}
-        for name, part in parts.items():
-            with reading(Path(checkpoint) / name):
-                part.load_state_dict(
-                    torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
-                )
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        folder = Path(checkpoint or "")
-        if len(list(folder.glob("rng_state*.pth"))) != self.args.world_size:
-            # Of other processes. These draw what none of those has drawn.
-            step, process = self.state.global_step, self.args.process_index
-            torch.manual_seed(zlib.crc32(f"{self.args.seed} {step} {process}".encode()))
-            return
-        with reading(folder / "the random state"):
-            super()._load_rng_state(checkpoint)
