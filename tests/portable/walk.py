@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "src")]
 
-from portable import compilers, quantizers, trainers  # noqa: E402
+from portable import compilers, mergers, quantizers, trainers  # noqa: E402
 from portable.cases import models, write_case  # noqa: E402
 from portable.environment import Environment  # noqa: E402
 from support.terminal import Terminal  # noqa: E402
@@ -148,6 +148,7 @@ def by_name(version: str, place: Path) -> list[dict[str, str]]:
 
 TOOLS: dict[str, Callable[[str, Path], list[dict[str, str]]]] = {
     "by-name": by_name,
+    "mergers": mergers.walk,
     "compilers": compilers.walk,
     "quantizers": quantizers.walk,
     "trainers": trainers.walk,
