@@ -50,8 +50,9 @@ def all_cases() -> Iterator[Case]:
     ):
         if execution == "auto" or variant in ("versatile", "k-loop"):
             yield Case(variant, execution, again, bf16)
-    for strategy, again, bf16 in product(("ddp", "fsdp2"), (False, True), (False, True)):
-        yield Case("versatile", "auto", again, bf16, 2, strategy)
+    several = [("versatile", "ddp"), *((each, "fsdp2") for each in ("versatile", "dense", "moe"))]
+    for (variant, strategy), again, bf16 in product(several, (False, True), (False, True)):
+        yield Case(variant, "auto", again, bf16, 2, strategy)
 
 
 def make_config(case: Case, place: Path, **run: Any) -> TrainConfig:

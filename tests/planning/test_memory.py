@@ -2,18 +2,18 @@
 
 import json
 import runpy
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from planning.cases import WITHIN, Case, all_cases, compare, make_config
+from planning.measure import peak, recorded
 from support import threads
 from versatileffn.planning.plan import RunPlan
 
 MAIN = runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="table")
-BEYOND = {"versatile-auto-checkpointing-bf16-fsdp2"}
-"""Where the committed measurement disagrees, as the page says."""
 SAMPLE = [
     Case("dense", "auto", True, False),
     Case("versatile", "auto", False, False),
@@ -23,6 +23,17 @@ SAMPLE = [
 
 
 one_thread = pytest.fixture(autouse=True)(threads.one_thread)
+
+
+def test_what_another_thread_lets_go_of_is_not_held():
+    """As gloo's threads do; the profiler alone sees no release here."""
+    with recorded() as profiler:
+        for _ in range(4):
+            held = [torch.empty(1000)]
+            other = threading.Thread(target=held.clear)
+            other.start()
+            other.join()
+    assert peak(profiler) == 4000
 
 
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
@@ -61,11 +72,9 @@ def test_several_processes_hold_buckets_or_shares(tmp_path):
     assert not torch.distributed.is_initialized()
 
 
-def test_the_page_is_of_the_committed_results_of_all_modes_and_says_what_is_beyond():
+def test_the_page_is_of_the_committed_results_of_all_modes_which_agree():
     rows = json.loads(MAIN["RESULTS"].read_text())
     assert MAIN["table"](rows) in MAIN["PAGE"].read_text()
     assert [MAIN["case_of"](row) for row in rows] == list(all_cases())
-    beyond = {
-        str(MAIN["case_of"](r)) for r in rows if abs(r["planned"] / r["measured"] - 1) > WITHIN
-    }
-    assert beyond == BEYOND
+    for row in rows:
+        assert abs(row["planned"] / row["measured"] - 1) <= WITHIN, str(MAIN["case_of"](row))
