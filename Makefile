@@ -15,6 +15,11 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c const
 NEWEST ?= .venv-newest
 NEWEST_TESTS ?= tests/models tests/parity tests/portable tests/test_upcycle.py
 
+# Two processes, each with one thread: models of tests are too small to share among threads.
+WORKERS ?= 2
+pytest := -m pytest -n $(WORKERS) --dist worksteal
+test test-newest: export OMP_NUM_THREADS = 1
+
 .PHONY: help install demo demo-language demo-depth test test-newest check docs format dist try-dist clean
 
 help:  ## list the targets
@@ -50,7 +55,7 @@ demo-depth: $(VENV)/.installed
 	$(bin)/versatileffn reproduce --task depth --scale demo --out $(OUT)-depth > $(OUT)-depth.log || (tail -20 $(OUT)-depth.log; exit 1)
 
 test: $(VENV)/.dev  ## the default test suite
-	$(bin)/python -m pytest
+	$(bin)/python $(pytest)
 
 $(NEWEST)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(NEWEST)
@@ -62,7 +67,7 @@ $(NEWEST)/.installed: pyproject.toml constraints.txt
 
 test-newest: $(NEWEST)/.installed  ## part of the tests beside the newest Transformers that resolves
 	$(NEWEST)/bin/python -m pip list 2> /dev/null | grep -E '^(torch|transformers|accelerate) '
-	$(NEWEST)/bin/python -m pytest $(NEWEST_TESTS)
+	$(NEWEST)/bin/python $(pytest) $(NEWEST_TESTS)
 
 check: $(VENV)/.dev  ## lint, format, types, layers
 	$(bin)/ruff check .
