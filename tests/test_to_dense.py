@@ -1,8 +1,6 @@
 """Back to a dense checkpoint, exactly, wherever the reuse adds nothing."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from transformers import (
 )
 
 import versatileffn as vf
+from support.forked import VERB, forked
 from support.models import SHAPE, make_ids, make_model
 from versatileffn.data.tokenizers import train_bpe
 from versatileffn.errors import CheckpointError, ConfigError
@@ -27,8 +26,7 @@ GEMMA = SHAPE | {"num_key_value_heads": 4, "head_dim": 8}
 
 
 def run(*words):
-    command = [sys.executable, "-m", "versatileffn", "export", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return forked(VERB, "export", *words)
 
 
 @pytest.fixture(scope="module")

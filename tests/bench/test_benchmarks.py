@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -17,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.cases import FUNCTIONS, all_cases
 from benchmarks.distributions import SHARES
 from benchmarks.report import BEGIN, END, GOALS, goal_row, read_results
-from support.processes import hear_signals
+from support.forked import running
 from versatileffn.workspace.lock import locked
 
 ROOT = Path(__file__).parents[2]
@@ -77,26 +75,15 @@ def test_two_runs_at_once_on_one_file_lose_nothing_one_is_refused(quick, capsys)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, number):
     out = tmp_path / "stopped.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", out]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hear_signals,
-    )
-    try:
-        assert any(line.startswith("[3/") for line in process.stdout)
-        assert psutil.Process(process.pid).children(recursive=True) == []
-        process.send_signal(number)
-        said = process.communicate(timeout=120)[1]
-    finally:
-        process.kill()
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert "Traceback" not in said
+    program = "import sys; from benchmarks.__main__ import main; sys.exit(main())"
+    with running("-c", program, "--quick", "--out", out) as process:
+        process.wait_for("\n[3/")
+        (pid,) = process.processes
+        assert psutil.Process(pid).children(recursive=True) == []
+        os.kill(pid, number)
+        ended = process.ended()
+    assert ended.codes == [130 if number == signal.SIGINT else -number]
+    assert "Traceback" not in ended.stderr
     assert len(read_results(out)["cases"]) >= 2
     with locked(tmp_path, "it"):  # nobody holds it any more
         pass

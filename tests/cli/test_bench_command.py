@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +14,8 @@ import typer
 from transformers import DynamicCache
 from typer.testing import CliRunner
 
+from support.forked import VERB, running
 from support.models import VARIANTS, make_ids, make_model
-from support.processes import hear_signals
 from versatileffn.analysis import speed, twin
 from versatileffn.analysis.speed import Timings
 from versatileffn.cli.bench import bench_command
@@ -238,19 +236,12 @@ def test_gradients_that_are_not_finite_are_not_timed(models):
 def test_an_interrupted_run_leaves_no_process(models, tmp_path, number):
     """There is one process, and it ends."""
     shutil.copytree(models / "versatile", tmp_path / "model")
-    command = [sys.executable, "-m", "versatileffn.cli.main", "bench", tmp_path / "model"]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--seconds", "10000"], env=environment, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL, preexec_fn=hear_signals,
-    )  # fmt: skip
-    try:
-        assert any("timing prefill" in line for line in process.stderr)
+    with running(VERB, "bench", tmp_path / "model", "--seconds", 10000) as process:
+        process.wait_for("timing prefill")
         time.sleep(1)  # it measures now
-        assert psutil.Process(process.pid).children(recursive=True) == []
-        process.send_signal(number)
-        said = process.stderr.read()
-        assert process.wait(120) != 0
-    finally:
-        process.kill()
-    assert "Traceback" not in said
+        (pid,) = process.processes
+        assert psutil.Process(pid).children(recursive=True) == []
+        os.kill(pid, number)
+        ended = process.ended()
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr

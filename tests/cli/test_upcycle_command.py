@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from typer.testing import CliRunner
 
 import versatileffn as vf
+from support.forked import VERB, forked
 from support.models import SHAPE, make_ids
 from versatileffn.cli.main import app
 from versatileffn.cli.upcycle import Target, upcycle_command
@@ -24,8 +25,7 @@ from versatileffn.workspace import durable
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "versatileffn.cli.main", "upcycle", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return forked(VERB, "upcycle", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 from crash.cases import Case
 from crash.disk import MODES, Disk, Tree, lay_out
 from crash.points import THE_END, Driver, Point
-from crash.zygote import Ended
+from support.zygote import Ended
 
 CONTINUED, DONE_BEFORE, FAILED = "continued", "done before", "failed"
 OUTCOMES = (CONTINUED, DONE_BEFORE, FAILED)

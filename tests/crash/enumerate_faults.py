@@ -20,7 +20,7 @@ from crash.enumerate import (
 )
 from crash.faults import ALLOCATIONS, FAULTS, NO_MEMORY, REMEDY, Fault
 from crash.points import Driver, Message, Point
-from crash.zygote import Ended
+from support.zygote import Ended
 from versatileffn.workspace.durable import PARTIAL
 
 SAID, WENT_ON, DIED = "said", "went on", "died"

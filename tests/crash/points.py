@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crash.disk import Disk, Tree, lay_out
-from crash.zygote import Ended, Zygote
+from support.zygote import Ended, Zygote
 
 SHIM = Path(__file__).with_name("shim.c")
 THE_END = "the end"

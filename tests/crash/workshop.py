@@ -5,7 +5,7 @@ from types import TracebackType
 
 from crash.cases import VERB, input_commands, write_inputs
 from crash.points import Driver, compiled_shim
-from crash.zygote import Zygote
+from support.zygote import Zygote
 
 
 class Workshop:

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import zlib
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from support.forked import VERB, Running, forked, running
 from versatileffn.cli.main import main
 from versatileffn.data.order import window_order
 from versatileffn.data.packed import PackedDataset
@@ -39,18 +37,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(out: Path, corpus: Path, *more: str) -> list[str]:
     arguments = ["--scale", "smoke", "--out", str(out), "--corpus", str(corpus), *more]
-    return [sys.executable, "-m", "versatileffn.cli.main", "reproduce", *arguments]
-
-
-def environment() -> dict[str, str]:
-    """Finds the package where the tests found it."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return [VERB, "reproduce", *arguments]
 
 
 def run(out: Path, corpus: Path, *more: str) -> str:
-    done = subprocess.run(
-        command(out, corpus, *more), env=environment(), capture_output=True, text=True, timeout=240
-    )
+    done = forked(*command(out, corpus, *more))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -202,15 +193,9 @@ def test_killed_and_run_again_gives_the_same_numbers(
     finished: tuple[Path, str], corpus: Path, tmp_path: Path, moment: str
 ) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(out, corpus), env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    )
     # In the middle of training: a checkpoint is there, the end isn't.
-    try:
+    with running(*command(out, corpus)) as process:
         wait_for(out / moment / "run/checkpoints", "checkpoint-*", process)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     assert not (out / "results.json").exists()
     assert not (out / moment / "stage.json").exists()
     output = run(out, corpus)
@@ -219,10 +204,10 @@ def test_killed_and_run_again_gives_the_same_numbers(
     assert measured(read(out)) == measured(read(finished[0]))
 
 
-def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(folder: Path, pattern: str, process: Running) -> None:
     deadline = time.monotonic() + 600
     while not any(folder.glob(pattern)):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert not process.has_ended(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -282,7 +267,7 @@ def test_what_a_user_gets_wrong_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = command(tmp_path / "out", corpus, *more)[3:]
+    arguments = command(tmp_path / "out", corpus, *more)[1:]
     monkeypatch.setattr(sys, "argv", ["versatileffn", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -295,9 +280,7 @@ def test_what_a_user_gets_wrong_is_one_line(
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    done = subprocess.run(
-        command(tmp_path, corpus), env=environment(), capture_output=True, text=True, timeout=240
-    )
+    done = forked(*command(tmp_path, corpus))
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "choose another folder" in done.stderr

@@ -1,10 +1,7 @@
 """Text to tokens to a model, killed at bad moments: continuing equals never having stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,13 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from support import threads
+from support.forked import forked
 from versatileffn.data.tokenize import tokenize_corpus
 from versatileffn.errors import ConfigError
 from versatileffn.training.config import TrainConfig
 from versatileffn.training.progress import SpeedCallback
 from versatileffn.training.run import train
-
-SOURCE = Path(__file__).parents[2] / "src"
 
 # Trains, and kills itself with SIGKILL the n-th time that the named function is entered.
 KILLED_RUN = """
@@ -100,13 +96,7 @@ def uninterrupted(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def start_and_die(config: Path, moment: str, count: int) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, str(config), moment, str(count)],
-        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = forked("-c", KILLED_RUN, config, moment, count)
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 

@@ -1,14 +1,12 @@
 """Somebody's own controller is saved, loaded and trained by its name, or refused."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import versatileffn as vf
+from support.forked import forked
 from support.models import make_ids, make_model
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.plan import ReusePlan
@@ -61,7 +59,7 @@ def test_a_name_that_nobody_registered(named, tmp_path):
         "import versatileffn, transformers as t; "
         f"t.AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    out = forked("-c", code)
     assert out.returncode
     assert "controller='first-neurons' is unknown" in out.stderr
     assert "import the module that has @register_controller" in out.stderr

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import ArceeConfig, ArceeForCausalLM
 
 from support.family_table import BEGIN, DOCS, END, properties, render
+from support.forked import forked
 from support.models import SHAPE
 from versatileffn.errors import CheckpointError
 from versatileffn.models.table import FAMILIES, family_of
@@ -61,12 +60,7 @@ def test_an_unknown_family_names_the_known_ones_and_the_file():
 def test_a_row_is_all_that_a_family_needs(tmp_path):
     """In a process of its own, which starts as if nobody had written the row."""
     ArceeForCausalLM(ArceeConfig(**SHAPE)).save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", WITH_A_ROW, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked("-c", WITH_A_ROW, tmp_path)
     assert done.returncode == 0, done.stderr
     refused, made = done.stdout.splitlines()
     assert re.search(r"'arcee' isn't supported.*models/table\.py", refused)

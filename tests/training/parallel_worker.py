@@ -38,7 +38,8 @@ def never_whole(*_: Any) -> None:
     raise AssertionError("a process has built the whole model")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train by the files that are the arguments."""
     torch.set_num_threads(1)
     start.build_model = never_whole
     with noise_by_tokens():

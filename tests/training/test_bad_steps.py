@@ -1,10 +1,7 @@
 """Steps with numbers that aren't finite, or a jump, leave no trace but a line in the log."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from support.launch import SOURCE
+from support.forked import forked
 from versatileffn.data.packed import PackedDataset
 from versatileffn.errors import DivergedError
 from versatileffn.training.bad_steps import LEFT_OUT, BadSteps
@@ -210,17 +207,10 @@ def test_all_processes_leave_the_step_out_that_one_of_them_breaks(make_config, t
         optim__bad_steps={"action": "skip"},
         run__output_dir=str(tmp_path / "run"),
     )
-    file, script = tmp_path / "run.yaml", tmp_path / "breaking.py"
+    file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    script.write_text(f"STEPS, RANK = (3,), 1\n{BREAKING}\nimport sys\n"
-                      "from versatileffn.cli.main import main\n"
-                      f"sys.argv = ['versatileffn', 'train', {str(file)!r}]\nmain()\n")  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    result = subprocess.run(
-        [*launch, str(script)], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    script = f"STEPS, RANK = (3,), 1\n{BREAKING}\nfrom versatileffn.cli.main import main\nmain()\n"
+    result = forked("-c", script, "train", file, ranks=2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("step 3 is left out: the loss is nan") == 1
     record = json.loads((tmp_path / "run" / "run.json").read_text())

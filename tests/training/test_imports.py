@@ -1,7 +1,6 @@
 """A controller of someone's own: imported by name, trained, saved, and loaded again."""
 
 import json
-import subprocess
 import sys
 import textwrap
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from support.forked import VERB, forked
 from versatileffn.errors import ConfigError
 from versatileffn.ffn.registry import CONTROLLERS
 from versatileffn.imports import import_modules
@@ -92,8 +92,7 @@ def test_on_the_command_line_the_import_is_an_option_and_on_the_receipt(router, 
     upcycle += ["--fusion", "depth", "--max-loops", "2"]
 
     def run(*options):
-        command = [sys.executable, "-m", "versatileffn.cli.main", *map(str, options)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return forked(VERB, *options)
 
     told = run(*upcycle)
     assert told.returncode == 1

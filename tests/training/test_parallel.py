@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from support.forked import forked
 from support.launch import torchrun
 from training.conftest import TINY, ranks
 from training.parallel_worker import noise_by_tokens
@@ -112,7 +113,7 @@ def write(config: TrainConfig) -> Path:
 
 def launch(paths: list[Path], count: int) -> str:
     """Run configurations one after the other in as many processes; what they said."""
-    result = torchrun(*paths, ranks=count, script=WORKER)
+    result = forked("training.parallel_worker:main", *paths, ranks=count)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

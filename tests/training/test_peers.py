@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-import torch.multiprocessing as mp
 import yaml
 
-from support.launch import SOURCE, torchrun
-from support.processes import PROCESSES, join, leave
+from support.forked import VERB, forked, in_processes
+from support.launch import SOURCE
+from support.processes import join, leave
 from versatileffn.errors import ResourceError
 from versatileffn.training.checkpoint_store import CheckpointStore
 from versatileffn.training.peers import losing_peers
@@ -51,7 +51,7 @@ def test_a_dead_process_ends_the_other_and_the_run_goes_on(make_config, tmp_path
     assert "signal 9" in result.stderr.lower()  # torchrun's own word on the other one
     names = [path.name for path in (run / "checkpoints").iterdir()]
     assert sorted(names) == ["checkpoint-2", "checkpoint-4"]
-    again = torchrun(file)
+    again = forked(VERB, "train", file, ranks=2)
     assert again.returncode == 0, again.stderr
     assert "resumed after step 4" in again.stdout
     assert json.loads((run / "run.json").read_text())["steps"] == 6
@@ -83,7 +83,7 @@ def lack_room_in_one(rank, folder):
 
 
 def test_a_checkpoint_without_room_in_the_eyes_of_one_process_ends_all(tmp_path):
-    mp.spawn(lack_room_in_one, (tmp_path,), nprocs=PROCESSES)
+    in_processes(lack_room_in_one, tmp_path)
 
 
 INTRUDED = """
@@ -111,11 +111,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_the_first_goes_on(
 ):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
-    first = subprocess.run(
-        [sys.executable, "-c", INTRUDED, str(file)],
-        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
+    first = forked("-c", INTRUDED, file)
     assert first.returncode == 0, first.stderr
     refused = f"error: another run is using run.output_dir={tmp_path / 'run'}: wait for it"
     assert f"second: 1 {refused}" in first.stdout

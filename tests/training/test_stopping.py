@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from support.forked import VERB, Ended, forked
 from support.launch import SOURCE
 from support.processes import hear_signals
 from versatileffn.training.config import TrainConfig
@@ -60,13 +61,9 @@ def settings(make_config):
     return make
 
 
-def signalled(file: Path, number: int, group: bool = False, times: int = 1, at: int = 3):
+def signalled(file: Path, number: int, group: bool = False, times: int = 1, at: int = 3) -> Ended:
     words = [str(int(word)) for word in (number, group, at, times, 0)]
-    return subprocess.run(
-        [sys.executable, "-c", SIGNALLED, *words, "train", str(file)],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=300, start_new_session=True,
-        preexec_fn=hear_signals,
-    )  # fmt: skip
+    return forked("-c", SIGNALLED, *words, "train", file)
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
@@ -111,12 +108,8 @@ def test_the_step_is_saved_and_going_on_equals_never_having_stopped(
 def test_the_deadline_of_a_job_is_met_with_a_checkpoint(settings, tmp_path):
     """As short as can be, again and again: each job makes a step, and all of them the whole run."""
     config, file = settings(tmp_path / "run", max_steps=3, logging_steps=1, save_steps=3)
-    command = [sys.executable, "-m", "versatileffn.cli.main", "train", str(file)]
     for step in (1, 2):
-        job = subprocess.run(
-            [*command, "--set", "run.deadline=1e-3"],
-            env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        job = forked(VERB, "train", file, "--set", "run.deadline=1e-3")
         assert job.returncode == 138, job.stderr
         assert job.stderr.splitlines() == [
             "run.deadline is over: stopping after this step (Ctrl-C: at once)",
@@ -195,24 +188,12 @@ def test_what_is_ignored_stays_ignored(settings, tmp_path):
 
 def test_a_signal_to_one_process_of_two_stops_both(settings, tmp_path):
     _, file = settings(tmp_path / "run", per_device_train_batch_size=2)
-    script = tmp_path / "signalled.py"
-    script.write_text(SIGNALLED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     words = [str(int(word)) for word in (signal.SIGTERM, False, 5, 1, 1)]  # to rank 1, in step 3
-    result = subprocess.run(
-        [*launch, str(script), *words, "train", str(file)],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode != 0
-    assert "step 3 is saved" in result.stdout, result.stderr
-    assert "143" in result.stderr
+    result = forked("-c", SIGNALLED, *words, "train", file, ranks=2)
+    assert result.codes == [143, 143], result.stderr
+    assert "step 3 is saved" in result.stdout
     assert result.stderr.count("stopped: run the same command again to continue") == 1
-    plain = [*launch, "-m", "versatileffn.cli.main", "train", str(file)]
     for output in (tmp_path / "run", tmp_path / "whole"):
-        again = subprocess.run(
-            [*plain, "--set", f"run.output_dir={output}"],
-            env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        again = forked(VERB, "train", file, "--set", f"run.output_dir={output}", ranks=2)
         assert again.returncode == 0, again.stderr
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")

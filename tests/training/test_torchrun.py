@@ -9,8 +9,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from support.forked import VERB, Ended, forked
 from support.launch import torchrun
 from versatileffn.training.run import train
+
+
+def in_forks(file: Path) -> Ended:
+    return forked(VERB, "train", file, ranks=2)
 
 
 def rng_state(path: Path) -> torch.Tensor:
@@ -35,7 +40,8 @@ def test_two_processes_equal_one(make_config, tmp_path, changes):
     values = single.model_dump(mode="json")
     values["run"]["output_dir"] = str(tmp_path / "double")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    result = torchrun(tmp_path / "run.yaml")
+    launch = torchrun if not changes else in_forks
+    result = launch(tmp_path / "run.yaml")
     assert result.returncode == 0, result.stderr
     assert "2 process(es)" in result.stdout
     assert result.stdout.count("step 12/12  loss") == 1  # one process speaks
@@ -59,8 +65,9 @@ def test_noise_resumes_in_each_process(make_config, tmp_path):
     config = make_config(
         model__ffn={"variant": "versatile", "num_experts": 4}, run__per_device_train_batch_size=2
     )
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    result = torchrun(tmp_path / "run.yaml")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    result = forked(VERB, "train", file, ranks=2)
     assert result.returncode == 0, result.stderr
     whole, parted = tmp_path / "run", tmp_path / "parted"
     states = [
@@ -73,7 +80,7 @@ def test_noise_resumes_in_each_process(make_config, tmp_path):
     (parted / "run.json").unlink()
     shutil.rmtree(parted / "model")
     shutil.rmtree(parted / "checkpoints" / "checkpoint-6")
-    result = torchrun(tmp_path / "run.yaml", "--set", f"run.output_dir={parted}")
+    result = forked(VERB, "train", file, "--set", f"run.output_dir={parted}", ranks=2)
     assert result.returncode == 0, result.stderr
     assert "resumed after step 4" in result.stdout
     ours = load_file(whole / "model" / "model.safetensors")
