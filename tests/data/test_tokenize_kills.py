@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from support import forked as forks
 from versatileffn.data import corpus as corpus_module
 from versatileffn.data.meta import TokenMeta
 from versatileffn.data.tokenize import tokenize_corpus
@@ -75,12 +75,9 @@ def drive() -> None:
 
 @pytest.mark.timeout(900)
 def test_no_kill_falsifies_or_loses_anything(tmp_path: Path) -> None:
-    source = Path(__file__).parents[2] / "src"
-    result = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(source), "TOKENIZERS_PARALLELISM": "false"},
-        capture_output=True,
-        text=True,
+    here = Path(__file__).parent
+    result = forks.forked(
+        "-c", DRIVER, here, tmp_path, environment={"TOKENIZERS_PARALLELISM": "false"}
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout) > 10

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evaluation.tasks import subjects
 from evaluation.tasks.test_scoring import make_items
+from support.forked import in_processes
 from support.processes import PROCESSES, join, leave
 from versatileffn.data.packed import PackedDataset
 from versatileffn.data.tokenize import tokenize_corpus
@@ -37,7 +37,7 @@ def score(rank, folder, wrapping):
 
 @pytest.mark.parametrize(("wrapping", "expected_items"), [("whole", [7, 7]), ("fsdp2", [14, 14])])
 def test_two_processes_score_what_one_would(wrapping, expected_items, tmp_path):
-    mp.spawn(score, (tmp_path, wrapping), nprocs=PROCESSES)
+    in_processes(score, tmp_path, wrapping)
     subject = subjects.versatile()
     expected = TaskScores(TASKS, ITEMS)(subject.model, subject.tokenizer)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
@@ -69,7 +69,7 @@ def test_two_processes_share_the_held_out_windows(wrapping, tmp_path):
     """Seven windows: with divided weights one is read twice, for both must take equal steps."""
     (tmp_path / "text.txt").write_text("the rain in spain " * 40)
     tokenize_corpus(tmp_path / "text.txt", tmp_path / "tokens", vocab_size=257, val_fraction=0)
-    mp.spawn(hold_out, (tmp_path, wrapping), nprocs=PROCESSES)
+    in_processes(hold_out, tmp_path, wrapping)
     windows = PackedDataset(tmp_path / "tokens", "train", seq_len=12)
     model = subjects.versatile().model
     expected = held_out_loss(model, windows, batch_size=2, windows=range(7))
@@ -96,7 +96,7 @@ def fail_in_one(rank, folder):
 
 
 def test_an_error_in_one_process_ends_all(tmp_path):
-    mp.spawn(fail_in_one, (tmp_path,), nprocs=PROCESSES)
+    in_processes(fail_in_one, tmp_path)
 
 
 def see_divided(rank, folder):
@@ -111,7 +111,7 @@ def see_divided(rank, folder):
 
 
 def test_divided_weights_are_noticed(tmp_path):
-    mp.spawn(see_divided, (tmp_path,), nprocs=PROCESSES)
+    in_processes(see_divided, tmp_path)
 
 
 def test_autocast_is_scored_in_its_precision():

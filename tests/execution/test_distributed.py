@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from support.families import tiny_config
+from support.forked import in_processes
 from support.processes import PROCESSES, join, leave
 from versatileffn.execution.packed_training import _PackedTraining
 from versatileffn.ffn.config import Versatile
@@ -61,7 +61,7 @@ CASES = [("fsdp2", "llama", "packed"), ("ddp", "phi3", "recompute"), ("fsdp2", "
 
 @pytest.mark.parametrize(("wrapping", "family", "execution"), CASES)
 def test_two_processes_average_what_one_would_compute(wrapping, family, execution, tmp_path):
-    mp.spawn(work, (wrapping, family, execution, tmp_path), nprocs=PROCESSES)
+    in_processes(work, wrapping, family, execution, tmp_path)
     actual, packed_calls = torch.load(tmp_path / "grads.pt")
     assert packed_calls == 2
     expected = {}

@@ -2,10 +2,11 @@
 
 import atexit
 import os
+import pickle
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +14,15 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
+from support.processes import PROCESSES
 from support.zygote import Zygote
 
 VERB = "versatileffn.cli.main:main"
+CALL = """
+import os, pickle, sys
+work, arguments = pickle.loads(bytes.fromhex(sys.argv[1]))
+work(int(os.environ["RANK"]), *arguments)
+"""
 PATIENCE = 300.0
 """Seconds after which a command hangs."""
 
@@ -115,6 +122,13 @@ def forked(*command: object, environment: Mapping[str, str] | None = None, ranks
     """Run a command to its end; see `running`."""
     with running(*command, environment=environment, ranks=ranks) as begun:
         return begun.ended()
+
+
+def in_processes(work: Callable[..., None], *arguments: object) -> None:
+    """Call a module's function, with each process's number first, in two."""
+    pickled = pickle.dumps((work, arguments)).hex()
+    ended = forked("-c", CALL, pickled, ranks=PROCESSES)
+    assert ended.codes == [0] * PROCESSES, ended.stderr
 
 
 def _rank(rank: int, ranks: int, port: int) -> dict[str, str]:
