@@ -8,7 +8,12 @@ from versatileffn.errors import ConfigError
 from versatileffn.layer import NEW_TENSORS
 from versatileffn.models.pretrained import ReusePreTrainedModel
 
-TASKS = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
+TASKS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
 """What PEFT calls each kind of model, by the end of its class's name."""
 
 

@@ -50,8 +50,9 @@ def to_dense(model: Any) -> Any:
             "gains are exactly 0 there is one"
         )
     dense: Any = next(c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
+    ours, theirs = f"{model.base_model_prefix}.", f"{dense.base_model_prefix}."
     weights = {
-        name: tensor
+        theirs + name.removeprefix(ours) if name.startswith(ours) else name: tensor
         for name, tensor in model.state_dict().items()
         if not any(f".{new}" in name for new in NEW_TENSORS)
     }

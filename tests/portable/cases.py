@@ -3,21 +3,27 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, Gemma2Config, Olmo2Config
+from transformers import Gemma2Config, Olmo2Config
 
 from support.models import SHAPE, make_ids, make_model
 from versatileffn.data.tokenizers import train_bpe
 from versatileffn.ffn.config import Versatile
-from versatileffn.models.family import make_classes, model_class, reuse_config
+from versatileffn.models.family import HEADS, make_classes, model_class, reuse_config
 from versatileffn.publish.export import export
 
 TEXT = "a text of some words"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+CLASSIFYING = {
+    "classifier": "ForSequenceClassification",
+    "tagger": "ForTokenClassification",
+    "answerer": "ForQuestionAnswering",
+}
+"""Cases that generate nothing, and their heads."""
 HEAD_SIZES = {"num_key_value_heads": 4, "head_dim": 8}
 
 
 def models() -> dict:
-    """Paper form, learned gains, k-loop, real experts; two families with post-norms; a head."""
+    """Paper form, learned gains, k-loop, real experts; two with post-norms; classifiers."""
     learned = Versatile(reuse_gains="learned")
     found = {
         "paper": make_model(variant="versatile"),
@@ -34,7 +40,8 @@ def models() -> dict:
         found[name] = model_class(config)(config)
     labelled = make_model(variant="versatile").config
     labelled.num_labels = 3
-    found["classifier"] = make_classes("llama")["LlamaForSequenceClassification"](labelled)
+    for name, head in CLASSIFYING.items():
+        found[name] = make_classes("llama")[f"Llama{head}"](labelled)
     with torch.no_grad():
         for model in found.values():
             for name, parameter in model.named_parameters():
@@ -45,7 +52,7 @@ def models() -> dict:
 
 def write_case(root: Path, name: str, model) -> Path:
     """One case as `elsewhere.py` wants it."""
-    case, classifies = root / name, name == "classifier"
+    case, head = root / name, CLASSIFYING.get(name, "ForCausalLM")
     model.save_pretrained(case / "saved")
     if name == "learned":
         tokenizer = train_bpe([TEXT] * 3, 300)
@@ -55,15 +62,14 @@ def write_case(root: Path, name: str, model) -> Path:
     ids = make_ids(2, 9)
     model.eval().set_execution("masked")
     with torch.no_grad():
-        logits = model(ids).logits
-        tokens = None if classifies else model.generate(ids, max_new_tokens=6, do_sample=False)
+        outputs, tokens = model(ids), None
+        if head == "ForCausalLM":
+            tokens = model.generate(ids, max_new_tokens=6, do_sample=False)
     torch.save(
         {
-            "auto": AutoModelForSequenceClassification.__name__
-            if classifies
-            else "AutoModelForCausalLM",
+            "auto": HEADS[head][0].__name__,
             "ids": ids,
-            "logits": logits,
+            "logits": outputs[0],  # where an answer begins, for those that find one
             "tokens": tokens,
             "text": TEXT if name == "learned" else None,
         },

@@ -14,7 +14,13 @@ from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -27,7 +33,12 @@ from versatileffn.models.config import (
     module_name,
     reuse_config,
 )
-from versatileffn.models.heads import ReuseForCausalLM, ReuseForSequenceClassification
+from versatileffn.models.heads import (
+    ReuseForCausalLM,
+    ReuseForQuestionAnswering,
+    ReuseForSequenceClassification,
+    ReuseForTokenClassification,
+)
 from versatileffn.models.layer import HeldFFN, ReuseLayer
 from versatileffn.models.pretrained import FLOAT32, FLOAT32_FLAGS
 from versatileffn.models.table import FAMILIES, OURS, Family, family_of
@@ -39,6 +50,8 @@ HEADS = {
         AutoModelForSequenceClassification,
         ReuseForSequenceClassification,
     ),
+    "ForTokenClassification": (AutoModelForTokenClassification, ReuseForTokenClassification),
+    "ForQuestionAnswering": (AutoModelForQuestionAnswering, ReuseForQuestionAnswering),
 }
 
 
@@ -66,6 +79,7 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
         held={getattr(theirs, name): make(name, HeldFFN) for name in mlps},
         own_forward=staticmethod(inspect.unwrap(getattr(theirs, layer).forward)),
     )  # fmt: skip
+    prefix = getattr(theirs, base).base_model_prefix
     models: dict[str, tuple[Any, Any]] = {base: (AutoModel, ReuseBaseModel)}
     models |= {family.prefix + suffix: head for suffix, head in HEADS.items()}
     for name, (auto, mixin) in models.items():
@@ -73,6 +87,7 @@ def make_classes(model_type: str) -> dict[str, type[Any]]:
             dense = getattr(theirs, name)
             model = make(
                 name, mixin, config_class=config,
+                base_model_prefix=prefix,  # some of theirs have another for question answering
                 own_init=staticmethod(rebound(dense.__init__, made)),
                 _no_split_modules=[made[layer].__name__],
                 **{flag: [*(getattr(dense, flag) or ()), *FLOAT32] for flag in FLOAT32_FLAGS},

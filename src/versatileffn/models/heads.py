@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers.modeling_outputs import (
     MoeCausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
 )
 from transformers.utils import can_return_tuple
 
@@ -40,13 +42,28 @@ class ReuseCausalLMOutput(MoeCausalLMOutputWithPast):
 
 
 @dataclass
-class ReuseClassifierOutput(SequenceClassifierOutputWithPast):
-    """Transformers' output of a classifier, with the fields of `ReuseCausalLMOutput`."""
+class Decided:
+    """Further fields of an output, as in `ReuseCausalLMOutput`."""
 
     aux_loss: Tensor | None = None
     router_logits: tuple[Tensor, ...] | None = None
     reuse_plans: tuple[ReusePlan | Routing, ...] | None = None
     prior_loss: Tensor | None = None
+
+
+@dataclass
+class ReuseClassifierOutput(Decided, SequenceClassifierOutputWithPast):
+    """Transformers' output of a classifier of sequences, with what was decided."""
+
+
+@dataclass
+class ReuseTokenClassifierOutput(Decided, TokenClassifierOutput):
+    """Transformers' output of a classifier of tokens, with what was decided."""
+
+
+@dataclass
+class ReuseQuestionAnsweringOutput(Decided, QuestionAnsweringModelOutput):
+    """Transformers' output of a model that finds answers in a text, with what was decided."""
 
 
 class ReuseHead(ReusePreTrainedModel):
@@ -89,7 +106,10 @@ class ReuseHead(ReusePreTrainedModel):
             ConfigError: the balance loss should train a router but has no gradient, or the loss to
                 a prior has nothing to speak of.
         """
-        adds_balance = self.training and labels is not None
+        answers = kwargs.get("start_positions") is not None  # what such a model has for labels
+        adds_balance = self.training and (labels is not None or answers)
+        if labels is not None:
+            kwargs["labels"] = labels
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits or adds_balance
         adds_prior = adds_balance and self.loop_prior_coef > 0
@@ -102,7 +122,6 @@ class ReuseHead(ReusePreTrainedModel):
         outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            labels=labels,
             return_dict=True,
             **kwargs,
         )
@@ -154,7 +173,7 @@ class ReuseHead(ReusePreTrainedModel):
         Counted as Trainer counts them: shifted labels where the batch has them, else all labels,
         of tokens all but each row's first.
         """
-        if num_items_in_batch is None:
+        if num_items_in_batch is None or labels is None:
             return 1.0
         counted = labels[..., 1:] if self.shifts_labels else labels
         counted = counted if shift_labels is None else shift_labels
@@ -207,4 +226,18 @@ class ReuseForSequenceClassification(ReuseHead):
     """Mixin for a family's classifier of sequences."""
 
     output_class = ReuseClassifierOutput
+    shifts_labels = False
+
+
+class ReuseForTokenClassification(ReuseHead):
+    """Mixin for a family's classifier of tokens."""
+
+    output_class = ReuseTokenClassifierOutput
+    shifts_labels = False
+
+
+class ReuseForQuestionAnswering(ReuseHead):
+    """Mixin for a family's model that finds where in a text an answer begins and ends."""
+
+    output_class = ReuseQuestionAnsweringOutput
     shifts_labels = False
