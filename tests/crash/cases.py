@@ -39,9 +39,10 @@ def with_two_arms() -> None:
     """The verb, with one arm beside the control: as many kinds of stages in a third of the time."""
     from versatileffn.cli import main
     from versatileffn.reproduce import protocol
+    from versatileffn.reproduce.results import CONTROL
 
     smoke = protocol.SCALES["smoke"]
-    arms = tuple(arm for arm in smoke.arms if arm.name in (protocol.CONTROL, "versatile-learned"))
+    arms = tuple(arm for arm in smoke.arms if arm.name in (CONTROL, "versatile-learned"))
     protocol.SCALES["smoke"] = dataclasses.replace(smoke, arms=arms)
     main.main()
 
