@@ -1,7 +1,6 @@
 """`versatileffn chat`: turns are remembered, and it ends as it is told to."""
 
 import json
-import signal
 import subprocess
 
 import pytest
@@ -102,7 +101,7 @@ def test_a_terminal(talker, tmp_path, way):
         terminal.say("some words")
         terminal.wait_for("> ", 2)
         if way == "Ctrl-C":
-            terminal.process.send_signal(signal.SIGINT)
+            terminal.interrupt()
         else:
             terminal.say("\x04")
         assert terminal.end() == {"Ctrl-C": 130, "Ctrl-D": 0}[way]

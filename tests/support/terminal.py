@@ -3,9 +3,11 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from support.processes import hear_signals
@@ -52,6 +54,15 @@ class Terminal:
 
     def say(self, line: str) -> None:
         os.write(self.screen, f"{line}\n".encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C; again if nothing came of it: `input()` sleeps through one that comes just after
+        its prompt."""
+        for _ in range(3):
+            self.process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+                return
 
     def end(self) -> int:
         """The exit code, once everything is read."""
