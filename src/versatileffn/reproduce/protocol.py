@@ -180,6 +180,7 @@ SCALES = {
         architecture=_llama(d_model=96, num_layers=2, num_heads=3, d_hidden=384),
         base_tokens=5_898_240,
         continued_tokens=5_898_240,
+        bf16=True,
     ),
     "small": Protocol(  # for a GPU
         scale="small",
