@@ -1,11 +1,12 @@
 """What a family's layer is, where it differs from a Llama's."""
 
+import peft
 import pytest
 import torch
 
 import versatileffn as vf
 from support.families import tiny_config, tiny_dense
-from support.models import make_ids
+from support.models import make_ids, make_model
 from versatileffn.errors import ConfigError
 from versatileffn.models.family import model_class, reuse_config
 
@@ -65,3 +66,19 @@ def test_beside_attention_the_controller_reads_the_stream_before_the_layer(famil
     with torch.no_grad():
         assert torch.equal(model(ids).logits, dense(ids).logits)
     assert torch.equal(read["seen"], read["stream"])
+
+
+def test_parts_are_found_behind_a_wrapper():
+    """PEFT's copy that is trained, and torch.compile's, stand where the mlp stood."""
+    model, ids = make_model(reuse_gains="learned").eval(), make_ids(2, 9)
+    with torch.no_grad():
+        logits = model(ids).logits
+        tuned = peft.get_peft_model(
+            model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["mlp"])
+        )
+        assert torch.equal(tuned(ids).logits, logits)
+        tuned.model.model.layers[0].mlp.modules_to_save["default"].down_proj.weight.zero_()
+        assert not torch.allclose(tuned(ids).logits, logits)
+        model = make_model(reuse_gains="learned").eval()
+        model.model.layers[0].mlp = torch.compile(model.model.layers[0].mlp)
+        assert torch.equal(model(ids).logits, logits)

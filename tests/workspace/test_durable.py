@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from versatileffn.errors import ConfigError, DataError, ResourceError
+from versatileffn.errors import ConfigError, DataError, ResourceError, VersatileFFNError
 from versatileffn.workspace import durable
 from versatileffn.workspace.durable import (
     append,
@@ -105,6 +105,23 @@ def test_a_full_disk_is_said_in_one_line_whoever_found_it(tmp_path, error):
 def test_a_disk_that_fails_is_not_the_outputs_fault(tmp_path, error):
     with pytest.raises(ResourceError, match="see to the disk and run the same"), writing(tmp_path):
         raise error
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    (errno.ENOSPC, "the disk is full"), (errno.EROFS, "Read-only.*choose another output"),
+    (None, "see to the disk"),
+])  # fmt: skip
+def test_the_system_is_asked_why_torch_cant_write(tmp_path, monkeypatch, answer, said):
+    """Of a disk that takes nothing, `torch.save` says that it failed, and not why."""
+
+    def refuse(path, flags):
+        raise OSError(answer, os.strerror(answer))
+
+    if answer is not None:
+        monkeypatch.setattr(durable, "open_own", refuse)
+    with pytest.raises(VersatileFFNError, match=said), writing(tmp_path):
+        raise RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_errors_keep_their_kind(tmp_path):

@@ -29,7 +29,7 @@ from versatileffn.ffn.wide import WideLinear
 
 SOURCE = Path(__file__).with_name("one_loop.c")
 MOST_EXPERTS, MOST_TOKENS = 256, 128
-"""What the source has room for; and from how many tokens on operators are no slower."""
+"""Experts that the source has room for; tokens beyond which PyTorch's operators are as fast."""
 STORED = (torch.float32, torch.bfloat16)
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def compiled_one_loop(
     router, slices = controller._modules.get("router"), controller.slices
     if type(router) is not WideLinear or slices is None or controller.router_bias is not None:
         return None
-    weight = router._parameters["weight"]
+    weight = router._parameters.get("weight")  # None where it is computed, as under pruning
     if not (
         type(weight) is nn.Parameter
         and weight.dtype is torch.float32

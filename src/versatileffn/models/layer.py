@@ -13,6 +13,15 @@ from versatileffn.models.decisions import Decisions
 from versatileffn.models.table import Family
 
 
+def part(module: nn.Module, name: str) -> Any:
+    """A module's part: among its modules, which is fast enough for each token, else an attribute.
+
+    What wraps a module, as PEFT and torch.compile do, passes on attributes and holds no part.
+    """
+    found = module._modules.get(name)
+    return getattr(module, name) if found is None else found
+
+
 class LayerView:
     """A layer as its family's forward pass sees it: some parts are others, the rest is the layer's.
 
@@ -100,16 +109,15 @@ class ReuseLayer(Reuse):
     def ffn_view(self) -> FFNView:
         """The dense FFN as executors see it."""
         family = self.family
-        modules: dict[str, Any] = self._modules  # faster than attributes, and asked at each token
-        mlp = modules[family.mlp]
-        parts = mlp._modules
+        modules: dict[str, Any] = self._modules
+        mlp = part(self, family.mlp)
         return FFNView(
-            norm=unchanged if self.norm_name is None else modules[self.norm_name],
-            proj=tuple([parts[name] for name in family.proj]),
-            act=parts[family.act] if family.act in parts else getattr(mlp, family.act),
-            down=parts[family.down],
+            norm=unchanged if self.norm_name is None else part(self, self.norm_name),
+            proj=tuple([part(mlp, name) for name in family.proj]),
+            act=part(mlp, family.act),
+            down=part(mlp, family.down),
             gated=family.gated,
-            post_norm=None if family.post_norm is None else modules[family.post_norm],
+            post_norm=None if family.post_norm is None else part(self, family.post_norm),
             scale=1.0 if family.scale is None else getattr(self, family.scale),
             loop_weights=modules.get("loop_weights"),
         )
