@@ -135,6 +135,17 @@ def test_every_run_saw_the_same_data_in_the_same_order(finished: tuple[Path, str
             assert zlib.crc32(tokens.numpy().tobytes()) == checksum, (arm, step)
 
 
+def test_workers_change_nothing(finished: tuple[Path, str], corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reproduce(protocol("smoke", ["moe", "versatile"]), out, corpus=str(corpus), workers=2)
+    alone = [
+        row
+        for row in measured(read(finished[0]))
+        if row["arm"] in ("base", "dense", "moe", "versatile")
+    ]
+    assert measured(read(out)) == alone
+
+
 def test_a_changed_model_is_noticed_and_made_again(
     finished: tuple[Path, str], corpus: Path, tmp_path: Path
 ) -> None:

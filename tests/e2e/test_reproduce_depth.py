@@ -86,7 +86,7 @@ def test_in_the_company_of_text(tmp_path: Path) -> None:
     [
         (["--task", "depth", "--corpus", "x"], "makes its own tokens: leave out"),
         (["--task", "deep"], "task='deep' is unknown: choose language or depth"),
-        (["--workers", "2"], "runs in one process: leave out workers"),
+        (["--workers", "2", "--scale", "small"], "scale=small doesn't: leave them out"),
     ],
 )
 def test_refusals(

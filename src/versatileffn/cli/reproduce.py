@@ -91,7 +91,11 @@ def reproduce_command(
     ] = None,
     workers: Annotated[
         int,
-        typer.Option(min=1, help="Of the task `depth`: processes, each with one CPU thread."),
+        typer.Option(
+            min=1,
+            help="Processes that share the work, each with one CPU thread; not for scales that "
+            "want a GPU.",
+        ),
     ] = 1,
 ) -> None:
     """Train the paper's models and baselines side by side, measure them, write a report."""
@@ -108,8 +112,6 @@ def reproduce_command(
         return
     if task != "language":
         raise ConfigError(f"task={task!r} is unknown: choose language or depth")
-    if workers > 1:
-        raise ConfigError("the task `language` runs in one process: leave out workers")
     from versatileffn.reproduce.launch import launch
     from versatileffn.reproduce.protocol import LAUNCHED, protocol
     from versatileffn.reproduce.run import reproduce
@@ -124,7 +126,7 @@ def reproduce_command(
     command, accepted = command_line(), accept_sources or ()
     _report(
         folder,
-        reproduce(chosen, folder, seeds, tokens, corpus, command, accepted, only_finished),
+        reproduce(chosen, folder, seeds, tokens, corpus, command, accepted, only_finished, workers),
     )
 
 

@@ -2,12 +2,11 @@
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from versatileffn.data.meta import TokenMeta
 from versatileffn.errors import ConfigError, DataError
@@ -16,6 +15,7 @@ from versatileffn.provenance import machine, versions
 from versatileffn.reproduce.arms import THE_BASE
 from versatileffn.reproduce.budgets import under_budgets
 from versatileffn.reproduce.figures import draw_all
+from versatileffn.reproduce.parallel import check_counts, cpu_threads, run_in_processes
 from versatileffn.reproduce.plan import TOKENS, build_stages
 from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.protocol import Protocol
@@ -42,6 +42,7 @@ def reproduce(
     command: str = "versatileffn.reproduce.run.reproduce",
     accept_sources: Sequence[str] = (),
     only_finished: bool = False,
+    workers: int = 1,
 ) -> Path:
     """Run the paper's protocol at one scale, or what is missing of it, and write the report.
 
@@ -58,17 +59,23 @@ def reproduce(
             stages are taken as they are; the results say which made what.
         only_finished: run nothing; report what is there and what is missing, also while another
             run is at work in the folder.
+        workers: processes, each with one CPU thread; results don't depend on how many.
 
     Returns:
         Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
 
     Raises:
-        ConfigError: `seeds` is not positive, or `out` holds something else.
+        ConfigError: `seeds` or `workers` is not positive, or `out` holds something else; or there
+            are workers for what isn't done with one CPU thread.
         DataError: the corpus or token folder can't be used, or nothing is finished where only that
             was asked for.
     """
-    if seeds < 1:
-        raise ConfigError(f"seeds={seeds} must be at least 1")
+    check_counts(seeds=seeds, workers=workers)
+    if workers > 1 and (only_finished or protocol.threads != 1):
+        raise ConfigError(
+            f"workers={workers} are for training with one CPU thread each, and scale="
+            f"{protocol.scale}{' with only_finished' * only_finished} doesn't: leave them out"
+        )
     if tokens is not None and corpus is not None:
         raise ConfigError("both a token folder and a corpus are given: leave one out")
     inside = corpus is not None and Path(corpus).resolve() in (
@@ -79,9 +86,12 @@ def reproduce(
         raise ConfigError(f"{out} lies inside the corpus {corpus}: choose another output")
     if only_finished and not (out / MARKER).exists():
         raise ConfigError(f"{out} is no folder of `versatileffn reproduce`: name one in --out")
-    stages = build_stages(protocol, out, seeds, tokens, corpus)
+    plan = partial(build_stages, protocol, out, seeds, tokens, corpus)
+    stages = plan()
     ours = nullcontext() if only_finished else held(out)  # nothing is run beside a run
     with ours, without_progress_bars(), cpu_threads(protocol.threads):
+        if workers > 1:
+            run_in_processes(plan, out, workers, accept_sources)
         progress = Progress(stages)
         runner = StageRunner(out, progress, accept=accept_sources, only_finished=only_finished)
         outcomes = runner.run(stages)
@@ -98,17 +108,6 @@ def reproduce(
 
 
 LEARNED = ("diverged", "tokens_per_second", "cpu_seconds")
-
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Compute with so many CPU threads, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def render(results: Mapping[str, Any], out: Path) -> Path:

@@ -1,8 +1,9 @@
-"""The depth experiment as chains of stages: what one process does, one after the other."""
+"""The depth experiment as a list of stages."""
 
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,19 @@ class DepthPlan:
     root: Path
     seeds: tuple[int, ...]
 
-    def tuning(self) -> list[list[Stage]]:
-        """One chain for each arm: a run for each rate, and the choice; none for a single rate."""
-        rates = self.protocol.rates
-        return [self._tune(arm) for arm in self.protocol.arms] if len(rates) > 1 else []
-
-    def repetitions(self) -> list[list[Stage]]:
-        """One chain for each seed; they need the choices."""
-        return [self._repeat(seed) for seed in self.seeds]
+    def stages(self) -> list[Stage]:
+        """Each after those it needs: the choice of rates, where there is one, then every seed."""
+        tuned = self.protocol.arms if len(self.protocol.rates) > 1 else ()
+        chains = [*map(self._tune, tuned), *map(self._repeat, self.seeds)]
+        return list(chain.from_iterable(chains))
 
     def _tune(self, arm: DepthArm) -> list[Stage]:
+        """A run for each rate, and the choice."""
         top, seed = f"tune/{arm.name}", self.protocol.tuning_seed
-        chain = self._inputs(seed, [arm], top)
+        given = self._inputs(seed, [arm], top)
         runs = {}
         for rate in self.protocol.rates:
-            run = self._train(arm, seed, f"{top}/rate-{rate:g}", chain, rate, top)
+            run = self._train(arm, seed, f"{top}/rate-{rate:g}", given, rate, top)
             runs[rate] = run
         logs = {rate: self.root / run.name / "run" / "log.jsonl" for rate, run in runs.items()}
         chosen = Stage(
@@ -55,12 +54,13 @@ class DepthPlan:
             (steps.RATE,),
             0.01,
         )
-        return [*chain, *runs.values(), chosen]
+        return [*given, *runs.values(), chosen]
 
     def _repeat(self, seed: int) -> list[Stage]:
+        """Every arm once."""
         top = f"seed-{seed}"
-        chain = self._inputs(seed, self.protocol.arms, top)
-        given = list(chain)
+        given = self._inputs(seed, self.protocol.arms, top)
+        made: list[Stage] = []
         for arm in self.protocol.arms:
             rate: float | str = self.protocol.rates[0]
             if len(self.protocol.rates) > 1:
@@ -74,8 +74,8 @@ class DepthPlan:
                 (trained.name,),
                 effort=0.05,
             )
-            chain += [trained, measured]
-        return chain
+            made += [trained, measured]
+        return [*given, *made]
 
     def _inputs(self, seed: int, arms: Any, top: str) -> list[Stage]:
         """Questions and untrained models, as far as these arms need them."""

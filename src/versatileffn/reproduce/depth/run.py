@@ -1,22 +1,18 @@
-"""`reproduce --task depth`: run the chains of stages, several at once, and gather the results."""
+"""`reproduce --task depth`: run the stages and gather the results."""
 
 import datetime
-import functools
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from versatileffn.errors import ConfigError
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.provenance import machine, versions
 from versatileffn.reproduce.depth.plan import DepthPlan
 from versatileffn.reproduce.depth.protocol import DepthProtocol
 from versatileffn.reproduce.depth.report import render
 from versatileffn.reproduce.depth.results import summarize
+from versatileffn.reproduce.parallel import check_counts, cpu_threads, run_in_processes
 from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.results import finite
-from versatileffn.reproduce.run import cpu_threads
 from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, held, sources
 from versatileffn.workspace.durable import write_json, writing
 
@@ -45,37 +41,18 @@ def reproduce_depth(
     Raises:
         ConfigError: `seeds` or `workers` is not positive, or `out` holds something else.
     """
-    for name, value in (("seeds", seeds), ("workers", workers)):
-        if value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1")
+    check_counts(seeds=seeds, workers=workers)
     first = protocol.first_seed
     plan = DepthPlan(protocol, out, tuple(range(first, first + seeds)))
     with held(out), without_progress_bars(), cpu_threads(1):
         if workers > 1:
-            _run_chains(plan, workers)
-        stages = [stage for chain in (*plan.tuning(), *plan.repetitions()) for stage in chain]
+            run_in_processes(plan.stages, out, workers)
+        stages = plan.stages()
         outcomes = StageRunner(out, Progress(stages)).run(stages)
         results = assemble(protocol, plan.seeds, outcomes, command)
         with writing(out):
             write_json(out / "results.json", results)
             return render(results, out)
-
-
-def _run_chains(plan: DepthPlan, workers: int) -> None:
-    """Run all chains in other processes; whoever asks afterwards finds all of it finished."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        for part in ("tuning", "repetitions"):
-            count = len(getattr(plan, part)())
-            list(pool.map(functools.partial(_run_chain, plan, part), range(count)))
-
-
-def _run_chain(plan: DepthPlan, part: str, index: int) -> None:
-    """Run one chain, after what all repetitions need: the choices, which are finished by then."""
-    before = [] if part == "tuning" else [stage for chain in plan.tuning() for stage in chain]
-    stages = [*before, *getattr(plan, part)()[index]]
-    with without_progress_bars(), cpu_threads(1):
-        StageRunner(plan.root, Progress(stages)).run(stages)
 
 
 def gather(
