@@ -146,6 +146,37 @@ def test_what_the_page_says_of_the_language_suite():
     assert round(moe["parameters"] / content["summary"][0]["parameters"], 1) == 1.5
 
 
+def test_what_the_page_says_of_the_larger_size():
+    content = suite("results/language-0.3m")
+    assert len(content["seeds"]) == 3
+    assert content["missing"] == []
+    found = {}
+    for each in content["comparisons"]:
+        found.setdefault((each["question"], each["phase"]), {})[each["arm"]] = each
+    verdicts = {
+        asked: {arm: each["verdict"] for arm, each in of.items()} for asked, of in found.items()
+    }
+    assert set(verdicts["tokens", "from scratch"].values()) == {"none"}
+    lower = {arm for arm, verdict in verdicts["tokens", "continued"].items() if verdict == "lower"}
+    assert lower == {"2-loop", "moe"}
+    assert set(verdicts["curriculum", "all"].values()) == {"none"}
+    continued = dict(verdicts["flops", "continued"])
+    assert continued.pop("moe") == "none"
+    assert set(continued.values()) == {"higher"}
+    behind = [found["flops", "continued"][arm]["difference"]["mean"] for arm in continued]
+    assert (round(min(behind), 2), round(max(behind), 2)) == (0.03, 0.10)
+    scratch = verdicts["flops", "from scratch"]
+    assert {arm for arm, verdict in scratch.items() if verdict == "higher"} == {"scratch-4-loop"}
+    two, moe = (found["tokens", "continued"][arm]["difference"] for arm in ("2-loop", "moe"))
+    assert (
+        f"{-two['mean']:.3f} ({-two['high']:.3f} to {-two['low']:.3f})" == "0.004 (0.003 to 0.006)"
+    )
+    assert f"{-moe['mean']:.3f}" == "0.026"
+    text = re.sub(r"\s+", " ", PAGE)
+    for arm, phase in (("versatile", "continued"), ("scratch-versatile", "from scratch")):
+        assert difference(found["tokens", phase][arm]["difference"]) in text
+
+
 def test_fewer_loops_on_text_are_the_committed_ones():
     folder = ROOT / "results/budgets-tiny-3-seeds"
     block = PAGE.split("<!-- budgets: results/budgets-tiny-3-seeds -->\n")[1].split("\n<!-- end")[0]
