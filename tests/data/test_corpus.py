@@ -105,7 +105,7 @@ def test_garbled_compressed_file(suffix: str, tmp_path: Path) -> None:
         ("a.txt", codecs.BOM_UTF8 + b"text"),
         ("a.jsonl", codecs.BOM_UTF8 + b'{"text": "text"}'),
         ("A.TXT", b"text"),
-        ("A.JSONL.GZ", gzip.compress(b'{"text": "text"}')),
+        ("A.JSONL.GZ", gzip.compress(b'{"text": "text"}', mtime=0)),
         ("a.jsonl", b'{"text": "text"}\n{"text": " \\n"}\n{"text": null}'),
         (os.fsdecode(b"\xff.txt"), b"text"),
     ],
