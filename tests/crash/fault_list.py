@@ -110,6 +110,16 @@ FAULT_LIST = (
         ("training/test_peers.py::test_a_dead_process_ends_the_other_and_the_run_goes_on",),
     ),
     Listed(
+        "a worker of `tokenize` or `reproduce --workers` dies, or what began it",
+        "the others end, a training run with its step saved; the same command goes on",
+        "1, or the signal's",
+        (
+            "workspace/test_processes.py::test_the_others_may_save_what_they_are_at",
+            "workspace/test_processes.py::test_workers_die_with_a_killed_parent",
+            "e2e/test_workers.py::test_nothing_outlives_it_and_it_goes_on",
+        ),
+    ),
+    Listed(
         "a second process in the same folder",
         "the second is refused; the first goes on",
         "1",

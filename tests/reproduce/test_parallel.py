@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from versatileffn.errors import ConfigError
+from versatileffn.reproduce import parallel
 from versatileffn.reproduce.depth.plan import DepthPlan
 from versatileffn.reproduce.depth.protocol import depth_protocol
-from versatileffn.reproduce.parallel import chain, waves
+from versatileffn.reproduce.parallel import chain, run_at_once, waves
 from versatileffn.reproduce.plan import build_stages
 from versatileffn.reproduce.protocol import protocol
 from versatileffn.reproduce.run import reproduce
@@ -53,6 +54,7 @@ def test_a_chain_has_what_its_folder_needs_in_order() -> None:
     ("scale", "options", "said"),
     [
         ("smoke", {"workers": 0}, "workers=0 must be at least 1"),
+        ("smoke", {"workers": 10**6}, "must be at most"),
         ("small", {"workers": 2}, "scale=small doesn't: leave them out"),
         ("smoke", {"workers": 2, "only_finished": True}, "smoke with only_finished doesn't"),
     ],
@@ -61,3 +63,12 @@ def test_where_workers_are_refused(tmp_path: Path, scale: str, options: dict, sa
     with pytest.raises(ConfigError, match=said):
         reproduce(protocol(scale), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_sources_that_are_edited_meanwhile_make_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "sources", lambda: "of the run that has begun")
+    with pytest.raises(ConfigError, match="sources have changed since"):
+        run_at_once(PLANS["one rate"], tmp_path, 2)
+    assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ ever for a worker that was killed.
 import importlib.util
 from collections.abc import Callable, Mapping
 
+from versatileffn.data.local import LocalExecutor
 from versatileffn.data.stage import Executor
-from versatileffn.data.workers import LocalExecutor
 from versatileffn.errors import ConfigError
 
 EXECUTORS = ("local", "slurm", "ray")

@@ -1,8 +1,6 @@
 """Several processes share an experiment: stages that don't need each other run at once."""
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,10 +10,13 @@ import torch
 from versatileffn.errors import ConfigError
 from versatileffn.models.checkpoint import without_progress_bars
 from versatileffn.reproduce.progress import Progress
-from versatileffn.reproduce.stages import Stage, StageRunner
+from versatileffn.reproduce.stages import Stage, StageRunner, sources
+from versatileffn.workspace.processes import check_workers, run_in_processes
+
+PRELOAD = "versatileffn.reproduce.run"
 
 
-def run_in_processes(
+def run_at_once(
     stages: Sequence[Stage], root: Path, workers: int, accept: Sequence[str] = ()
 ) -> None:
     """Run all stages in other processes; whoever asks afterwards finds them finished.
@@ -25,12 +26,17 @@ def run_in_processes(
         root: the output folder, which is `held` by the caller.
         workers: processes, each with one CPU thread; results don't depend on how many.
         accept: as `StageRunner`'s.
+
+    Raises:
+        ConfigError: our sources were edited meanwhile.
+        ResourceError: a process died.
+        Exception: what a stage raised.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        for wave in waves(stages):
-            chains = [chain(stages, folder) for folder in wave]
-            list(pool.map(partial(_run_chain, root, tuple(accept)), chains))
+    begun = sources()
+    for wave in waves(stages):
+        chains = [chain(stages, folder) for folder in wave]
+        run = partial(_run_chain, root, accept, begun, chains)
+        run_in_processes(run, range(len(chains)), workers, PRELOAD)
 
 
 def waves(stages: Sequence[Stage]) -> list[list[str]]:
@@ -62,20 +68,24 @@ def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _run_chain(root: Path, accept: tuple[str, ...], stages: list[Stage]) -> None:
+def _run_chain(
+    root: Path, accept: Sequence[str], begun: str, chains: Sequence[list[Stage]], index: int
+) -> None:
+    if sources() != begun:  # what this process has imported may be of either version
+        raise ConfigError("the package's sources have changed since: run the same command again")
     with without_progress_bars(), cpu_threads(1):
-        StageRunner(root, Progress(stages), accept=accept).run(stages)
+        StageRunner(root, Progress(chains[index]), accept=accept).run(chains[index])
 
 
-def check_counts(**counts: int) -> None:
-    """Refuse what can't be counted.
+def check_counts(seeds: int, workers: int) -> None:
+    """Refuse what makes no sense.
 
     Raises:
-        ConfigError: one of them isn't positive.
+        ConfigError: there are no seeds, or no or too many workers.
     """
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1")
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds} must be at least 1")
+    check_workers(workers)
 
 
 @contextmanager

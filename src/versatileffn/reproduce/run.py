@@ -14,7 +14,7 @@ from versatileffn.provenance import machine, versions
 from versatileffn.reproduce.arms import THE_BASE
 from versatileffn.reproduce.budgets import under_budgets
 from versatileffn.reproduce.figures import draw_all
-from versatileffn.reproduce.parallel import check_counts, cpu_threads, run_in_processes
+from versatileffn.reproduce.parallel import check_counts, cpu_threads, run_at_once
 from versatileffn.reproduce.plan import TOKENS, build_stages
 from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.protocol import Protocol
@@ -64,12 +64,12 @@ def reproduce(
         Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
 
     Raises:
-        ConfigError: `seeds` or `workers` is not positive, or `out` holds something else; or there
+        ConfigError: `seeds` or `workers` make no sense, or `out` holds something else; or there
             are workers for what isn't done with one CPU thread.
         DataError: the corpus or token folder can't be used, or nothing is finished where only that
             was asked for.
     """
-    check_counts(seeds=seeds, workers=workers)
+    check_counts(seeds, workers)
     if workers > 1 and (only_finished or protocol.threads != 1):
         raise ConfigError(
             f"workers={workers} are for training with one CPU thread each, and scale="
@@ -89,7 +89,7 @@ def reproduce(
     ours = nullcontext() if only_finished else held(out)  # nothing is run beside a run
     with ours, without_progress_bars(), cpu_threads(protocol.threads):
         if workers > 1:
-            run_in_processes(stages, out, workers, accept_sources)
+            run_at_once(stages, out, workers, accept_sources)
         progress = Progress(stages)
         runner = StageRunner(out, progress, accept=accept_sources, only_finished=only_finished)
         outcomes = runner.run(stages)

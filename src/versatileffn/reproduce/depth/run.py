@@ -10,7 +10,7 @@ from versatileffn.reproduce.depth.plan import DepthPlan
 from versatileffn.reproduce.depth.protocol import DepthProtocol
 from versatileffn.reproduce.depth.report import render
 from versatileffn.reproduce.depth.results import summarize
-from versatileffn.reproduce.parallel import check_counts, cpu_threads, run_in_processes
+from versatileffn.reproduce.parallel import check_counts, cpu_threads, run_at_once
 from versatileffn.reproduce.progress import Progress
 from versatileffn.reproduce.results import finite
 from versatileffn.reproduce.stages import LIBRARIES, Outcome, StageRunner, held, sources
@@ -39,15 +39,15 @@ def reproduce_depth(
         Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.
 
     Raises:
-        ConfigError: `seeds` or `workers` is not positive, or `out` holds something else.
+        ConfigError: `seeds` or `workers` make no sense, or `out` holds something else.
     """
-    check_counts(seeds=seeds, workers=workers)
+    check_counts(seeds, workers)
     first = protocol.first_seed
     plan = DepthPlan(protocol, out, tuple(range(first, first + seeds)))
     with held(out), without_progress_bars(), cpu_threads(1):
         stages = plan.stages()
         if workers > 1:
-            run_in_processes(stages, out, workers)
+            run_at_once(stages, out, workers)
         outcomes = StageRunner(out, Progress(stages)).run(stages)
         results = assemble(protocol, plan.seeds, outcomes, command)
         with writing(out):

@@ -5,25 +5,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from versatileffn.data.workers import check_workers, run_in_processes
 from versatileffn.errors import ConfigError, DataError, ResourceError
+from versatileffn.workspace.processes import check_workers, run_in_processes
 
-WORKERS = "versatileffn.data.workers"
+HERE = "versatileffn.workspace.processes"
 PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_workers import write_on
-from versatileffn.data.workers import run_in_processes
+from test_processes import HERE, write_on
+from versatileffn.workspace.processes import run_in_processes
 if __name__ == "__main__":
-    run_in_processes(partial(write_on, Path(sys.argv[1])), range(2), 2, "versatileffn.data.workers")
+    run_in_processes(partial(write_on, Path(sys.argv[1])), range(2), 2, HERE)
 """
+
+
+Ending = Callable[[Path, int], None]
 
 
 def note(folder: Path, rank: int) -> None:
@@ -37,8 +42,25 @@ def die_at_three(folder: Path, rank: int) -> None:
     note(folder, rank)
 
 
-def refuse(rank: int) -> None:
+def refuse(folder: Path, rank: int) -> None:
     raise DataError(f"task {rank}: bad input")
+
+
+def save_when_told(end: Ending, folder: Path, rank: int) -> None:
+    """Task 0 answers SIGTERM as training does, and another one fails in the middle of it."""
+
+    def save(number: int, frame: object) -> NoReturn:
+        time.sleep(0.2)
+        (folder / "saved").touch()
+        raise SystemExit(143)
+
+    if rank == 0:
+        signal.signal(signal.SIGTERM, save)
+        (folder / "ready").touch()
+        time.sleep(30)
+    while not (folder / "ready").exists():
+        time.sleep(0.02)
+    end(folder, rank)
 
 
 def write_on(folder: Path, rank: int) -> None:
@@ -50,20 +72,30 @@ def write_on(folder: Path, rank: int) -> None:
 
 
 def test_every_task_is_run(tmp_path: Path) -> None:
-    run_in_processes(partial(note, tmp_path), range(7), 2, WORKERS)
+    run_in_processes(partial(note, tmp_path), range(7), 2, HERE)
     assert {path.name for path in tmp_path.iterdir()} == set("0123456")
 
 
 @pytest.mark.timeout(300)
 def test_a_killed_worker_is_told(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"worker process was killed.*same command again"):
-        run_in_processes(partial(die_at_three, tmp_path), range(4), 2, WORKERS)
+        run_in_processes(partial(die_at_three, tmp_path), range(4), 2, HERE)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
 
 
-def test_a_task_that_fails_ends_the_others() -> None:
+def test_a_task_that_fails_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="bad input"):
-        run_in_processes(refuse, range(50), 2, WORKERS)
+        run_in_processes(partial(refuse, tmp_path), range(50), 2, HERE)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("end", "error"), [(die_at_three, ResourceError), (refuse, DataError)], ids=["killed", "failed"]
+)
+def test_the_others_may_save_what_they_are_at(tmp_path: Path, end: Ending, error: type) -> None:
+    with pytest.raises(error):
+        run_in_processes(partial(save_when_told, end, tmp_path), (0, 3), 2, HERE)
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.timeout(300)

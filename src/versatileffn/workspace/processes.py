@@ -8,41 +8,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from versatileffn.data.stage import Stage
 from versatileffn.errors import ConfigError, ResourceError
 
 Task = Callable[[int], None]
-_PRELOAD = "versatileffn.data.pipeline"
 _THREADS = "RAYON_NUM_THREADS"
 _task: Task  # a worker's; handed over once, since it may name a million files
-
-
-class LocalExecutor:
-    """Runs tasks in processes of this machine, or in this very one.
-
-    Args:
-        workers: processes.
-
-    Raises:
-        ConfigError: more than could be of use here.
-    """
-
-    def __init__(self, workers: int) -> None:
-        check_workers(workers)
-        self.workers = workers
-
-    def run(self, stage: Stage, ranks: list[int], done: Callable[[], None]) -> None:
-        """See `Executor`; what a task raises ends the others."""
-        workers = min(self.workers, len(ranks))
-        if workers > 1:
-            run_in_processes(stage.run, ranks, workers, _PRELOAD, done)
-            return
-        for rank in ranks:
-            stage.run(rank)
-            done()
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def check_workers(workers: int) -> None:
@@ -63,7 +33,8 @@ def run_in_processes(
 ) -> None:
     """Call `task` with each rank, in `workers` processes, and `finished` after each.
 
-    They are forked from a server that has imported the module `preload` once.
+    They are forked from a server that has imported the module `preload` once. When one fails, or
+    this process is told to end, the others get a SIGTERM and are waited for: training saves first.
 
     Raises:
         ResourceError: a process died.
@@ -75,13 +46,18 @@ def run_in_processes(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _begin, (task, threads))
     try:
-        for future in as_completed([pool.submit(_run, rank) for rank in ranks]):
+        futures = [pool.submit(_run, rank) for rank in ranks]
+        pool.submit(int)  # the death of a process begun by one call is heard of from the next on
+        for future in as_completed(futures):
             future.result()
             finished()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # what it was at is done again; what it finished is on disk
+        ours = set(multiprocessing.active_children()) - others
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            process.join()
         if isinstance(error, BrokenProcessPool):
             raise ResourceError(
                 "a worker process was killed, perhaps because memory ran out: finished tasks are "
@@ -109,4 +85,7 @@ def _end_with_parent() -> None:
 
 
 def _run(rank: int) -> None:
-    _task(rank)
+    try:
+        _task(rank)
+    except SystemExit:  # of a task that answers SIGTERM: this process has no other to go on with
+        os._exit(1)
