@@ -111,7 +111,8 @@ FAULT_LIST = (
     ),
     Listed(
         "a worker of `tokenize` or `reproduce --workers` dies, or what began it",
-        "the others end, a training run with its step saved; the same command goes on",
+        "the others end, with the step of a training run saved, unless what began them was "
+        "killed; the same command goes on",
         "1, or the signal's",
         (
             "workspace/test_processes.py::test_the_others_may_save_what_they_are_at",
