@@ -25,7 +25,7 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.cases import BRIEF, BUDGET, FUNCTIONS, all_cases
-from benchmarks.report import FORMAT, read_results, write_into
+from benchmarks.report import BEGIN, END, FORMAT, read_results, tables_of, write_into
 from versatileffn.errors import ConfigError, VersatileFFNError
 from versatileffn.provenance import machine, source_digest, versions
 from versatileffn.workspace.durable import write_json
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.out = given.out or ROOT / f"benchmarks/results/{given.device}.json"
     try:
         if given.render:
-            write_into(PAGE, given.out)
+            write_into(PAGE, BEGIN, tables_of(given.out, PAGE), END)
         else:
             measure_missing(given)
     except VersatileFFNError as error:

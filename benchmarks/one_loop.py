@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 import versatileffn  # noqa: F401  # registers the classes
 from benchmarks.__main__ import MEASURED
+from benchmarks.report import write_into
 from versatileffn.analysis.speed import TOLERANCE, Decoding, measure, prefill
 from versatileffn.execution import native
 from versatileffn.provenance import machine, source_digest, versions
@@ -51,10 +52,7 @@ def main() -> None:
         torch.set_num_threads(1)
         model, dense = given.models
         write(model, dense, given.seconds)
-    page = PAGE.read_text("utf-8")
-    before, rest = page.split(BEGIN)
-    table = markdown(recorded())
-    PAGE.write_text(before + BEGIN + table + END + rest.split(END, 1)[1], "utf-8")
+    write_into(PAGE, BEGIN, markdown(recorded()), END)
 
 
 def write(model: str, dense: str, seconds: float) -> None:

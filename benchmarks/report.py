@@ -63,12 +63,15 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_into(page: Path, source: Path) -> None:
-    """Replace what stands between the markers of a Markdown page by a results file's tables."""
-    tables = markdown(read_results(source), Path(os.path.relpath(source, page.parent)))
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    write_bytes(page, f"{before}{BEGIN}\n{tables}\n{END}{after}".encode())
+def write_into(page: Path, begin: str, text: str, end: str) -> None:
+    """Replace what stands between two markers of a Markdown page."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    write_bytes(page, f"{before}{begin}{text}{end}{rest.split(end, 1)[1]}".encode())
+
+
+def tables_of(source: Path, page: Path) -> str:
+    """What stands between `BEGIN` and `END` of a page: a results file's tables."""
+    return f"\n{markdown(read_results(source), Path(os.path.relpath(source, page.parent)))}\n"
 
 
 def markdown(results: dict[str, Any], source: Path) -> str:
