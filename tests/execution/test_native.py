@@ -113,7 +113,16 @@ def adapter(layer):
     return layer
 
 
-@pytest.mark.parametrize("change", [gaps, biased, half_router, adapter])
+def computed(layer):
+    """What replaces a weight by what it computes, as pruning does, takes it from the parameters."""
+    router = layer.controller.router
+    weight = router.weight.detach() / 2
+    del router.weight
+    router.weight = weight
+    return layer
+
+
+@pytest.mark.parametrize("change", [gaps, biased, half_router, adapter, computed])
 def test_what_it_does_not_know_takes_the_operators(change):
     layer, hidden = change(made("paper", torch.float32)), make_hidden(3, 16).float()
     update(layer, hidden)

@@ -87,7 +87,7 @@ def compiled_one_loop(
     router, slices = controller._modules.get("router"), controller.slices
     if type(router) is not WideLinear or slices is None or controller.router_bias is not None:
         return None
-    weight = router._parameters.get("weight")  # None where it is computed, as under pruning
+    weight = router._parameters.get("weight")  # None where something computes it
     if not (
         type(weight) is nn.Parameter
         and weight.dtype is torch.float32
