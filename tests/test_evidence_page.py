@@ -139,6 +139,11 @@ def test_what_the_page_says_of_the_language_suite():
     assert set(verdicts["curriculum", "all"].values()) == {"none"}
     behind = [e["difference"]["mean"] for e in content["comparisons"] if e["question"] == "time"]
     assert (round(min(behind), 2), round(max(behind), 2)) == (0.02, 0.17)
+    late = {e["arm"]: f"{e['difference']['mean']:.2f}" for e in content["comparisons"]
+            if e["question"] == "time"}  # fmt: skip
+    assert late.pop("scratch-moe") == "0.02"
+    assert min(late.values()) == late["scratch-2-loop"] == "0.07"
+    assert late["scratch-versatile"] == "0.13"
     (longer,) = (a for a in content["summary"] if a["arm"] == "scratch-dense-longer")
     (moe,) = (a for a in content["summary"] if a["arm"] == "moe")
     assert round(longer["difference"]["mean"], 2) == -0.18
@@ -166,7 +171,19 @@ def test_what_the_page_says_of_the_larger_size():
     behind = [found["flops", "continued"][arm]["difference"]["mean"] for arm in continued]
     assert (round(min(behind), 2), round(max(behind), 2)) == (0.03, 0.10)
     scratch = verdicts["flops", "from scratch"]
-    assert {arm for arm, verdict in scratch.items() if verdict == "higher"} == {"scratch-4-loop"}
+    shown = {arm for arm, verdict in scratch.items() if verdict == "higher"}
+    assert shown == {"scratch-4-loop", "scratch-versatile-learned-0"}
+    time = found["time", "from scratch"]
+    assert {arm for arm, each in time.items() if each["verdict"] != "none"} == {
+        "scratch-versatile", "scratch-versatile-learned-0",
+    }  # fmt: skip
+    late = {arm: f"{each['difference']['mean']:.2f}" for arm, each in time.items()}
+    assert late.pop("scratch-moe") == "-0.03"
+    assert late["scratch-versatile"] == "0.07"
+    assert (min(late.values()), max(late.values())) == ("0.00", "0.08")
+    assert (late["scratch-2-loop"], late["scratch-versatile-learned-0"]) == ("0.00", "0.08")
+    (longer,) = (row for row in content["summary"] if row["arm"] == "scratch-dense-longer")
+    assert f"{longer['difference']['mean']:.2f}" == "-0.13"
     two, moe = (found["tokens", "continued"][arm]["difference"] for arm in ("2-loop", "moe"))
     assert (
         f"{-two['mean']:.3f} ({-two['high']:.3f} to {-two['low']:.3f})" == "0.004 (0.003 to 0.006)"
