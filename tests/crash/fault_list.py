@@ -116,7 +116,7 @@ FAULT_LIST = (
         "1, or the signal's",
         (
             "workspace/test_processes.py::test_the_others_may_save_what_they_are_at",
-            "workspace/test_processes.py::test_workers_die_with_a_killed_parent",
+            "workspace/test_processes.py::test_workers_die_with_their_parent",
             "e2e/test_workers.py::test_nothing_outlives_it_and_it_goes_on",
         ),
     ),

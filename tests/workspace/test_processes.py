@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from support.processes import hear_signals
 from versatileffn.errors import ConfigError, DataError, ResourceError
 from versatileffn.workspace.processes import check_workers, run_in_processes
 
@@ -21,10 +22,11 @@ import sys
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_processes import HERE, write_on
+import test_processes
 from versatileffn.workspace.processes import run_in_processes
 if __name__ == "__main__":
-    run_in_processes(partial(write_on, Path(sys.argv[1])), range(2), 2, HERE)
+    task = partial(getattr(test_processes, sys.argv[3]), Path(sys.argv[1]))
+    run_in_processes(task, range(2), 2, test_processes.HERE)
 """
 
 
@@ -71,6 +73,12 @@ def write_on(folder: Path, rank: int) -> None:
         time.sleep(0.02)
 
 
+def write_through(folder: Path, rank: int) -> None:
+    """The same, whatever it is told."""
+    signal.signal(signal.SIGTERM, lambda *_: (folder / f"told{rank}").touch())
+    write_on(folder, rank)
+
+
 def test_every_task_is_run(tmp_path: Path) -> None:
     run_in_processes(partial(note, tmp_path), range(7), 2, HERE)
     assert {path.name for path in tmp_path.iterdir()} == set("0123456")
@@ -98,15 +106,35 @@ def test_the_others_may_save_what_they_are_at(tmp_path: Path, end: Ending, error
     assert (tmp_path / "saved").exists()
 
 
+def kill(parent: subprocess.Popen, folder: Path) -> None:
+    parent.kill()
+
+
+def interrupt_twice(parent: subprocess.Popen, folder: Path) -> None:
+    parent.send_signal(signal.SIGINT)
+    wait_for(parent, folder, "told")
+    parent.send_signal(signal.SIGINT)
+
+
+def wait_for(parent: subprocess.Popen, folder: Path, name: str) -> None:
+    while not all((folder / f"{name}{rank}").exists() for rank in range(2)):
+        assert parent.poll() is None
+        time.sleep(0.05)
+
+
 @pytest.mark.timeout(300)
-def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PARENT, str(tmp_path), str(Path(__file__).parent)]
-    source = Path(__file__).parents[2] / "src"
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(source)}) as parent:
-        while not all((tmp_path / f"beat{rank}").exists() for rank in range(2)):
-            assert parent.poll() is None
-            time.sleep(0.05)
-        parent.kill()
+@pytest.mark.parametrize(("task", "end"), [("write_on", kill), ("write_through", interrupt_twice)])
+def test_workers_die_with_their_parent(tmp_path: Path, task: str, end: Callable) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path), str(Path(__file__).parent), task]
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{tests.parent / 'src'}:{tests}"}
+    with subprocess.Popen(command, env=environment, preexec_fn=hear_signals) as parent:
+        try:
+            wait_for(parent, tmp_path, "beat")
+            end(parent, tmp_path)
+            parent.wait(60)
+        finally:
+            parent.kill()
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
     while any(map(running, pids)):  # the test's timeout is what fails
         time.sleep(0.05)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 
 from versatileffn.errors import ConfigError, ResourceError
 
@@ -53,11 +54,7 @@ def run_in_processes(
             finished()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
-        ours = set(multiprocessing.active_children()) - others
-        for process in ours:
-            process.terminate()
-        for process in ours:
-            process.join()
+        _end(set(multiprocessing.active_children()) - others)
         if isinstance(error, BrokenProcessPool):
             raise ResourceError(
                 "a worker process was killed, perhaps because memory ran out: finished tasks are "
@@ -66,6 +63,19 @@ def run_in_processes(
         raise
     finally:
         pool.shutdown()
+
+
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """Let them save what they are at, and wait; told to end again meanwhile, wait no longer."""
+    for worker in workers:
+        worker.terminate()
+    try:
+        for worker in workers:
+            worker.join()
+    except BaseException:
+        for worker in workers:
+            worker.kill()
+        raise
 
 
 def _begin(task: Task, threads: int) -> None:
