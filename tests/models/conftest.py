@@ -1,10 +1,12 @@
 """Which families are tested, and the record of a run."""
 
+from pathlib import Path
+
 import torch
 import transformers
 
 from support.families import TYPICAL
-from support.family_table import write
+from support.family_table import properties, write
 from versatileffn.models.family import FAMILIES
 
 MODULE = "test_families.py::test_"
@@ -34,5 +36,7 @@ def pytest_terminal_summary(terminalreporter, config):
             test, _, family = report.nodeid.partition(MODULE)[2].rstrip("]").partition("[")
             if family in FAMILIES:
                 found[family][test] = outcome
+    order = properties(Path(__file__).with_name("test_families.py"))
+    found = {f: {test: of[test] for test in order if test in of} for f, of in found.items()}
     versions = f"Transformers {transformers.__version__} and torch {torch.__version__}"
     write({"versions": versions.partition("+")[0], "families": found})

@@ -82,7 +82,8 @@ def test_experts_start_silent(dense):
 def test_executors_agree(model):
     """Logits and every gradient of packed training, and of its recomputing form, are masked's.
 
-    Weights inside φ (Apertus has some) leave masked alone, which `auto` then takes."""
+    Weights inside φ (Apertus has some) leave masked alone, which `auto` then takes. The families'
+    norms compute in float32, and a gain's gradient is a sum that may nearly cancel."""
     ids, found = make_ids(2, 9), {}
     plain = not list(model.reuse_layers()[0].ffn_view().act.parameters())
     model.double().train()
@@ -96,8 +97,8 @@ def test_executors_agree(model):
         found[execution]["logits"] = out.logits.detach()
     for execution in found.keys() - {"masked"}:
         for name, expected in found["masked"].items():
-            error = (found[execution][name] - expected).abs().max() / expected.abs().max()
-            assert error < 1e-5, (execution, name)  # the families' norms compute in float32
+            error = (found[execution][name] - expected).abs().max()
+            assert error < 1e-5 * expected.abs().max() + 1e-8, (execution, name)
 
 
 def test_saves_and_loads(model, tmp_path):
