@@ -61,7 +61,7 @@ class Terminal:
         for _ in range(3):
             self.process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(30)
+                self.process.wait(10)
                 return
 
     def end(self) -> int:
