@@ -72,7 +72,9 @@ def _run_chain(
     root: Path, accept: Sequence[str], begun: str, chains: Sequence[list[Stage]], index: int
 ) -> None:
     if sources() != begun:  # what this process has imported may be of either version
-        raise ConfigError("the package's sources have changed since: run the same command again")
+        raise ConfigError(
+            "the package's sources have changed since this run began: run the same command again"
+        )
     with without_progress_bars(), cpu_threads(1):
         StageRunner(root, Progress(chains[index]), accept=accept).run(chains[index])
 

@@ -58,7 +58,8 @@ def reproduce(
             stages are taken as they are; the results say which made what.
         only_finished: run nothing; report what is there and what is missing, also while another
             run is at work in the folder.
-        workers: processes, each with one CPU thread; results don't depend on how many.
+        workers: processes, each with one CPU thread; results don't depend on how many. Several
+            import the calling program, whose work must stand below `if __name__ == "__main__":`.
 
     Returns:
         Path of the HTML report; `report.md`, `results.json` and `figures/` lie beside it.

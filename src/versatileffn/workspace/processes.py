@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -65,7 +65,7 @@ def run_in_processes(
         pool.shutdown()
 
 
-def _end(workers: Iterable[BaseProcess]) -> None:
+def _end(workers: Collection[BaseProcess]) -> None:
     """Let them save what they are at, and wait; told to end again meanwhile, wait no longer."""
     for worker in workers:
         worker.terminate()

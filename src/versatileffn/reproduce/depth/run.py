@@ -32,7 +32,8 @@ def reproduce_depth(
         protocol: the experiment.
         out: folder for everything; one that an earlier run left is continued.
         seeds: independent repetitions, from the protocol's first seed on.
-        workers: processes, each with one CPU thread; results don't depend on how many.
+        workers: processes, each with one CPU thread; results don't depend on how many. Several
+            import the calling program, whose work must stand below `if __name__ == "__main__":`.
         command: what the report says it was made by.
 
     Returns:
